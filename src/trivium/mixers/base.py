@@ -1,0 +1,145 @@
+"""The mixer contract: one call for training on whole sequences and for streaming them in pieces.
+
+Shapes: B rows, T new tokens, D width of the residual stream. Rows are left-aligned: row b holds
+``lengths_B[b]`` new tokens, what lies behind them never touches its state, and 0 leaves the row as it is.
+"""
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from trivium.registry import Registry
+
+MIXERS = Registry("mixer", "trivium.mixers")
+
+
+@dataclass(frozen=True)
+class MixerContext:
+    """What a block tells the mixer it builds: sizes, positions and which backend each operator should use."""
+
+    width: int
+    heads: int
+    max_length: int
+    positions: str = "none"
+    rotary_base: float = 10_000.0
+    dropout: float = 0.0
+    backends: Mapping[str, str] = field(default_factory=dict)
+
+    def backend(self, operator: str) -> str:
+        """Return the backend asked for `operator`; "auto" when the recipe names none."""
+        return self.backends.get(operator, "auto")
+
+    @property
+    def head_width(self) -> int:
+        return self.width // self.heads
+
+
+@dataclass
+class State:
+    """What a mixer or model remembers of each row. Subclasses are dataclasses of tensors with B first, or of States.
+
+    The empty state is all zeros, so that resetting a row is zeroing it.
+    """
+
+    def _map(self, function: Any) -> Self:
+        def apply(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return function(value)
+            if isinstance(value, State):
+                return value._map(function)
+            if isinstance(value, list | tuple):
+                return type(value)(apply(item) for item in value)
+            return value
+
+        values = {item.name: apply(getattr(self, item.name)) for item in dataclasses.fields(self)}
+        return dataclasses.replace(self, **values)
+
+    def tensors(self) -> list[Tensor]:
+        """Return every tensor of the state, those of nested states included."""
+        found: list[Tensor] = []
+        self._map(lambda tensor: found.append(tensor) or tensor)
+        return found
+
+    def num_bytes(self) -> int:
+        """Return the bytes that the state holds for all rows together."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors())
+
+    def select(self, rows: Tensor) -> Self:
+        """Return the state of `rows` (int64 ids, any order, repeats allowed), copied."""
+        return self._map(lambda tensor: tensor.index_select(0, rows))
+
+    def reset(self, rows: Tensor) -> Self:
+        """Return the state with `rows` emptied; in place under no_grad, a copy under grad."""
+
+        def clear(tensor: Tensor) -> Tensor:
+            return tensor.index_fill(0, rows, 0) if torch.is_grad_enabled() else tensor.index_fill_(0, rows, 0)
+
+        return self._map(clear)
+
+
+@dataclass(frozen=True)
+class MixerConfig(ABC):
+    """Base of every mixer's config: it builds the module and knows what that costs.
+
+    `length` is a sequence length in tokens. FLOPs are those of the forward pass, 2 for a multiply-add, counting
+    exactly the allowed pairs, averaged over the tokens of a sequence of that length. Bytes are for one row.
+    """
+
+    registry: ClassVar[Registry] = MIXERS
+    kind: ClassVar[str]
+
+    @abstractmethod
+    def build(self, context: MixerContext) -> "Mixer": ...
+
+    @abstractmethod
+    def num_params(self, context: MixerContext) -> int: ...
+
+    @abstractmethod
+    def flops_per_token(self, context: MixerContext, length: int) -> float: ...
+
+    @abstractmethod
+    def state_bytes(self, context: MixerContext, length: int, dtype: torch.dtype) -> int: ...
+
+    def equals_at(self, other: "MixerConfig", length: int) -> bool:
+        """Say whether this mixer computes the same as `other` on every sequence of up to `length` tokens.
+
+        `compare` refuses a control that equals another variant, such as a window that covers the whole sequence.
+        """
+        return self == other
+
+    @classmethod
+    def examples(cls) -> Sequence["MixerConfig"]:
+        """Return the configs that the contract tests run; override to cover options and odd sizes."""
+        return [cls()]
+
+
+class Mixer(nn.Module, ABC):
+    """A way in which tokens exchange information."""
+
+    @abstractmethod
+    def init_state(self, batch: int, max_length: int, device: torch.device | str, dtype: torch.dtype) -> Any:
+        """Return the empty state of `batch` rows with room for `max_length` tokens."""
+
+    @abstractmethod
+    def forward(
+        self,
+        x_BTD: Tensor,
+        state: Any = None,
+        *,
+        lengths_B: Tensor | None = None,
+        documents_BT: Tensor | None = None,
+        positions_BT: Tensor | None = None,
+    ) -> tuple[Tensor, Any]:
+        """Mix tokens; return (y_BTD, state).
+
+        Without `state`: the parallel form over whole sequences, and None comes back. `documents_BT` (integer ids)
+        keeps packed documents apart. With `state`: continue from it, for any T >= 1. Under grad a new state comes
+        back and gradients flow through it; under no_grad the given state's tensors are updated in place.
+        `positions_BT` are the places of the tokens in their document (default: counted by the mixer).
+        Raises ValueError when the tokens do not fit the state's room.
+        """

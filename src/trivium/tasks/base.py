@@ -1,0 +1,185 @@
+"""The task contract: problems that are a pure function of (config, split, index, stage), with checked answers.
+
+Shapes: B examples, T tokens. Arrays are numpy; `train` moves them to a device.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from trivium.registry import Registry, UserError
+from trivium.tasks.alphabet import Alphabet
+
+TASKS = Registry("task", "trivium.tasks")
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+# Regions say what a target token is, so that objectives and scores can pick: the prompt is never scored.
+PROMPT, CHAIN, ANSWER, PAD = 0, 1, 2, 3
+
+
+@dataclass(frozen=True)
+class Example:
+    """One problem: the text that is given, the text that is wanted (its end symbol included), and slicing tags."""
+
+    prompt: str
+    answer: str
+    tags: Mapping[str, int | str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The result of checking a generated text: right or wrong, the answer read from it, and why it is wrong."""
+
+    correct: bool
+    answer: str | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a chain of thought: its text, and whether what it states is true."""
+
+    text: str
+    true: bool
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Encoded examples, left-aligned.
+
+    The logits at place t are trained to predict ``targets_BT[:, t]`` with weight ``weights_BT[:, t]``.
+    `regions_BT` classifies each target (PROMPT, CHAIN, ANSWER, PAD); PROMPT and PAD have weight 0 here.
+    `lengths_B` counts the input tokens of a row, `prompt_lengths_B` those of its prompt.
+    """
+
+    tokens_BT: np.ndarray  # int64
+    targets_BT: np.ndarray  # int64
+    weights_BT: np.ndarray  # float32
+    regions_BT: np.ndarray  # uint8
+    lengths_B: np.ndarray  # int64
+    prompt_lengths_B: np.ndarray  # int64
+
+    def __len__(self) -> int:
+        return len(self.tokens_BT)
+
+
+@dataclass(frozen=True)
+class TaskConfig(ABC):
+    """Base of every task's config; ``kind`` names it in a recipe and ``build()`` makes the task."""
+
+    registry: ClassVar[Registry] = TASKS
+    kind: ClassVar[str]
+
+    @abstractmethod
+    def build(self) -> "Task": ...
+
+    @classmethod
+    def examples(cls) -> Sequence["TaskConfig"]:
+        """Return small configs that the contract tests run; override to cover each format."""
+        return [cls()]
+
+
+class Task(ABC):
+    """Makes, encodes and checks problems. Subclasses set `alphabet`, `max_length` and `version`.
+
+    `max_length` is the number of tokens of the longest possible prompt + answer.
+    """
+
+    version: ClassVar[int] = 1
+    config: Any
+    alphabet: Alphabet
+    max_length: int
+
+    def size(self, split: Split) -> int | None:
+        """Return the number of examples in `split`, or None when they never run out."""
+        return None
+
+    @abstractmethod
+    def example(self, split: Split, index: int, stage: int = 0) -> Example:
+        """Return problem `index` of `split`: a pure function of (config, split, index, stage)."""
+
+    @abstractmethod
+    def canonical(self, example: Example) -> Hashable:
+        """Return the key under which two examples are the same problem (sorted operands, for addition)."""
+
+    @abstractmethod
+    def verify(self, example: Example, text: str) -> Verdict:
+        """Decide from `text`, what a model generated after the prompt, whether the problem is solved."""
+
+    def steps(self, example: Example, text: str) -> list[Step]:
+        """Return the chain-of-thought steps found in `text`, each checked on its own; none by default."""
+        return []
+
+    def parse(self, expression: str) -> Example:
+        """Read a problem that a person typed; a half expression becomes a prompt with an empty answer.
+
+        Raises UserError when `expression` holds characters or shapes that the task has no place for.
+        """
+        self.alphabet.encode(expression)
+        return Example(prompt=expression, answer="")
+
+    def regions(self, example: Example) -> list[int]:
+        """Return the region of each token of prompt + answer; by default everything after the prompt is ANSWER."""
+        prompt = len(self.alphabet.encode(example.prompt))
+        return [PROMPT] * prompt + [ANSWER] * len(self.alphabet.encode(example.answer))
+
+    def encode(self, example: Example) -> tuple[list[int], list[int], list[float]]:
+        """Return (tokens, targets, weights) of one example, each of the same length.
+
+        By default next-token prediction: tokens are prompt + answer without the last, targets without the first.
+        """
+        ids = self.alphabet.encode(example.prompt + example.answer)
+        weights = [float(region in (CHAIN, ANSWER)) for region in self.regions(example)[1:]]
+        return ids[:-1], ids[1:], weights
+
+    def collate(self, examples: Sequence[Example]) -> Batch:
+        """Encode `examples` one by one into a padded batch."""
+        rows = [self.encode(example) for example in examples]
+        regions = [self.regions(example)[1:] for example in examples]
+        longest = max((len(tokens) for tokens, _, _ in rows), default=0)
+        shape = (len(rows), longest)
+        tokens_BT = np.full(shape, self.alphabet.pad_id, dtype=np.int64)
+        targets_BT = np.full(shape, self.alphabet.pad_id, dtype=np.int64)
+        weights_BT = np.zeros(shape, dtype=np.float32)
+        regions_BT = np.full(shape, PAD, dtype=np.uint8)
+        for b, ((tokens, targets, weights), region) in enumerate(zip(rows, regions, strict=True)):
+            tokens_BT[b, : len(tokens)] = tokens
+            targets_BT[b, : len(tokens)] = targets
+            weights_BT[b, : len(tokens)] = weights
+            regions_BT[b, : len(tokens)] = region
+        lengths_B = np.array([len(tokens) for tokens, _, _ in rows], dtype=np.int64)
+        prompts = [len(self.alphabet.encode(example.prompt)) for example in examples]
+        return Batch(tokens_BT, targets_BT, weights_BT, regions_BT, lengths_B, np.array(prompts, dtype=np.int64))
+
+    def gather(self, split: Split, indices: np.ndarray, stage: int = 0) -> Batch:
+        """Return the problems at `indices` as one batch; vectorised tasks override this."""
+        return self.collate([self.example(split, int(index), stage) for index in indices])
+
+    def batch(self, split: Split, start: int, count: int, stage: int = 0) -> Batch:
+        """Return problems start .. start+count-1 of `split` as one batch, equal to collating `example` of each."""
+        return self.gather(split, np.arange(start, start + count), stage)
+
+    def distinct(self, split: Split, count: int, stage: int = 0) -> np.ndarray:
+        """Return the first `count` indices of `split` whose problems all differ; fewer when the split has fewer.
+
+        Gives up after 20 draws a problem plus 1000 without a new one; the caller reports the number it got.
+        """
+        seen: set[Hashable] = set()
+        chosen: list[int] = []
+        index, stale, size = 0, 0, self.size(split)
+        while len(chosen) < count and (size is None or index < size) and stale < 1000 + 20 * len(seen):
+            key = self.canonical(self.example(split, index, stage))
+            stale += 1
+            if key not in seen:
+                seen.add(key)
+                chosen.append(index)
+                stale = 0
+            index += 1
+        if not chosen:
+            raise UserError(f"the {split} split has no problems")
+        return np.array(chosen, dtype=np.int64)

@@ -1,0 +1,97 @@
+"""What a run is: the recipe's sections that change its results, and those that do not."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from trivium.config import knob
+from trivium.evaluate.config import EvaluateConfig
+from trivium.model.base import ModelConfig
+from trivium.model.decoder import DecoderConfig
+from trivium.tasks.addition import AdditionConfig
+from trivium.tasks.base import TaskConfig
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a model is trained. Its length is given by exactly one of steps, epochs and tokens."""
+
+    steps: int | None = None
+    """Length in optimizer steps (1000 when steps, epochs and tokens are all left out)."""
+    epochs: float | None = None
+    """Length in passes over a finite training set."""
+    tokens: int | None = None
+    """Length in training tokens, padding not counted."""
+    batch: int | None = None
+    """Examples a step, over all devices together (256 when batch_tokens is left out too)."""
+    batch_tokens: int | None = None
+    """Tokens a step, over all devices together: as many examples as fit at the task's longest length."""
+    micro_batch: int | None = None
+    """Examples a forward pass; a step accumulates as many passes as its batch needs (default: all at once)."""
+    learning_rate: float = 3e-3
+    """Peak learning rate of AdamW."""
+    min_learning_rate: float = 0.0
+    """Learning rate at the end of the schedule."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Decay of the learning rate after warm-up."""
+    warmup: int = 20
+    """Steps of linear warm-up."""
+    weight_decay: float = 0.01
+    """Weight decay of matrices; embeddings, biases and norms have none."""
+    beta1: float = 0.9
+    """Decay of AdamW's first moment."""
+    beta2: float = 0.98
+    """Decay of AdamW's second moment."""
+    clip: float | None = 1.0
+    """Largest global gradient norm; null does not clip."""
+    chain_loss: bool = True
+    """Score the tokens of the chain of thought; false masks them from the loss."""
+    prompt_loss: bool = False
+    """Score the prompt's tokens too."""
+    seed: int = 0
+    """Seed of initialisation, dropout and the order of the training problems."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Arithmetic of the forward and backward pass; auto is bfloat16 where the processor has it."""
+    compile: bool = False
+    """Compile the model with torch.compile."""
+    device: str = knob("auto", affects_results=False)
+    """Device to train on: auto, cpu, cuda, cuda:1 ..."""
+    threads: int | None = knob(None, affects_results=False)
+    """Processor threads (default: what the machine has, shared among jobs); recorded, and reused on resume."""
+    eval_every: int = 50
+    """Steps between evaluations on the validation split."""
+    eval_examples: int = 512
+    """Distinct validation problems of each such evaluation."""
+    log_every: int = knob(10, affects_results=False)
+    """Steps between rows of metrics.jsonl."""
+    save_every: int = knob(200, affects_results=False)
+    """Steps between checkpoints."""
+    keep: int = knob(2, affects_results=False)
+    """Newest checkpoints to keep."""
+
+
+@dataclass(frozen=True)
+class TrackConfig:
+    """Where metrics go beside metrics.jsonl, which is always written."""
+
+    tensorboard: bool = False
+    """Write TensorBoard event files into the run folder (extra: track)."""
+    wandb: str | None = None
+    """Weights & Biases project to log to; WANDB_MODE=offline works without network (extra: track)."""
+    trackio: str | None = None
+    """Trackio project to log to (extra: track)."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run: a task, a model, how it is trained, evaluated and tracked."""
+
+    task: TaskConfig = field(default_factory=AdditionConfig)
+    """What is learned."""
+    model: ModelConfig = field(default_factory=DecoderConfig)
+    """What learns it."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """How it is trained."""
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    """How it is scored when training ends."""
+    track: TrackConfig = knob(factory=TrackConfig, affects_results=False)  # noqa: RUF009
+    """Where metrics go beside metrics.jsonl."""
