@@ -37,7 +37,7 @@ class ModelConfig(ABC):
 
     @abstractmethod
     def build(self, context: ModelContext) -> "LanguageModel":
-        """Return the model, initialised from torch's global generator; raise UserError if the context cannot serve it."""
+        """Return the model, initialised from torch's generator; raise UserError if the context cannot serve it."""
 
     @abstractmethod
     def num_params(self, context: ModelContext) -> int: ...

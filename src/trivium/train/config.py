@@ -93,5 +93,5 @@ class RunConfig:
     """How it is trained."""
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     """How it is scored when training ends."""
-    track: TrackConfig = knob(factory=TrackConfig, affects_results=False)  # noqa: RUF009
+    track: TrackConfig = knob(factory=TrackConfig, affects_results=False)
     """Where metrics go beside metrics.jsonl."""
