@@ -1,0 +1,198 @@
+"""Greedy and sampled decoding from the model's streaming state: each token is read once, a prefix never again.
+
+Shapes: B rows of a batch, A rows of it still held, T tokens of the longest prompt, N tokens that may be generated,
+V vocabulary.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trivium.config import UserError
+from trivium.model.base import LanguageModel
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What was generated after one prompt; the end token, if it came (`finished`), is the last of `tokens`.
+
+    `probabilities` are those that the model itself (temperature 1) gave to each of the tokens.
+    """
+
+    tokens: list[int]
+    probabilities: list[float] | None
+    finished: bool
+
+
+def generate(
+    model: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    end_id: int,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    seed: int = 0,
+    batch: int = 256,
+    probabilities: bool = False,
+) -> list[Generation]:
+    """Continue each of `prompts` (token ids, any lengths), `batch` side by side; results in the given order.
+
+    A row ends with `end_id`, after `max_new_tokens`, or when the model can read no further. Temperature 0 takes
+    the most probable token; above it, a row's sample depends on (seed, its index in `prompts`) and not on the
+    rows beside it. Raises UserError for a negative temperature, an empty prompt and one longer than the model reads.
+    """
+    if not temperature >= 0 or temperature == float("inf"):
+        raise UserError(f"temperature {temperature}: expected a finite number of at least 0 (0 is greedy)")
+    if max_new_tokens < 1:
+        raise UserError(f"max_new_tokens {max_new_tokens}: expected a positive whole number")
+    if batch < 1:
+        raise UserError(f"batch {batch}: expected a positive whole number")
+    lengths = np.array([len(prompt) for prompt in prompts], dtype=np.int64)
+    room = longest_input(model)
+    for length in (lengths.min(initial=1), lengths.max(initial=1)):
+        check_length(int(length), room)
+    # Rows of like length side by side need no padding and end together.
+    order = np.argsort(lengths, kind="stable")
+    results: dict[int, Generation] = {}
+    with evaluating(model), torch.inference_mode():
+        for start in range(0, len(order), batch):
+            rows = order[start : start + batch]
+            found = _generate_batch(
+                model, [prompts[row] for row in rows], rows, end_id, max_new_tokens, temperature, seed, probabilities
+            )
+            results.update(zip(rows.tolist(), found, strict=True))
+    return [results[row] for row in range(len(prompts))]
+
+
+def longest_input(model: LanguageModel) -> int:
+    """Return the number of tokens that `model` can read in one sequence."""
+    return getattr(model.config, "max_length", None) or model.context.max_length
+
+
+def check_length(length: int, room: int) -> None:
+    """Raise UserError unless a prompt of `length` tokens can be read by a model that reads `room`."""
+    if length < 1:
+        raise UserError("empty prompt: give the model at least one token to continue")
+    if length > room:
+        raise UserError(f"expression too long for the model: {length} tokens, the model reads at most {room}")
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return the device of the model's parameters; the CPU when it has none."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put every module of `model` into eval mode, and each back into its own afterwards."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _generate_batch(
+    model: LanguageModel,
+    prompts: list[Sequence[int]],
+    rows: np.ndarray,
+    end_id: int,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+    probabilities: bool,
+) -> list[Generation]:
+    device = device_of(model)
+    tokens_BT, lengths_B = _pad(prompts, end_id)
+    # The last token generated is never read back, hence the + 1.
+    budgets_B = np.minimum(max_new_tokens, longest_input(model) - lengths_B + 1)
+    num_rows, num_steps = len(prompts), int(budgets_B.max())
+    uniform_BN = None
+    if temperature > 0:
+        uniform_BN = uniforms(seed, rows, num_steps).to(device)
+    generated_BN = torch.full((num_rows, num_steps), end_id, dtype=torch.int64, device=device)
+    probability_BN = torch.zeros((num_rows, num_steps), dtype=torch.float64, device=device)
+
+    state = model.init_state(num_rows, max_length=int((lengths_B + budgets_B - 1).max()))
+    lengths = torch.from_numpy(lengths_B).to(device)
+    ragged = bool((lengths_B != lengths_B[0]).any())
+    logits_BTV, state = model(torch.from_numpy(tokens_BT).to(device), state, lengths_B=lengths if ragged else None)
+    logits_AV = logits_BTV[torch.arange(num_rows, device=device), lengths - 1]
+    slots_A = torch.arange(num_rows, device=device)
+    budgets_A = torch.from_numpy(budgets_B).to(device)
+    done_A = torch.zeros(num_rows, dtype=torch.bool, device=device)
+    for step in range(num_steps):
+        if uniform_BN is None:
+            chosen_A = logits_AV.argmax(-1)
+        else:
+            chosen_A = sample(logits_AV, temperature, uniform_BN[slots_A, step])
+        generated_BN[slots_A, step] = chosen_A
+        if probabilities:
+            share_AV = logits_AV.double().softmax(-1)
+            probability_BN[slots_A, step] = share_AV.gather(1, chosen_A[:, None])[:, 0]
+        done_A = done_A | (chosen_A == end_id) | (budgets_A <= step + 1)
+        num_done = int(done_A.sum())
+        if num_done == len(done_A):
+            break
+        lengths_A = None
+        if 2 * num_done >= len(done_A):
+            kept = (~done_A).nonzero()[:, 0]
+            state = state.select(kept)
+            slots_A, budgets_A, done_A, chosen_A = slots_A[kept], budgets_A[kept], done_A[kept], chosen_A[kept]
+        elif num_done:
+            lengths_A = (~done_A).long()
+        logits_A1V, state = model(chosen_A[:, None], state, lengths_B=lengths_A)
+        logits_AV = logits_A1V[:, 0]
+
+    results = []
+    shares = probability_BN.tolist() if probabilities else [None] * num_rows
+    for tokens, share, budget in zip(generated_BN.tolist(), shares, budgets_B.tolist(), strict=True):
+        # What a row holds behind its end is what it was fed while it waited for the others.
+        count = tokens.index(end_id) + 1 if end_id in tokens else budget
+        finished = count <= budget and tokens[count - 1] == end_id
+        count = min(count, budget)
+        results.append(Generation(tokens[:count], share[:count] if share else None, finished))
+    return results
+
+
+def _pad(prompts: list[Sequence[int]], pad_id: int) -> tuple[np.ndarray, np.ndarray]:
+    lengths_B = np.array([len(prompt) for prompt in prompts], dtype=np.int64)
+    tokens_BT = np.full((len(prompts), int(lengths_B.max())), pad_id, dtype=np.int64)
+    inside_BT = np.arange(tokens_BT.shape[1]) < lengths_B[:, None]
+    tokens_BT[inside_BT] = np.concatenate([np.asarray(prompt, dtype=np.int64) for prompt in prompts])
+    return tokens_BT, lengths_B
+
+
+def sample(logits_BV: Tensor, temperature: float, uniform_B: Tensor) -> Tensor:
+    """Return token ids (B,) drawn from softmax(logits / temperature) by inverting its distribution at `uniform_B`."""
+    scaled_BV = logits_BV.double()
+    # Subtracting first keeps tiny temperatures finite.
+    scaled_BV = (scaled_BV - scaled_BV.amax(-1, keepdim=True)) / temperature
+    cumulative_BV = scaled_BV.exp().cumsum(-1)
+    chosen_B = (cumulative_BV <= uniform_B[:, None] * cumulative_BV[:, -1:]).sum(-1)
+    return chosen_B.clamp_max(logits_BV.shape[-1] - 1)
+
+
+def uniforms(seed: int, rows: np.ndarray, num_steps: int) -> Tensor:
+    """Return float64 numbers (B, N) in [0, 1) that depend on (seed, row, step) alone, 40 bits each.
+
+    Source: the finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) as a counter-based generator.
+    """
+    key = _mix(np.array([seed % 2**64], dtype=np.uint64))
+    row_B1 = _mix(key + rows.astype(np.uint64))[:, None]
+    bits_BN = _mix(row_B1 + np.arange(num_steps, dtype=np.uint64))
+    # 40 bits, so that the product with a sum of probabilities stays below that sum.
+    return torch.from_numpy((bits_BN >> np.uint64(24)).astype(np.float64) * 2.0**-40)
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
