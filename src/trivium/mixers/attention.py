@@ -1,0 +1,184 @@
+"""Softmax attention: multi-head or grouped queries, over everything before a token or a local window.
+
+Shapes: B rows, T tokens, D width, H query heads, G key/value heads, K head width, C slots, S keys.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from trivium.mixers import cache
+from trivium.mixers.base import MIXERS, Mixer, MixerConfig, MixerContext, State
+from trivium.mixers.heads import check_count, num_kv_heads
+from trivium.mixers.rotary import count_positions, rotate
+from trivium.ops.pairs import allowed_pairs
+from trivium.registry import UserError
+
+
+@MIXERS.register("attention")
+@dataclass(frozen=True)
+class AttentionConfig(MixerConfig):
+    """Softmax attention (arXiv 1706.03762); with a window it is local attention."""
+
+    window: int | None = None
+    """How many tokens a query reads, itself included; null reads all before it."""
+    kv_heads: int | None = None
+    """Key/value heads that the query heads share in equal groups; null gives each its own."""
+    qk_norm: bool = False
+    """Normalise queries and keys (RMS over the head width) before their product."""
+    bias: bool = False
+    """Add a bias to the projections, as GPT-2 does."""
+
+    def __post_init__(self):
+        check_count("window", self.window)
+        check_count("kv_heads", self.kv_heads)
+
+    def build(self, context: MixerContext) -> "Attention":
+        return Attention(self, context)
+
+    def num_params(self, context: MixerContext) -> int:
+        inner, outer = _widths(self, context)
+        weights = context.width * (inner + outer)
+        biases = inner + context.width if self.bias else 0
+        return weights + biases + (2 * context.head_width if self.qk_norm else 0)
+
+    def flops_per_token(self, context: MixerContext, length: int) -> float:
+        inner, outer = _widths(self, context)
+        pairs = context.heads * allowed_pairs(length, self.window) / max(length, 1)
+        return 2 * context.width * (inner + outer) + 4 * context.head_width * pairs
+
+    def state_bytes(self, context: MixerContext, length: int, dtype: torch.dtype) -> int:
+        slots = cache.capacity(self.window, length)
+        kv_width = num_kv_heads(context, self.kv_heads) * context.head_width
+        return 2 * slots * kv_width * dtype.itemsize + torch.int64.itemsize
+
+    def equals_at(self, other: MixerConfig, length: int) -> bool:
+        return isinstance(other, AttentionConfig) and _clamped(self, length) == _clamped(other, length)
+
+    @classmethod
+    def examples(cls) -> Sequence["AttentionConfig"]:
+        return [cls(), cls(window=3), cls(window=5, kv_heads=2, qk_norm=True, bias=True), cls(window=1, kv_heads=1)]
+
+
+def _clamped(config: AttentionConfig, length: int) -> AttentionConfig:
+    covers = config.window is not None and config.window >= length
+    return dataclasses.replace(config, window=None) if covers else config
+
+
+def _widths(config: AttentionConfig, context: MixerContext) -> tuple[int, int]:
+    kv_heads = num_kv_heads(context, config.kv_heads)
+    return (context.heads + 2 * kv_heads) * context.head_width, context.heads * context.head_width
+
+
+@dataclass
+class AttentionState(State):
+    """Tokens seen, and the last C keys and values of each row."""
+
+    length_B: Tensor
+    keys_BCGK: Tensor
+    values_BCGK: Tensor
+
+
+class Attention(Mixer):
+    """See AttentionConfig. `qkv` holds the rows of q, then k, then v, each head by head."""
+
+    def __init__(self, config: AttentionConfig, context: MixerContext):
+        super().__init__()
+        self.heads, self.kv_heads = context.heads, num_kv_heads(context, config.kv_heads)
+        self.head_width, self.window = context.head_width, config.window
+        self.rotary_base = context.rotary_base if context.positions == "rotary" else None
+        if self.rotary_base is not None and self.head_width % 2:
+            raise UserError(f"positions: rotary needs an even head width, {context.width}/{context.heads} is odd")
+        inner, outer = _widths(config, context)
+        self.qkv = nn.Linear(context.width, inner, bias=config.bias)
+        self.out = nn.Linear(outer, context.width, bias=config.bias)
+        self.query_norm = nn.RMSNorm(self.head_width, eps=1e-6) if config.qk_norm else nn.Identity()
+        self.key_norm = nn.RMSNorm(self.head_width, eps=1e-6) if config.qk_norm else nn.Identity()
+
+    def init_state(self, batch: int, max_length: int, device: torch.device | str, dtype: torch.dtype) -> AttentionState:
+        shape = (batch, cache.capacity(self.window, max_length), self.kv_heads, self.head_width)
+        keys, values = (torch.zeros(shape, device=device, dtype=dtype) for _ in range(2))
+        return AttentionState(torch.zeros(batch, dtype=torch.int64, device=device), keys, values)
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        state: AttentionState | None = None,
+        *,
+        lengths_B: Tensor | None = None,
+        documents_BT: Tensor | None = None,
+        positions_BT: Tensor | None = None,
+    ) -> tuple[Tensor, AttentionState | None]:
+        batch, tokens, _ = x_BTD.shape
+        heads_BTHK = self.qkv(cache.without_padding(x_BTD, lengths_B)).unflatten(-1, (-1, self.head_width))
+        q_BTHK, k_BTGK, v_BTGK = heads_BTHK.split((self.heads, self.kv_heads, self.kv_heads), dim=2)
+        q_BTHK, k_BTGK = self.query_norm(q_BTHK), self.key_norm(k_BTGK)
+        if self.rotary_base is not None:
+            if positions_BT is None:
+                past_B = None if state is None else state.length_B
+                positions_BT = count_positions(batch, tokens, x_BTD.device, past_B, documents_BT)
+            q_BTHK = rotate(q_BTHK, positions_BT, self.rotary_base)
+            k_BTGK = rotate(k_BTGK, positions_BT, self.rotary_base)
+        if state is None:
+            y_BTHK = self._whole(q_BTHK, k_BTGK, v_BTGK, documents_BT)
+        elif documents_BT is not None:
+            raise ValueError("documents_BT: a state continues one document a row; give documents or a state, not both")
+        else:
+            y_BTHK, state = self._continue(q_BTHK, k_BTGK, v_BTGK, state, lengths_B)
+        return self.out(y_BTHK.flatten(2)), state
+
+    def _whole(self, q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, documents_BT: Tensor | None) -> Tensor:
+        tokens = q_BTHK.shape[1]
+        if documents_BT is None and (self.window is None or self.window >= tokens):
+            return self._attend(q_BTHK, k_BTGK, v_BTGK, None)
+        place_1T = torch.arange(tokens, device=q_BTHK.device)[None]
+        allowed_BTS = cache.visible(place_1T, place_1T, self.window)
+        if documents_BT is not None:
+            allowed_BTS = allowed_BTS & (documents_BT[:, :, None] == documents_BT[:, None, :])
+        return self._attend(q_BTHK, k_BTGK, v_BTGK, allowed_BTS)
+
+    def _continue(
+        self, q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, state: AttentionState, added_B: Tensor | None
+    ) -> tuple[Tensor, AttentionState]:
+        tokens, slots = q_BTHK.shape[1], state.keys_BCGK.shape[1]
+        past_B = state.length_B
+        cache.check_room(past_B, added_B, tokens, slots, self.window)
+        if tokens == 1:
+            keys_BCGK = cache.write(state.keys_BCGK, k_BTGK, past_B, added_B)
+            values_BCGK = cache.write(state.values_BCGK, v_BTGK, past_B, added_B)
+            length_B = cache.advance(past_B, added_B, tokens)
+            # A ring never holds more than the window, so that what is written may be read. A finished row that has
+            # seen nothing reads the zeros of slot 0 instead of nothing, which would be NaN.
+            used = max(cache.used_slots(length_B, slots), 1)
+            allowed_BTS = (torch.arange(used, device=past_B.device) < length_B.clamp(min=1)[:, None])[:, None]
+            y_BTHK = self._attend(q_BTHK, keys_BCGK[:, :used], values_BCGK[:, :used], allowed_BTS)
+            return y_BTHK, dataclasses.replace(state, length_B=length_B, keys_BCGK=keys_BCGK, values_BCGK=values_BCGK)
+        used = cache.used_slots(past_B, slots)
+        if used == 0 and (self.window is None or self.window >= tokens):
+            y_BTHK = self._attend(q_BTHK, k_BTGK, v_BTGK, None)
+        else:
+            query_BT = count_positions(len(past_B), tokens, past_B.device, past_B)
+            position_BS = torch.cat((cache.slot_positions(past_B, slots)[:, :used], query_BT), dim=1)
+            keys_BSGK = torch.cat((state.keys_BCGK[:, :used].to(k_BTGK.dtype), k_BTGK), dim=1)
+            values_BSGK = torch.cat((state.values_BCGK[:, :used].to(v_BTGK.dtype), v_BTGK), dim=1)
+            y_BTHK = self._attend(q_BTHK, keys_BSGK, values_BSGK, cache.visible(query_BT, position_BS, self.window))
+        keys_BCGK = cache.write(state.keys_BCGK, k_BTGK, past_B, added_B)
+        values_BCGK = cache.write(state.values_BCGK, v_BTGK, past_B, added_B)
+        length_B = cache.advance(past_B, added_B, tokens)
+        return y_BTHK, dataclasses.replace(state, length_B=length_B, keys_BCGK=keys_BCGK, values_BCGK=values_BCGK)
+
+    def _attend(self, q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, allowed_BTS: Tensor | None) -> Tensor:
+        """Attend where `allowed_BTS`, or causally over equal lengths when it is None."""
+        y_BHTK = scaled_dot_product_attention(
+            q_BTHK.transpose(1, 2),
+            k_BSGK.to(q_BTHK.dtype).transpose(1, 2),
+            v_BSGK.to(q_BTHK.dtype).transpose(1, 2),
+            attn_mask=None if allowed_BTS is None else allowed_BTS[:, None],
+            is_causal=allowed_BTS is None,
+            enable_gqa=self.kv_heads != self.heads,
+        )
+        return y_BHTK.transpose(1, 2)

@@ -1,0 +1,78 @@
+"""Ring buffers over time: what attention keeps of the past, for rows that may be at different lengths.
+
+Shapes: B rows, C slots, T new tokens, S keys. Position p of a row lies in slot p mod C, so that a ring of C slots
+holds the last C positions. `length_B` counts the tokens a row has seen; `added_B` (None: all T) those it gets now.
+"""
+
+import torch
+from torch import Tensor
+
+
+def without_padding(x_BTD: Tensor, lengths_B: Tensor | None) -> Tensor:
+    """Zero what lies behind each row's tokens: a weight of 0 times a NaN left there would still be NaN."""
+    if lengths_B is None:
+        return x_BTD
+    padding_BT = torch.arange(x_BTD.shape[1], device=x_BTD.device) >= lengths_B[:, None]
+    return x_BTD.masked_fill(padding_BT[..., None], 0)
+
+
+def slot_positions(length_B: Tensor, slots: int) -> Tensor:
+    """Return (B, C) the newest position p < length with p mod C = slot; negative where the slot is empty."""
+    newest_B1 = length_B[:, None] - 1
+    return newest_B1 - (newest_B1 - torch.arange(slots, device=length_B.device)) % slots
+
+
+def visible(query_BT: Tensor, key_BS: Tensor, window: int | None) -> Tensor:
+    """Return (B, T, S) bool: which key positions each query position may read; negative keys are empty."""
+    age_BTS = query_BT[:, :, None] - key_BS[:, None, :]
+    allowed_BTS = (age_BTS >= 0) & (key_BS >= 0)[:, None, :]
+    return allowed_BTS if window is None else allowed_BTS & (age_BTS < window)
+
+
+def capacity(window: int | None, max_length: int) -> int:
+    """Return the slots that a ring needs for `max_length` tokens under `window`."""
+    return max_length if window is None else min(window, max_length)
+
+
+def check_room(length_B: Tensor, added_B: Tensor | None, tokens: int, slots: int, window: int | None) -> None:
+    """Raise ValueError if a row outgrows a ring smaller than its window.
+
+    Only on the CPU: elsewhere the check would wait for the device, and a captured step cannot raise.
+    """
+    if length_B.device.type != "cpu" or not length_B.numel() or (window is not None and slots >= window):
+        return
+    longest = int((length_B + (tokens if added_B is None else added_B)).max())
+    if longest > slots:
+        raise ValueError(f"sequence of {longest} tokens does not fit the state's room of {slots}")
+
+
+def used_slots(length_B: Tensor, slots: int) -> int:
+    """Return how many leading slots may hold something; all of them where asking would wait for a device."""
+    if length_B.device.type != "cpu" or torch.compiler.is_compiling():
+        return slots
+    return min(slots, int(length_B.max())) if length_B.numel() else 0
+
+
+def write(ring_BCHK: Tensor, new_BTHK: Tensor, length_B: Tensor, added_B: Tensor | None) -> Tensor:
+    """Return the ring after the new tokens; in place under no_grad, a new tensor under grad."""
+    slots, tokens = ring_BCHK.shape[1], new_BTHK.shape[1]
+    new_BTHK = new_BTHK.to(ring_BCHK.dtype)
+    in_place = not torch.is_grad_enabled()
+    if in_place and tokens == 1:
+        rows_B = torch.arange(ring_BCHK.shape[0], device=ring_BCHK.device)
+        slot_B = length_B % slots
+        new_BHK = new_BTHK[:, 0]
+        if added_B is not None:
+            new_BHK = torch.where(added_B[:, None, None] > 0, new_BHK, ring_BCHK[rows_B, slot_B])
+        return ring_BCHK.index_put_((rows_B, slot_B), new_BHK)
+    position_BC = slot_positions(length_B + (tokens if added_B is None else added_B), slots)
+    source_BC = position_BC - length_B[:, None]
+    index_BCHK = source_BC.clamp(min=0)[:, :, None, None].expand(-1, -1, *ring_BCHK.shape[2:])
+    written_BCHK = torch.where((source_BC >= 0)[:, :, None, None], new_BTHK.gather(1, index_BCHK), ring_BCHK)
+    return ring_BCHK.copy_(written_BCHK) if in_place else written_BCHK
+
+
+def advance(length_B: Tensor, added_B: Tensor | None, tokens: int) -> Tensor:
+    """Return the lengths after the new tokens; in place under no_grad."""
+    added = tokens if added_B is None else added_B
+    return length_B + added if torch.is_grad_enabled() else length_B.add_(added)

@@ -1,0 +1,19 @@
+"""Heads: how a mixer's width is shared among them, and what to say when it cannot be."""
+
+from trivium.mixers.base import MixerContext
+from trivium.registry import UserError
+
+
+def check_count(name: str, value: int | None) -> None:
+    """Raise UserError unless `value` is None or at least 1."""
+    if value is not None and value < 1:
+        raise UserError(f"{name}: {value} is not allowed; give at least 1, or null")
+
+
+def num_kv_heads(context: MixerContext, kv_heads: int | None) -> int:
+    """Return the number of key/value heads; raise UserError where heads do not divide what they should."""
+    if context.heads < 1 or context.width % context.heads:
+        raise UserError(f"heads: {context.heads} do not divide the width {context.width}")
+    if kv_heads is not None and context.heads % kv_heads:
+        raise UserError(f"kv_heads: {kv_heads} do not divide the {context.heads} heads")
+    return context.heads if kv_heads is None else kv_heads
