@@ -1,0 +1,308 @@
+"""The decoder-only language model: embedding, blocks that each have their own mixer, and a head.
+
+Shapes: B rows, T tokens, D width of the residual stream, V vocabulary.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from trivium.config import UserError, knob
+from trivium.mixers.base import MIXERS, Mixer, MixerConfig, MixerContext, State
+from trivium.model import feedforward
+from trivium.model.base import MODELS, LanguageModel, ModelConfig, ModelContext
+from trivium.model.feedforward import FeedForward, FeedForwardKind
+from trivium.model.layers import format_layers, parse_layers
+from trivium.model.positions import PositionKind, Positions, table_rows
+
+# Sizes of published addition models (SPEC, section 4). A preset fills what the recipe leaves out.
+PRESETS: dict[str, dict[str, Any]] = {
+    "small": {"width": 256, "heads": 4, "layers": "attention*4", "ff_width": 512},
+    "medium": {"width": 512, "heads": 8, "layers": "attention*6", "ff_width": 1024},
+    "large": {"width": 512, "heads": 8, "layers": "attention*8", "ff_width": 2048},
+    "gpt2_6m": {"width": 256, "heads": 4, "layers": "attention*8", "ff_width": 1024, "feedforward": "gelu_new"},
+}
+DEFAULTS: dict[str, Any] = {"width": 64, "heads": 4, "layers": "attention*2", "feedforward": "gelu"}
+
+Norm = Literal["layernorm", "rmsnorm"]
+
+
+@MODELS.register("decoder")
+@dataclass(frozen=True)
+class DecoderConfig(ModelConfig):
+    """A decoder-only transformer whose blocks may mix tokens in different ways."""
+
+    preset: Literal["small", "medium", "large", "gpt2_6m"] | None = None
+    """A published size that fills width, heads, layers, ff_width and feedforward where they are left out."""
+    width: int = knob(None)
+    """Width of the residual stream (64 when no preset gives it)."""
+    heads: int = knob(None)
+    """Heads of each mixer; they divide the width (4 when no preset gives it)."""
+    layers: str = knob(None)
+    """Mixer of each layer: name(option=value, ...)*count + ... (attention*2 when no preset gives it)."""
+    positions: PositionKind = "learned"
+    """How tokens know their place; block numbers the digits of each run (Abacus)."""
+    block_offset: int = 0
+    """Largest random offset that training adds to the block ids of a sequence."""
+    feedforward: FeedForwardKind = knob(None)
+    """Feed-forward of each block: gelu, gelu_new (GPT-2's tanh form) or swiglu (gelu when no preset gives it)."""
+    ff_width: int | None = None
+    """Hidden width of the feed-forward; null is 4 times the width, 8/3 with swiglu."""
+    norm: Norm = "layernorm"
+    """Normalisation before each mixer, each feed-forward and the head."""
+    tied: bool = True
+    """Use the embedding as the head's weight."""
+    dropout: float = 0.0
+    """Chance of dropping an activation in training."""
+    checkpoint_activations: bool = knob(False, affects_results=False)
+    """Recompute each block in the backward pass: less memory, a third more work."""
+    max_length: int | None = None
+    """Longest sequence in tokens (default: the task's longest)."""
+    backends: dict[str, str] = field(default_factory=dict, hash=False)
+    """Backend of an operator by its name, such as {simplicial: reference}; auto where left out."""
+
+    def __post_init__(self):
+        for name, default in {**DEFAULTS, **PRESETS.get(self.preset or "", {})}.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, default)
+        if self.preset is not None and self.preset not in PRESETS:
+            raise UserError(f"preset: {self.preset!r} is not allowed; allowed: {', '.join(PRESETS)}")
+        for name in ("width", "heads", "ff_width", "max_length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name}: {value} is not allowed; allowed: 1 or more")
+        if self.width % self.heads:
+            raise UserError(f"heads: {self.heads} heads do not divide the width {self.width}")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"dropout: {self.dropout} is not allowed; allowed: 0 up to, but not including, 1")
+        if self.block_offset < 0 or (self.block_offset and self.positions != "block"):
+            raise UserError(
+                f"block_offset: {self.block_offset} is not allowed; allowed: 0 or more, and 0 without block positions"
+            )
+        for name, known in (
+            ("positions", PositionKind),
+            ("feedforward", FeedForwardKind),
+            ("norm", Norm),
+        ):
+            allowed = known.__args__
+            if getattr(self, name) not in allowed:
+                raise UserError(f"{name}: {getattr(self, name)!r} is not allowed; allowed: {', '.join(allowed)}")
+        assert self.mixers
+
+    @cached_property
+    def mixers(self) -> tuple[MixerConfig, ...]:
+        """The mixer of each layer."""
+        return parse_layers(self.layers)
+
+    @property
+    def hidden_width(self) -> int:
+        """The feed-forward's width, the default filled in."""
+        return self.ff_width or feedforward.default_width(self.feedforward, self.width)
+
+    def mixer_context(self, context: ModelContext) -> MixerContext:
+        """Return what the blocks tell their mixers."""
+        return MixerContext(
+            width=self.width,
+            heads=self.heads,
+            max_length=self.max_length or context.max_length,
+            positions=self.positions,
+            dropout=self.dropout,
+            backends={**context.backends, **self.backends},
+        )
+
+    def build(self, context: ModelContext) -> "Decoder":
+        return Decoder(self, context)
+
+    def num_params(self, context: ModelContext) -> int:
+        mixer_context = self.mixer_context(context)
+        norm = self.width * (2 if self.norm == "layernorm" else 1)
+        block = 2 * norm + feedforward.num_params(self.feedforward, self.width, self.hidden_width)
+        mixers = sum(mixer.num_params(mixer_context) for mixer in self.mixers)
+        rows = table_rows(self.positions, mixer_context.max_length, self.block_offset)
+        rows += context.vocab_size * (1 if self.tied else 2)
+        return rows * self.width + len(self.mixers) * block + mixers + norm
+
+    def flops_per_token(self, context: ModelContext, length: int) -> float:
+        mixer_context = self.mixer_context(context)
+        block = feedforward.flops_per_token(self.feedforward, self.width, self.hidden_width)
+        mixers = sum(mixer.flops_per_token(mixer_context, length) for mixer in self.mixers)
+        return mixers + len(self.mixers) * block + 2 * self.width * context.vocab_size
+
+    def state_bytes(self, context: ModelContext, length: int, dtype: torch.dtype) -> int:
+        mixer_context = self.mixer_context(context)
+        counters = 8 * (2 if self.positions == "block" else 1)
+        return counters + sum(mixer.state_bytes(mixer_context, length, dtype) for mixer in self.mixers)
+
+    def equals_at(self, other: ModelConfig, length: int) -> bool:
+        """Say whether both compute the same on every sequence of up to `length` tokens, given equal weights."""
+        if not isinstance(other, DecoderConfig) or len(self.mixers) != len(other.mixers):
+            return False
+        aside = {"preset", "layers", "ff_width", "checkpoint_activations", "max_length", "backends"}
+        names = [item.name for item in dataclasses.fields(self) if item.name not in aside]
+        return (
+            all(getattr(self, name) == getattr(other, name) for name in names)
+            and self.hidden_width == other.hidden_width
+            and all(
+                mine.equals_at(theirs, length) or theirs.equals_at(mine, length)
+                for mine, theirs in zip(self.mixers, other.mixers, strict=True)
+            )
+        )
+
+    @classmethod
+    def examples(cls) -> Sequence["DecoderConfig"]:
+        """Return one decoder for each mixer, a hybrid of them all, and one for each option of the model."""
+        first = {name: MIXERS.get(name).examples()[0] for name in MIXERS.names()}
+        patterns = [format_layers((mixer, mixer)) for mixer in first.values()]
+        patterns.append(format_layers(tuple(first.values())))
+        variants: list[dict[str, Any]] = [{"layers": pattern, "positions": "block"} for pattern in patterns]
+        variants += [{"positions": positions} for positions in ("learned", "sinusoidal", "rotary", "none")]
+        variants += [
+            {"tied": False, "norm": "rmsnorm", "feedforward": "swiglu", "ff_width": 21},
+            {"checkpoint_activations": True, "feedforward": "gelu_new", "positions": "block", "block_offset": 3},
+        ]
+        return [cls(**{"width": 24, "heads": 2, **variant}) for variant in variants]
+
+
+@dataclass
+class DecoderState(State):
+    """The mixers' states, the tokens that each row has seen, and the digits that it ended with (block ids)."""
+
+    mixers: list[State]
+    lengths_B: Tensor
+    run_B: Tensor | None
+
+
+class Block(nn.Module):
+    """Norm, mixer, norm, feed-forward; each half adds to the residual stream."""
+
+    def __init__(self, config: DecoderConfig, mixer: Mixer, std: float, output_std: float):
+        super().__init__()
+        norm = nn.LayerNorm if config.norm == "layernorm" else nn.RMSNorm
+        self.norm1 = norm(config.width, eps=1e-5)
+        self.mixer = mixer
+        self.norm2 = norm(config.width, eps=1e-5)
+        self.feedforward = FeedForward(config.feedforward, config.width, config.hidden_width, std, output_std)
+        self.dropout = config.dropout
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        state: Any,
+        lengths_B: Tensor | None,
+        documents_BT: Tensor | None,
+        positions_BT: Tensor | None,
+    ) -> tuple[Tensor, Any]:
+        y_BTD, state = self.mixer(
+            self.norm1(x_BTD), state, lengths_B=lengths_B, documents_BT=documents_BT, positions_BT=positions_BT
+        )
+        x_BTD = x_BTD + self._drop(y_BTD)
+        return x_BTD + self._drop(self.feedforward(self.norm2(x_BTD))), state
+
+    def _drop(self, y_BTD: Tensor) -> Tensor:
+        return functional.dropout(y_BTD, self.dropout, self.training) if self.dropout else y_BTD
+
+
+class Decoder(LanguageModel):
+    """A decoder-only transformer; see DecoderConfig for what can be chosen and LanguageModel for the call."""
+
+    config: DecoderConfig
+
+    def __init__(self, config: DecoderConfig, context: ModelContext):
+        super().__init__()
+        self.config = config
+        self.context = context
+        self.max_length = config.max_length or context.max_length
+        # GPT-2 starts with 0.02 at width 768; narrower layers need more for their sums to be as large.
+        std = 0.02 * math.sqrt(768 / config.width)
+        output_std = std / math.sqrt(2 * len(config.mixers))
+        self.embedding = nn.Embedding(context.vocab_size, config.width)
+        nn.init.normal_(self.embedding.weight, std=std)
+        self.positions = Positions(
+            config.positions, config.width, self.max_length, context, std, block_offset=config.block_offset
+        )
+        mixer_context = config.mixer_context(context)
+        mixers = [mixer.build(mixer_context) for mixer in config.mixers]
+        self.blocks = nn.ModuleList(Block(config, mixer, std, output_std) for mixer in mixers)
+        self.norm = (nn.LayerNorm if config.norm == "layernorm" else nn.RMSNorm)(config.width, eps=1e-5)
+        self.head = None if config.tied else nn.Linear(config.width, context.vocab_size, bias=False)
+        if self.head is not None:
+            nn.init.normal_(self.head.weight, std=std)
+
+    def init_state(
+        self,
+        batch: int,
+        max_length: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> DecoderState:
+        weight = self.embedding.weight
+        room = self.max_length if max_length is None else max_length
+        device = weight.device if device is None else device
+        dtype = weight.dtype if dtype is None else dtype
+        counter_B = torch.zeros(batch, dtype=torch.int64, device=device)
+        return DecoderState(
+            mixers=[block.mixer.init_state(batch, room, device, dtype) for block in self._blocks()],
+            lengths_B=counter_B,
+            run_B=counter_B.clone() if self.config.positions == "block" else None,
+        )
+
+    def forward(
+        self,
+        tokens_BT: Tensor,
+        state: DecoderState | None = None,
+        *,
+        lengths_B: Tensor | None = None,
+        documents_BT: Tensor | None = None,
+    ) -> tuple[Tensor, DecoderState | None]:
+        """Return (logits_BTV, state). Raises ValueError when a sequence does not fit the state or a position table."""
+        if state is not None and documents_BT is not None:
+            raise ValueError("documents_BT is given with a state: packed documents have only the parallel form")
+        added, positions_BT, run_B = self.positions(
+            tokens_BT,
+            None if state is None else state.lengths_B,
+            None if state is None else state.run_B,
+            lengths_B,
+            documents_BT,
+        )
+        x_BTD = self.embedding(tokens_BT)
+        if added is not None:
+            x_BTD = x_BTD + added.to(x_BTD.dtype)
+        if self.config.dropout:
+            x_BTD = functional.dropout(x_BTD, self.config.dropout, self.training)
+        recompute = self.config.checkpoint_activations and state is None and torch.is_grad_enabled()
+        mixer_states: list[Any] = []
+        for index, block in enumerate(self._blocks()):
+            arguments = (x_BTD, state.mixers[index] if state else None, lengths_B, documents_BT, positions_BT)
+            if recompute:
+                x_BTD, mixer_state = checkpoint(block, *arguments, use_reentrant=False)
+            else:
+                x_BTD, mixer_state = block(*arguments)
+            mixer_states.append(mixer_state)
+        head = self.embedding if self.head is None else self.head
+        logits_BTV = functional.linear(self.norm(x_BTD), head.weight)
+        if state is None:
+            return logits_BTV, None
+        return logits_BTV, self._advance(state, mixer_states, tokens_BT.shape[1], lengths_B, run_B)
+
+    def _advance(
+        self, state: DecoderState, mixer_states: list[Any], count: int, lengths_B: Tensor | None, run_B: Tensor | None
+    ) -> DecoderState:
+        new = count if lengths_B is None else lengths_B
+        if torch.is_grad_enabled():
+            return DecoderState(mixer_states, state.lengths_B + new, run_B)
+        state.mixers = mixer_states
+        state.lengths_B.add_(new)
+        if state.run_B is not None and run_B is not None:
+            state.run_B.copy_(run_B)
+        return state
+
+    def _blocks(self) -> list[Block]:
+        return list(self.blocks)  # pyright: ignore[reportReturnType]

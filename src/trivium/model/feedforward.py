@@ -1,0 +1,50 @@
+"""The position-wise half of a block. Shapes: (..., D) in and out, F the hidden width."""
+
+from typing import Literal
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+FeedForwardKind = Literal["gelu", "gelu_new", "swiglu"]
+
+
+def default_width(kind: FeedForwardKind, width: int) -> int:
+    """Return the usual hidden width: 4 D, or 8/3 D for swiglu, whose three matrices then weigh the same."""
+    return round(8 * width / 3) if kind == "swiglu" else 4 * width
+
+
+def num_params(kind: FeedForwardKind, width: int, ff_width: int) -> int:
+    """Return the parameters of a FeedForward: biases with GELU as in GPT-2, none with SwiGLU."""
+    if kind == "swiglu":
+        return 3 * width * ff_width
+    return 2 * width * ff_width + ff_width + width
+
+
+def flops_per_token(kind: FeedForwardKind, width: int, ff_width: int) -> int:
+    """Return the FLOPs of the matrix products, forward, 2 for a multiply-add."""
+    return 2 * (3 if kind == "swiglu" else 2) * width * ff_width
+
+
+class FeedForward(nn.Module):
+    """Two linear maps around GELU (exact, or "gelu_new", GPT-2's tanh form), or SwiGLU (arXiv 2002.05202).
+
+    `std` and `output_std` are the standard deviations that the two maps start with.
+    """
+
+    def __init__(self, kind: FeedForwardKind, width: int, ff_width: int, std: float, output_std: float):
+        super().__init__()
+        self.kind = kind
+        gated = kind == "swiglu"
+        self.input = nn.Linear(width, 2 * ff_width if gated else ff_width, bias=not gated)
+        self.output = nn.Linear(ff_width, width, bias=not gated)
+        for linear, linear_std in ((self.input, std), (self.output, output_std)):
+            nn.init.normal_(linear.weight, std=linear_std)
+            if linear.bias is not None:
+                nn.init.zeros_(linear.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.input(x)
+        if self.kind == "swiglu":
+            gate, up = hidden.chunk(2, dim=-1)
+            return self.output(functional.silu(gate) * up)
+        return self.output(functional.gelu(hidden, approximate="tanh" if self.kind == "gelu_new" else "none"))

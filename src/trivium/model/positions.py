@@ -1,0 +1,159 @@
+"""Where a token stands: position ids from tokens and state, and the tables that turn ids into vectors.
+
+Shapes: B rows, T tokens, V vocabulary, D width. Everything is causal: the ids of a token depend on it and on what
+came before, so that the parallel and the streaming form agree.
+"""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from trivium.model.base import ModelContext
+from trivium.registry import UserError
+
+PositionKind = Literal["learned", "sinusoidal", "rotary", "block", "none"]
+
+
+def document_starts(documents_BT: Tensor) -> Tensor:
+    """Return (B, T) bool, true at the first token of each packed document (a run of one id)."""
+    changed = documents_BT[:, 1:] != documents_BT[:, :-1]
+    return functional.pad(changed, (1, 0), value=True)
+
+
+def document_positions(starts_BT: Tensor) -> Tensor:
+    """Return (B, T) int64, the place of each token in its document, from 0, given where the documents start."""
+    index_T = torch.arange(starts_BT.shape[1], device=starts_BT.device)
+    return index_T - (index_T * starts_BT).cummax(dim=1).values
+
+
+def block_ids(digit_BT: Tensor, run_B: Tensor | None = None, starts_BT: Tensor | None = None) -> Tensor:
+    """Return Abacus ids (B, T) int64: 1, 2, 3 ... inside each run of digits, 0 elsewhere (arXiv 2405.17399).
+
+    `digit_BT` says which tokens are digits, `run_B` how many digits the row ended with so far, `starts_BT` where
+    packed documents start.
+    """
+    index_T = torch.arange(digit_BT.shape[1], device=digit_BT.device)
+    before = -1 if run_B is None else (-1 - run_B)[:, None]
+    inside = before if starts_BT is None else torch.where(starts_BT, index_T - 1, before)
+    last_break_BT = torch.where(digit_BT, inside, index_T).cummax(dim=1).values
+    return index_T - last_break_BT
+
+
+def table_rows(kind: PositionKind, max_length: int, block_offset: int = 0) -> int:
+    """Return the rows of the scheme's trained table; 0 for schemes without one."""
+    if kind == "learned":
+        return max_length
+    return max_length + 1 + block_offset if kind == "block" else 0
+
+
+class Positions(nn.Module):
+    """Compute the ids of a scheme and the vectors that are added to the embeddings."""
+
+    digit_V: Tensor
+
+    def __init__(
+        self, kind: PositionKind, width: int, max_length: int, context: ModelContext, std: float, block_offset: int = 0
+    ):
+        super().__init__()
+        self.kind = kind
+        self.width = width
+        self.std = std
+        self.block_offset = block_offset
+        self.rows = table_rows(kind, max_length, block_offset)
+        if self.rows:
+            self.weight = nn.Parameter(torch.empty(self.rows, width))
+            nn.init.normal_(self.weight, std=std)
+        if kind == "block":
+            if not context.digit_ids:
+                raise UserError(
+                    "positions: 'block' numbers the digits of a run, and this task has no digits; "
+                    "allowed: learned, sinusoidal, rotary, none"
+                )
+            digit_V = torch.zeros(context.vocab_size, dtype=torch.bool)
+            digit_V[list(context.digit_ids)] = True
+            self.register_buffer("digit_V", digit_V, persistent=False)
+
+    def forward(
+        self,
+        tokens_BT: Tensor,
+        past_B: Tensor | None,
+        run_B: Tensor | None,
+        lengths_B: Tensor | None,
+        documents_BT: Tensor | None,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Return what to add to the embeddings, the positions for the mixers, and the new digit-run counter.
+
+        `past_B` counts the tokens that each row has seen, None in the parallel form. Raises ValueError (on the CPU;
+        elsewhere looking would stall the device) when a sequence is longer than the table.
+        """
+        if self.kind == "none":
+            return None, None, None
+        starts_BT = None if documents_BT is None else document_starts(documents_BT)
+        if self.kind == "block":
+            ids_BT = block_ids(self.digit_V[tokens_BT], run_B, starts_BT)
+            new_run_B = None if run_B is None else _last(ids_BT, run_B, lengths_B)
+            if self.training and self.block_offset and past_B is None:
+                ids_BT = self._shift(ids_BT, starts_BT)
+            return self._look_up(ids_BT, lengths_B, "digits in a run"), None, new_run_B
+        if starts_BT is not None:
+            ids = document_positions(starts_BT)
+        else:
+            ids = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
+            ids = ids if past_B is None else past_B[:, None] + ids
+        if self.kind == "rotary":
+            return None, ids.expand(tokens_BT.shape), None
+        if self.kind == "learned":
+            return self._look_up(ids, lengths_B, "tokens"), None, None
+        return self._sinusoid(ids), None, None
+
+    def _look_up(self, ids: Tensor, lengths_B: Tensor | None, what: str) -> Tensor:
+        """Return rows of the table; `ids` is (B, T), or (T,) where every row counts alike."""
+        if ids.ndim == 1:
+            if len(ids) > self.rows:
+                raise self._too_long(len(ids), what)
+            return self.weight[: len(ids)]
+        if lengths_B is not None:
+            # What lies behind a row is never read, but its ids must stay inside the table.
+            index_T = torch.arange(ids.shape[1], device=ids.device)
+            ids = torch.where(index_T < lengths_B[:, None], ids, 0)
+        if ids.device.type == "cpu" and ids.numel() and not torch.compiler.is_compiling():
+            largest = int(ids.max())
+            if largest >= self.rows:
+                raise self._too_long(largest + (self.kind == "learned"), what)
+        return functional.embedding(ids, self.weight)
+
+    def _too_long(self, given: int, what: str) -> ValueError:
+        allowed = self.rows - (self.kind == "block")
+        return ValueError(
+            f"{given} {what} given, but the {self.kind} position table of this model allows at most {allowed}; "
+            "train with a larger model.max_length"
+        )
+
+    def _shift(self, ids_BT: Tensor, starts_BT: Tensor | None) -> Tensor:
+        """Add one random offset a sequence to the ids of its digits."""
+        offsets_BT = torch.randint(self.block_offset + 1, ids_BT.shape, device=ids_BT.device)
+        if starts_BT is None:
+            offsets_BT = offsets_BT[:, :1]
+        else:
+            index_T = torch.arange(ids_BT.shape[1], device=ids_BT.device)
+            offsets_BT = offsets_BT.gather(1, index_T - document_positions(starts_BT))
+        return torch.where(ids_BT > 0, ids_BT + offsets_BT, 0)
+
+    def _sinusoid(self, ids: Tensor) -> Tensor:
+        """Return the table of "Attention is all you need", section 3.5, at the scale that embeddings start with."""
+        half = (self.width + 1) // 2
+        rate_D = torch.exp(torch.arange(half, device=ids.device) * (-math.log(10_000.0) / half))
+        angle = ids[..., None].float() * rate_D
+        table = torch.cat([angle.sin(), angle.cos()], dim=-1)[..., : self.width]
+        return table * (math.sqrt(2) * self.std)
+
+
+def _last(ids_BT: Tensor, before_B: Tensor, lengths_B: Tensor | None) -> Tensor:
+    """Return the id of each row's last new token; a row without new tokens keeps what it had."""
+    if lengths_B is None:
+        return ids_BT[:, -1]
+    last_B = ids_BT.gather(1, (lengths_B - 1).clamp(min=0)[:, None])[:, 0]
+    return torch.where(lengths_B > 0, last_B, before_B)
