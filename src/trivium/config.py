@@ -28,6 +28,7 @@ __all__ = [
     "knob",
     "load_yaml",
     "parse_scalar",
+    "results_only",
     "set_path",
     "to_dict",
     "to_yaml",
@@ -231,23 +232,24 @@ def to_yaml(config: Any) -> str:
 
 def config_hash(config: Any) -> str:
     """Return 8 hex digits naming the fields of `config` that change results."""
-    text = json.dumps(_results_only(config), sort_keys=True, ensure_ascii=True)
+    text = json.dumps(results_only(config), sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def _results_only(config: Any) -> Any:
+def results_only(config: Any) -> Any:
+    """Return `config` as plain data without the fields that do not change results."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         kept = [
             field for field in dataclasses.fields(config) if field.init and field.metadata.get("affects_results", True)
         ]
         kind = getattr(config, "kind", None)
         return ({"kind": kind} if isinstance(kind, str) else {}) | {
-            field.name: _results_only(getattr(config, field.name)) for field in kept
+            field.name: results_only(getattr(config, field.name)) for field in kept
         }
     if isinstance(config, Mapping):
-        return {str(key): _results_only(value) for key, value in config.items()}
+        return {str(key): results_only(value) for key, value in config.items()}
     if isinstance(config, list | tuple):
-        return [_results_only(value) for value in config]
+        return [results_only(value) for value in config]
     return str(config) if isinstance(config, Path) else config
 
 

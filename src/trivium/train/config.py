@@ -1,9 +1,10 @@
 """What a run is: the recipe's sections that change its results, and those that do not."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from trivium.config import knob
+from trivium.config import UserError, knob
 from trivium.evaluate.config import EvaluateConfig
 from trivium.model.base import ModelConfig
 from trivium.model.decoder import DecoderConfig
@@ -13,7 +14,12 @@ from trivium.tasks.base import TaskConfig
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How a model is trained. Its length is given by exactly one of steps, epochs and tokens."""
+    """How a model is trained. Its length is given by exactly one of steps, epochs and tokens.
+
+    The batch never depends on the number of devices: under torchrun each process takes its share of it, and the
+    losses agree with those of one process to float tolerance. Dropout is the exception, because each process draws
+    its own masks.
+    """
 
     steps: int | None = None
     """Length in optimizer steps (1000 when steps, epochs and tokens are all left out)."""
@@ -67,6 +73,54 @@ class TrainConfig:
     """Steps between checkpoints."""
     keep: int = knob(2, affects_results=False)
     """Newest checkpoints to keep."""
+
+    def __post_init__(self):
+        for names in (("steps", "epochs", "tokens"), ("batch", "batch_tokens")):
+            given = [name for name in names if getattr(self, name) is not None]
+            if len(given) > 1:
+                raise UserError(f"{given[1]}: given beside {given[0]}; give only one of {', '.join(names)}")
+        for name in _POSITIVE:
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise UserError(f"{name}: expected a number above 0, got {value}")
+        for name in ("min_learning_rate", "warmup", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"{name}: expected 0 or more, got {getattr(self, name)}")
+        if self.min_learning_rate > self.learning_rate:
+            raise UserError(
+                f"min_learning_rate: {self.min_learning_rate} is above learning_rate, which is {self.learning_rate}"
+            )
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name}: expected at least 0 and less than 1, got {getattr(self, name)}")
+        if not 0 <= self.seed < 2**31:
+            raise UserError(f"seed: expected a whole number from 0 to {2**31 - 1}, got {self.seed}")
+
+    def batch_examples(self, longest: int) -> int:
+        """Return the examples of one step, over all devices together; `longest` is an example's most input tokens."""
+        if self.batch_tokens is None:
+            return self.batch or 256
+        if self.batch_tokens < longest:
+            raise UserError(f"train.batch_tokens: {self.batch_tokens} is less than the {longest} tokens of one example")
+        return self.batch_tokens // longest
+
+
+_POSITIVE = (
+    "steps",
+    "epochs",
+    "tokens",
+    "batch",
+    "batch_tokens",
+    "micro_batch",
+    "learning_rate",
+    "clip",
+    "threads",
+    "eval_every",
+    "eval_examples",
+    "log_every",
+    "save_every",
+    "keep",
+)
 
 
 @dataclass(frozen=True)

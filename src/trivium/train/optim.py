@@ -1,0 +1,64 @@
+"""AdamW with weight-decay groups, and the clipping of gradients.
+
+The fused kernel updates every parameter of a group in one call, on CPU as on CUDA.
+"""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from trivium.train.config import TrainConfig
+
+
+def named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield (name, parameter) of everything trained, a tied one once, in the order of the model."""
+    return ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
+
+
+def decays(model: nn.Module) -> set[str]:
+    """Return the names of the parameters under weight decay: matrices, but not embeddings, biases or norms."""
+    embedded = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    return {name for name, weight in named_parameters(model) if weight.ndim >= 2 and id(weight) not in embedded}
+
+
+def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """Return fused AdamW over two groups of `model`'s parameters, with and without weight decay."""
+    decayed = decays(model)
+    groups = [
+        {"params": [p for name, p in named_parameters(model) if name in decayed], "weight_decay": config.weight_decay},
+        {"params": [p for name, p in named_parameters(model) if name not in decayed], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of every group for the next step."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def clip_gradients(parameters: list[nn.Parameter], limit: float | None) -> Tensor:
+    """Scale the gradients to a global norm of at most `limit`; return the norm before, as a tensor on the device."""
+    return nn.utils.clip_grad_norm_(parameters, math.inf if limit is None else limit, foreach=True)
+
+
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return the optimizer's state as named tensors: `optimizer.<moment>.<parameter>`."""
+    return {
+        f"optimizer.{key}.{name}": value
+        for name, parameter in named_parameters(model)
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Put back what `optimizer_tensors` gave; parameters without stored moments start afresh."""
+    for key, value in tensors.items():
+        if not key.startswith("optimizer."):
+            continue
+        _, moment, name = key.split(".", 2)
+        parameter = model.get_parameter(name)
+        optimizer.state[parameter][moment] = value.to(parameter.device, copy=True)

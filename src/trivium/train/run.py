@@ -1,0 +1,192 @@
+"""The folder of one run: its configuration, environment, metrics, checkpoints, model and result.
+
+    config.yaml  environment.json  metrics.jsonl  checkpoints/step-N/  model/  samples.jsonl  result.json
+
+result.json is written last: a folder that has it is finished.
+"""
+
+import errno
+import fcntl
+import json
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from trivium.config import UserError, config_hash, from_dict, load_yaml, results_only, to_yaml
+from trivium.data.tokenizers import CharacterTokenizer
+from trivium.hub.folder import load_model
+from trivium.model.base import LanguageModel
+from trivium.model.context import model_context
+from trivium.tasks.base import Task
+from trivium.train.checkpoint import load_model_tensors, newest_good, read_checkpoint
+from trivium.train.config import RunConfig
+from trivium.train.storage import write_whole
+
+CONFIG, ENVIRONMENT, METRICS, RESULT, SAMPLES = (
+    "config.yaml",
+    "environment.json",
+    "metrics.jsonl",
+    "result.json",
+    "samples.jsonl",
+)
+_LOCK = "run.lock"
+
+
+class Run:
+    """A run folder, held by this process as long as the context lasts."""
+
+    def __init__(self, folder: Path, config: RunConfig, lock: IO[str]):
+        self.folder = folder
+        self.config = config
+        self._lock = lock
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        return self.folder / METRICS
+
+    @property
+    def model(self) -> Path:
+        return self.folder / "model"
+
+    def result(self) -> dict[str, Any] | None:
+        """Return the content of result.json, or None while the run is not finished."""
+        return read_json(self.folder / RESULT)
+
+    def environment(self) -> dict[str, Any] | None:
+        """Return the record of the run's first start, or None before it."""
+        return read_json(self.folder / ENVIRONMENT)
+
+    def write_environment(self, environment: dict[str, Any]) -> None:
+        """Record what the run depends on."""
+        write_whole(self.folder / ENVIRONMENT, json.dumps(environment, indent=1))
+
+    def write_result(self, result: dict[str, Any], samples: list[dict[str, Any]]) -> None:
+        """Write samples.jsonl, then result.json, which marks the run as finished."""
+        write_whole(self.folder / SAMPLES, "".join(json.dumps(sample) + "\n" for sample in samples))
+        write_whole(self.folder / RESULT, json.dumps(result, indent=1))
+
+    def close(self) -> None:
+        """Let other processes have the folder."""
+        self._lock.close()
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        self.close()
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Return the content of a JSON file, None if there is none; raise UserError if it is not JSON."""
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        raise UserError(f"{path}: not valid JSON; remove it to have it written again") from None
+
+
+def open_run(folder: str | Path, config: RunConfig) -> Run:
+    """Make the run folder, or open one of the same configuration to continue it.
+
+    Raises UserError when the folder holds something else, a run of another configuration, or is being trained
+    by another process, and when it cannot be written.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        strangers = [path.name for path in folder.iterdir() if path.name != _LOCK and not path.name.endswith(".tmp")]
+        if strangers and not (folder / CONFIG).is_file():
+            raise UserError(
+                f"{folder}: not a run folder: it holds {min(strangers)} but no {CONFIG}; give another folder"
+            )
+        lock = _hold(folder)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be made into a run folder: {error.strerror or error}") from None
+    try:
+        if (folder / CONFIG).exists():
+            _refuse_other(folder, config)
+        else:
+            write_whole(folder / CONFIG, to_yaml(config))
+    except OSError as error:
+        lock.close()
+        raise UserError(f"{folder}: cannot be written: {error.strerror or error}") from None
+    except UserError:
+        lock.close()
+        raise
+    return Run(folder, config, lock)
+
+
+def _hold(folder: Path) -> IO[str]:
+    """Lock the folder. The system drops the lock of a process that dies, so a stale file never blocks."""
+    lock = (folder / _LOCK).open("a+")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.seek(0)
+        owner = lock.read().strip()
+        lock.close()
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            raise UserError(f"{folder}: is being trained by another process ({owner or 'unknown'})") from None
+        raise
+    lock.truncate(0)
+    lock.write(f"process {os.getpid()}")
+    lock.flush()
+    return lock
+
+
+def _refuse_other(folder: Path, config: RunConfig) -> None:
+    stored = from_dict(RunConfig, load_yaml(folder / CONFIG))
+    if config_hash(stored) == config_hash(config):
+        return
+    there, here = _leaves(results_only(stored)), _leaves(results_only(config))
+    names = [name for name in {**there, **here} if there.get(name) != here.get(name)]
+    name = names[0] if names else "its configuration"
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    raise UserError(
+        f"{folder}: holds a run of another configuration: {name} is {there.get(name)!r} there and {here.get(name)!r} "
+        f"here{more}; give another folder"
+    )
+
+
+def _leaves(value: Any, path: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {path: value}
+    found: dict[str, Any] = {}
+    for key, item in value.items():
+        found |= _leaves(item, f"{path}.{key}" if path else key)
+    return found
+
+
+def read_config(folder: str | Path) -> RunConfig:
+    """Return the configuration of the run in `folder`; raise UserError if it is not a run folder."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such run folder")
+    if not (folder / CONFIG).is_file():
+        raise UserError(f"{folder}: not a run folder: it has no {CONFIG}")
+    return from_dict(RunConfig, load_yaml(folder / CONFIG))
+
+
+def load_run(folder: str | Path) -> tuple[RunConfig, LanguageModel, CharacterTokenizer, Task]:
+    """Return (config, model, tokenizer, task) of a run: its final model, or that of the newest good checkpoint.
+
+    Raises UserError if `folder` is not a run folder or has neither.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    if (folder / "model").is_dir():
+        model, tokenizer, task = load_model(folder / "model")
+        return config, model, tokenizer, task
+    path = newest_good(folder / "checkpoints")
+    if path is None:
+        raise UserError(f"{folder}: this run has no model and no checkpoint yet")
+    task = config.task.build()
+    model = config.model.build(model_context(task, config.model))
+    load_model_tensors(model, read_checkpoint(path)[0], path)
+    return config, model, CharacterTokenizer(task.alphabet), task

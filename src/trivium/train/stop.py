@@ -1,0 +1,61 @@
+"""Why a run stops before its end, and how it hears that it should."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+
+class TrainingStopped(RuntimeError):
+    """A run that ended early. `step` steps are done; `checkpoint` is the newest good one, None when there is none."""
+
+    def __init__(self, message: str, step: int, checkpoint: Path | None):
+        kept = f"the last good checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint"
+        super().__init__(f"{message}; {kept}")
+        self.step = step
+        self.checkpoint = checkpoint
+
+
+class Interrupted(TrainingStopped):
+    """SIGINT or SIGTERM came; a checkpoint was written, and the same command continues from it."""
+
+
+class TrainingDiverged(TrainingStopped):
+    """The loss or the gradient norm was not finite; `indices` are those of the batch that gave it."""
+
+    def __init__(self, message: str, step: int, checkpoint: Path | None, indices: list[int]):
+        super().__init__(message, step, checkpoint)
+        self.indices = indices
+
+
+class StorageFailed(TrainingStopped):
+    """A checkpoint could not be written or did not read back as written, for example because the disk is full."""
+
+
+class StopRequest:
+    """What the signal handlers have heard: the name of the first signal, or None."""
+
+    def __init__(self) -> None:
+        self.signal: str | None = None
+
+    def hear(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt  # a second Ctrl-C does not wait for the checkpoint
+        self.signal = signal.Signals(number).name
+
+
+@contextmanager
+def listening() -> Iterator[StopRequest]:
+    """Note SIGINT and SIGTERM instead of dying from them; outside the main thread, where that is not allowed, do not."""
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    before = {number: signal.signal(number, request.hear) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
