@@ -3,14 +3,14 @@
 Shapes: B rows, T tokens, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn.functional import cross_entropy
 
 from trivium.generate.engine import device_of, evaluating
 from trivium.model.base import LanguageModel
@@ -47,19 +47,29 @@ def teacher_forced(
     the result; the model is put into eval mode and back. `autocast` is entered around the forward passes.
     """
     indices = np.asarray(indices, dtype=np.int64)
-    if len(indices) == 0:
-        raise ValueError("teacher_forced was given no problems")
-    rows = []
+    batches = (task.gather(split, indices[start : start + batch], stage) for start in range(0, len(indices), batch))
+    return score_batches(model, batches, chain_loss=chain_loss, prompt_loss=prompt_loss, autocast=autocast)
+
+
+def score_batches(
+    model: LanguageModel,
+    batches: Iterable[Batch],
+    *,
+    chain_loss: bool = True,
+    prompt_loss: bool = False,
+    autocast: AbstractContextManager[Any] | None = None,
+) -> dict[str, Any]:
+    """Return what `teacher_forced` does, for problems that are encoded already."""
     with evaluating(model), torch.no_grad(), autocast or nullcontext():
-        for start in range(0, len(indices), batch):
-            chunk = task.gather(split, indices[start : start + batch], stage)
-            rows.append(_score(model, chunk, chain_loss, prompt_loss))
-    loss_sum, weight_sum, right, scored = torch.cat(rows, dim=1).double().cpu().unbind()
+        rows = [_score(model, batch, chain_loss, prompt_loss) for batch in batches]
+    if not rows:
+        raise ValueError("there is no problem to score")
+    loss_sum, weight_sum, right, scored = torch.cat(rows, dim=1).cpu().unbind()
     return {
         "loss": float(loss_sum.sum() / weight_sum.sum()),
         "token_accuracy": float(right.sum() / scored.sum()),
         "exact_match": float((right == scored).double().mean()),
-        "count": len(indices),
+        "count": len(right),
     }
 
 
@@ -73,7 +83,7 @@ def _score(model: LanguageModel, batch: Batch, chain_loss: bool, prompt_loss: bo
     counted_BT = torch.from_numpy(np.isin(batch.regions_BT, regions) & (batch.weights_BT > 0)).to(device)
     logits_BTV, _ = model(tokens_BT)
     # Double sums, so that the order of the rows and their padding stay below what a reader sees.
-    losses_BT = F.cross_entropy(logits_BTV.float().flatten(0, 1), targets_BT.flatten(), reduction="none")
+    losses_BT = cross_entropy(logits_BTV.float().flatten(0, 1), targets_BT.flatten(), reduction="none")
     losses_BT = losses_BT.view_as(weights_BT).double() * weights_BT
     right_BT = (logits_BTV.argmax(-1) == targets_BT) & counted_BT
     sums = (losses_BT.sum(1), weights_BT.double().sum(1), right_BT.sum(1).double(), counted_BT.sum(1).double())
