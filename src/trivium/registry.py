@@ -4,7 +4,9 @@ import importlib
 import pkgutil
 from collections.abc import Callable
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, TypeVar
+
+C = TypeVar("C", bound=type)
 
 
 class UserError(ValueError):
@@ -31,10 +33,10 @@ class Registry:
         self._classes: dict[str, type] = {}
         self._discovered = False
 
-    def register(self, name: str) -> Callable[[type], Any]:
+    def register(self, name: str) -> Callable[[C], C]:
         """Return a class decorator that registers the class as `name`; a name taken twice is an error."""
 
-        def decorate(cls: type) -> Any:
+        def decorate(cls: C) -> C:
             if name in self._classes and self._classes[name].__qualname__ != cls.__qualname__:
                 raise ValueError(f"{self.noun} {name!r} is registered twice: {self._classes[name]} and {cls}")
             cls.kind = name  # pyright: ignore[reportAttributeAccessIssue]

@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -210,6 +210,13 @@ class Block(nn.Module):
         return functional.dropout(y_BTD, self.dropout, self.training) if self.dropout else y_BTD
 
 
+def _build_mixer(config: MixerConfig, context: MixerContext) -> Mixer:
+    try:
+        return config.build(context)
+    except UserError as error:
+        raise UserError(f"model.layers: {config.kind}: {error}") from None
+
+
 class Decoder(LanguageModel):
     """A decoder-only transformer; see DecoderConfig for what can be chosen and LanguageModel for the call."""
 
@@ -220,17 +227,22 @@ class Decoder(LanguageModel):
         self.config = config
         self.context = context
         self.max_length = config.max_length or context.max_length
-        # GPT-2 starts with 0.02 at width 768; narrower layers need more for their sums to be as large.
+        # GPT-2 starts with 0.02 at width 768; narrower layers need more for their sums to be as large. What a block
+        # adds is scaled down by the number of additions, so that depth doesn't change the residual stream's size.
         std = 0.02 * math.sqrt(768 / config.width)
-        output_std = std / math.sqrt(2 * len(config.mixers))
+        shrink = 1 / math.sqrt(2 * len(config.mixers))
         self.embedding = nn.Embedding(context.vocab_size, config.width)
         nn.init.normal_(self.embedding.weight, std=std)
         self.positions = Positions(
             config.positions, config.width, self.max_length, context, std, block_offset=config.block_offset
         )
         mixer_context = config.mixer_context(context)
-        mixers = [mixer.build(mixer_context) for mixer in config.mixers]
-        self.blocks = nn.ModuleList(Block(config, mixer, std, output_std) for mixer in mixers)
+        mixers = [_build_mixer(mixer, mixer_context) for mixer in config.mixers]
+        for mixer in mixers:
+            out = getattr(mixer, "out", None)  # the mixers' name for their last map
+            if isinstance(out, nn.Linear):
+                out.weight.data.mul_(shrink)
+        self.blocks = nn.ModuleList(Block(config, mixer, std, std * shrink) for mixer in mixers)
         self.norm = (nn.LayerNorm if config.norm == "layernorm" else nn.RMSNorm)(config.width, eps=1e-5)
         self.head = None if config.tied else nn.Linear(config.width, context.vocab_size, bias=False)
         if self.head is not None:
@@ -265,16 +277,11 @@ class Decoder(LanguageModel):
         """Return (logits_BTV, state). Raises ValueError when a sequence does not fit the state or a position table."""
         if state is not None and documents_BT is not None:
             raise ValueError("documents_BT is given with a state: packed documents have only the parallel form")
-        added, positions_BT, run_B = self.positions(
-            tokens_BT,
-            None if state is None else state.lengths_B,
-            None if state is None else state.run_B,
-            lengths_B,
-            documents_BT,
-        )
         x_BTD = self.embedding(tokens_BT)
+        past_B, run_B = (None, None) if state is None else (state.lengths_B, state.run_B)
+        added, positions_BT, run_B = self.positions(tokens_BT, past_B, run_B, lengths_B, documents_BT, x_BTD.dtype)
         if added is not None:
-            x_BTD = x_BTD + added.to(x_BTD.dtype)
+            x_BTD = x_BTD + added
         if self.config.dropout:
             x_BTD = functional.dropout(x_BTD, self.config.dropout, self.training)
         recompute = self.config.checkpoint_activations and state is None and torch.is_grad_enabled()
@@ -305,4 +312,4 @@ class Decoder(LanguageModel):
         return state
 
     def _blocks(self) -> list[Block]:
-        return list(self.blocks)  # pyright: ignore[reportReturnType]
+        return cast("list[Block]", list(self.blocks))

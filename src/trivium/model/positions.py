@@ -49,6 +49,15 @@ def table_rows(kind: PositionKind, max_length: int, block_offset: int = 0) -> in
     return max_length + 1 + block_offset if kind == "block" else 0
 
 
+def check_positions(kind: PositionKind, context: ModelContext) -> None:
+    """Raise UserError if the task gives the scheme nothing to count."""
+    if kind == "block" and not context.digit_ids:
+        raise UserError(
+            "model.positions: block numbers the digits of a run, and this task has no digits; "
+            "allowed: learned, sinusoidal, rotary, none"
+        )
+
+
 class Positions(nn.Module):
     """Compute the ids of a scheme and the vectors that are added to the embeddings."""
 
@@ -58,20 +67,16 @@ class Positions(nn.Module):
         self, kind: PositionKind, width: int, max_length: int, context: ModelContext, std: float, block_offset: int = 0
     ):
         super().__init__()
+        check_positions(kind, context)
         self.kind = kind
         self.width = width
         self.std = std
         self.block_offset = block_offset
         self.rows = table_rows(kind, max_length, block_offset)
         if self.rows:
-            self.weight = nn.Parameter(torch.empty(self.rows, width))
-            nn.init.normal_(self.weight, std=std)
+            self.table = nn.Embedding(self.rows, width)
+            nn.init.normal_(self.table.weight, std=std)
         if kind == "block":
-            if not context.digit_ids:
-                raise UserError(
-                    "positions: 'block' numbers the digits of a run, and this task has no digits; "
-                    "allowed: learned, sinusoidal, rotary, none"
-                )
             digit_V = torch.zeros(context.vocab_size, dtype=torch.bool)
             digit_V[list(context.digit_ids)] = True
             self.register_buffer("digit_V", digit_V, persistent=False)
@@ -83,8 +88,9 @@ class Positions(nn.Module):
         run_B: Tensor | None,
         lengths_B: Tensor | None,
         documents_BT: Tensor | None,
+        dtype: torch.dtype,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Return what to add to the embeddings, the positions for the mixers, and the new digit-run counter.
+        """Return what to add to the embeddings (in `dtype`), the positions for the mixers, the new digit-run counter.
 
         `past_B` counts the tokens that each row has seen, None in the parallel form. Raises ValueError (on the CPU;
         elsewhere looking would stall the device) when a sequence is longer than the table.
@@ -107,14 +113,14 @@ class Positions(nn.Module):
             return None, ids.expand(tokens_BT.shape), None
         if self.kind == "learned":
             return self._look_up(ids, lengths_B, "tokens"), None, None
-        return self._sinusoid(ids), None, None
+        return self._sinusoid(ids, dtype), None, None
 
     def _look_up(self, ids: Tensor, lengths_B: Tensor | None, what: str) -> Tensor:
         """Return rows of the table; `ids` is (B, T), or (T,) where every row counts alike."""
         if ids.ndim == 1:
             if len(ids) > self.rows:
                 raise self._too_long(len(ids), what)
-            return self.weight[: len(ids)]
+            return self.table.weight[: len(ids)]
         if lengths_B is not None:
             # What lies behind a row is never read, but its ids must stay inside the table.
             index_T = torch.arange(ids.shape[1], device=ids.device)
@@ -123,7 +129,7 @@ class Positions(nn.Module):
             largest = int(ids.max())
             if largest >= self.rows:
                 raise self._too_long(largest + (self.kind == "learned"), what)
-        return functional.embedding(ids, self.weight)
+        return self.table(ids)
 
     def _too_long(self, given: int, what: str) -> ValueError:
         allowed = self.rows - (self.kind == "block")
@@ -142,13 +148,14 @@ class Positions(nn.Module):
             offsets_BT = offsets_BT.gather(1, index_T - document_positions(starts_BT))
         return torch.where(ids_BT > 0, ids_BT + offsets_BT, 0)
 
-    def _sinusoid(self, ids: Tensor) -> Tensor:
+    def _sinusoid(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
         """Return the table of "Attention is all you need", section 3.5, at the scale that embeddings start with."""
         half = (self.width + 1) // 2
-        rate_D = torch.exp(torch.arange(half, device=ids.device) * (-math.log(10_000.0) / half))
-        angle = ids[..., None].float() * rate_D
+        precise = torch.float64 if dtype == torch.float64 else torch.float32
+        rate_D = torch.exp(torch.arange(half, device=ids.device, dtype=precise) * (-math.log(10_000.0) / half))
+        angle = ids[..., None].to(precise) * rate_D
         table = torch.cat([angle.sin(), angle.cos()], dim=-1)[..., : self.width]
-        return table * (math.sqrt(2) * self.std)
+        return (table * (math.sqrt(2) * self.std)).to(dtype)
 
 
 def _last(ids_BT: Tensor, before_B: Tensor, lengths_B: Tensor | None) -> Tensor:
