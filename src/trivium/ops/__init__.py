@@ -1,0 +1,18 @@
+"""Operators: pure functions of tensors, each with a plain reference and faster backends that agree with it."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trivium.ops.simplicial import simplicial_attention
+
+__all__ = ["simplicial_attention"]
+
+_HOMES = {"simplicial_attention": "trivium.ops.simplicial"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'trivium.ops' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,0 +1,110 @@
+"""Choose the backend of an operator: once, aloud, and on record.
+
+An operator registers its backends from the slowest to the fastest. "auto" takes the last one that suits the device
+and is not missing; what it passed over stands in the reason. A backend asked for by name and missing is an error.
+"""
+
+import importlib
+import logging
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from trivium.registry import UserError, nearest
+
+__all__ = ["Backend", "backends", "choose", "chosen", "load", "operators", "register"]
+
+NAMES = ("auto", "reference", "torch", "triton", "hopper", "fla")
+
+_log = logging.getLogger("trivium")
+_registered: dict[str, dict[str, "Backend"]] = {}
+_choices: dict[tuple[str, str, str], str] = {}
+_record: dict[str, dict[str, str]] = {}
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One way to compute an operator.
+
+    `load` imports and returns the function. `missing` says why it cannot run on this machine, or None. `suits` says
+    why "auto" should take it on a device type ("cpu", "cuda"), or None when it should not.
+    """
+
+    load: Callable[[], Callable[..., Any]]
+    missing: Callable[[], str | None] = lambda: None
+    suits: Callable[[str], str | None] = lambda device_type: None
+
+
+def register(operator: str, name: str, backend: Backend) -> None:
+    """Register `backend` as the fastest so far of `operator`."""
+    if name not in NAMES[1:]:
+        raise ValueError(f"backend {name!r} of {operator}: allowed: {', '.join(NAMES[1:])}")
+    _registered.setdefault(operator, {})[name] = backend
+
+
+def operators() -> list[str]:
+    """Return the names of all operators, found in the modules of trivium.ops."""
+    package = importlib.import_module("trivium.ops")
+    for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
+        importlib.import_module(module.name)
+    return sorted(_registered)
+
+
+def backends(operator: str) -> dict[str, str | None]:
+    """Return {backend: None, or why it is missing on this machine}."""
+    return {name: backend.missing() for name, backend in _of(operator).items()}
+
+
+def chosen() -> dict[str, dict[str, str]]:
+    """Return {operator: {"backend", "reason"}} of the choices made so far in this process."""
+    return {operator: dict(choice) for operator, choice in _record.items()}
+
+
+@torch.compiler.assume_constant_result
+def choose(operator: str, requested: str, device_type: str) -> str:
+    """Return the name of the backend that serves `requested`; raise UserError if it cannot be had."""
+    key = (operator, requested, device_type)
+    if key not in _choices:
+        name, reason = _decide(operator, requested, device_type)
+        _choices[key] = name
+        _record[operator] = {"backend": name, "reason": reason}
+        _log.info("operator %s on %s: backend %s (%s)", operator, device_type, name, reason)
+    return _choices[key]
+
+
+def load(operator: str, requested: str, device_type: str) -> Callable[..., Any]:
+    """Return the function of the backend that `choose` picks."""
+    return _registered[operator][choose(operator, requested, device_type)].load()
+
+
+def _of(operator: str) -> dict[str, Backend]:
+    if operator not in _registered and operator not in operators():
+        raise UserError(f"unknown operator {operator!r}; {nearest(operator, operators())}")
+    return _registered[operator]
+
+
+def _decide(operator: str, requested: str, device_type: str) -> tuple[str, str]:
+    found = _of(operator)
+    available = [name for name, backend in found.items() if backend.missing() is None]
+    if requested != "auto":
+        if requested not in found:
+            raise UserError(
+                f"operator {operator}: no backend {requested!r} on this machine; {nearest(requested, ['auto', *available])}"
+            )
+        why = found[requested].missing()
+        if why is not None:
+            raise UserError(f"operator {operator}: backend {requested!r} is missing: {why}; available: {available}")
+        return requested, "asked for by name"
+    passed_over = []
+    for name, backend in reversed(found.items()):
+        suits = backend.suits(device_type)
+        if suits is None:
+            continue
+        why = backend.missing()
+        if why is None:
+            return name, "; ".join([suits, *passed_over])
+        passed_over.append(f"{name} is missing: {why}")
+    raise UserError(f"operator {operator}: nothing suits {device_type}; ask by name for one of {', '.join(available)}")

@@ -1,0 +1,140 @@
+"""2-simplicial attention (arXiv 2507.02754): every query reads pairs of keys, weighted by a three-way product."""
+
+import torch
+from torch import Tensor
+
+from trivium.ops import dispatch
+from trivium.registry import UserError, nearest
+
+__all__ = ["FORMS", "simplicial_attention"]
+
+FORMS = ("trilinear", "determinant", "factorized")
+
+
+def _load_reference():
+    from trivium.ops.simplicial.reference import reference
+
+    return reference
+
+
+def _load_windowed():
+    from trivium.ops.simplicial.windowed import windowed
+
+    return windowed
+
+
+dispatch.register("simplicial", "reference", dispatch.Backend(_load_reference))
+dispatch.register(
+    "simplicial",
+    "torch",
+    dispatch.Backend(_load_windowed, suits=lambda device_type: f"plain PyTorch, windowed, runs on {device_type}"),
+)
+
+
+def simplicial_attention(
+    q: Tensor,
+    k1: Tensor,
+    k2: Tensor,
+    v1: Tensor,
+    v2: Tensor | None,
+    *,
+    window1: int,
+    window2: int,
+    scale: float | None = None,
+    form: str = "trilinear",
+    bias: tuple[Tensor, Tensor] | None = None,
+    documents: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Return o (B, T, H, D), the softmax over all allowed pairs (j, k) of v1[j] * v2[k].
+
+    q is (B, T, H, D); k1, k2, v1, v2 are (B, T, Hkv, D), and query head h reads key/value head h // (H / Hkv).
+    A query i reads i - window1 < j <= i and i - window2 < k <= i. `scale` defaults to D^-1/2. The forms:
+
+    - "trilinear": logits sum_l q[i,l] k1[j,l] k2[k,l] (section 3 of the paper);
+    - "determinant": logits sum over triples of channels of det[q; k1; k2], D >= 3 (section 5);
+    - "factorized": o[i] = sum_j softmax_j(q.k1) softmax_j(q.k2) v1[j], each softmax over its own window. It has one
+      value: v2 must be None, and bias too.
+
+    `bias` is (b_k, b_v), each (Hkv, D), added to k2 and v2. `documents` (B, T) integer ids keep packed documents
+    apart. Softmax and sums run in float32, or float64 for float64 inputs. Raises ValueError for arguments that
+    disagree and UserError for a backend that is missing.
+    """
+    scale = _check(q, k1, k2, v1, v2, window1, window2, scale, form, bias, documents)
+    function = dispatch.load("simplicial", backend, q.device.type)
+    if q.numel() == 0:
+        return q.sum() * torch.zeros_like(q)
+    with torch.autocast(q.device.type, enabled=False):
+        return function(
+            q,
+            k1,
+            k2,
+            v1,
+            v2,
+            window1=window1,
+            window2=window2,
+            scale=scale,
+            form=form,
+            bias=bias,
+            documents=documents,
+        )
+
+
+def _check(
+    q: Tensor,
+    k1: Tensor,
+    k2: Tensor,
+    v1: Tensor,
+    v2: Tensor | None,
+    window1: int,
+    window2: int,
+    scale: float | None,
+    form: str,
+    bias: tuple[Tensor, Tensor] | None,
+    documents: Tensor | None,
+) -> float:
+    """Return the scale; raise ValueError that names the argument, what it was and what is allowed."""
+    if form not in FORMS:
+        raise UserError(f"form: {form!r} is not allowed; {nearest(str(form), list(FORMS))}")
+    for name, window in (("window1", window1), ("window2", window2)):
+        if isinstance(window, bool) or not isinstance(window, int) or window < 1:
+            raise UserError(f"{name}: {window!r} is not allowed; give a whole number of at least 1")
+    if q.ndim != 4 or k1.ndim != 4:
+        raise ValueError(f"q: shape {tuple(q.shape)}, k1: shape {tuple(k1.shape)}; both are (B, T, heads, D)")
+    if not q.is_floating_point():
+        raise ValueError(f"q: {q.dtype} is not allowed; give a floating-point tensor")
+    batch, tokens, heads, width = q.shape
+    kv_heads = k1.shape[2]
+    if kv_heads < 1 or heads % kv_heads:
+        raise ValueError(f"q: {heads} heads are not a multiple of the {kv_heads} key/value heads of k1")
+    if form == "determinant" and width < 3:
+        raise UserError(f"form: determinant needs a head width of at least 3, q has {width}")
+    if form == "factorized" and (v2 is not None or bias is not None):
+        raise ValueError("form: factorized reads one value; give it as v1, with v2=None and bias=None")
+    if form != "factorized" and v2 is None:
+        raise ValueError(f"v2: None is allowed in the factorized form alone, not in {form}")
+    shapes = {"k1": k1, "k2": k2, "v1": v1} | ({} if v2 is None else {"v2": v2})
+    expected = {name: (batch, tokens, kv_heads, width) for name in shapes}
+    if bias is not None:
+        if len(bias) != 2:
+            raise ValueError(f"bias: {len(bias)} tensors; give the pair (b_k, b_v)")
+        shapes |= {"bias[0]": bias[0], "bias[1]": bias[1]}
+        expected |= {name: (kv_heads, width) for name in ("bias[0]", "bias[1]")}
+    for name, tensor in shapes.items():
+        if tuple(tensor.shape) != expected[name]:
+            raise ValueError(
+                f"{name}: shape {tuple(tensor.shape)}; with q {tuple(q.shape)} it must be {expected[name]}"
+            )
+        # A bias is a parameter, which autocast leaves in float32 beside bfloat16 activations.
+        if tensor.dtype != q.dtype and not name.startswith("bias"):
+            raise ValueError(f"{name}: {tensor.dtype}, but q is {q.dtype}; all must have one dtype")
+        if tensor.device != q.device:
+            raise ValueError(f"{name}: on {tensor.device}, but q is on {q.device}; all must be on one device")
+    if documents is not None:
+        if tuple(documents.shape) != (batch, tokens) or documents.dtype.is_floating_point:
+            raise ValueError(
+                f"documents: {documents.dtype} of shape {tuple(documents.shape)}; give integers ({batch}, {tokens})"
+            )
+        if documents.device != q.device:
+            raise ValueError(f"documents: on {documents.device}, but q is on {q.device}; all must be on one device")
+    return width**-0.5 if scale is None else float(scale)

@@ -1,0 +1,58 @@
+"""2-simplicial attention exactly as its formulas say (arXiv 2507.02754): every triple at once, memory B*H*T^3.
+
+Shapes: B rows, T tokens, H query heads, G key/value heads, D head width; i query, j and k keys.
+"""
+
+import torch
+from torch import Tensor
+
+
+def reference(
+    q: Tensor,
+    k1: Tensor,
+    k2: Tensor,
+    v1: Tensor,
+    v2: Tensor | None,
+    *,
+    window1: int,
+    window2: int,
+    scale: float,
+    form: str,
+    bias: tuple[Tensor, Tensor] | None,
+    documents: Tensor | None,
+) -> Tensor:
+    """Return o (B, T, H, D); arguments as in `simplicial_attention`, already checked."""
+    out_dtype, groups = q.dtype, q.shape[2] // k1.shape[2]
+    wide = torch.float64 if out_dtype == torch.float64 else torch.float32
+    q, k1, k2, v1, v2 = (None if x is None else x.to(wide) for x in (q, k1, k2, v1, v2))
+    if bias is not None:
+        k2, v2 = k2 + bias[0], v2 + bias[1]
+    k1, k2, v1, v2 = (None if x is None else x.repeat_interleave(groups, dim=2) for x in (k1, k2, v1, v2))
+    read1, read2 = (allowed(q.shape[1], window, documents, q.device)[:, None] for window in (window1, window2))
+    if form == "factorized":
+        weights1 = (scale * torch.einsum("bihd,bjhd->bhij", q, k1)).masked_fill(~read1, -torch.inf).softmax(-1)
+        weights2 = (scale * torch.einsum("bihd,bjhd->bhij", q, k2)).masked_fill(~read2, -torch.inf).softmax(-1)
+        return torch.einsum("bhij,bhij,bjhd->bihd", weights1, weights2, v1).to(out_dtype)
+    logits = determinant(q, k1, k2) if form == "determinant" else torch.einsum("bihd,bjhd,bkhd->bhijk", q, k1, k2)
+    logits = (scale * logits).masked_fill(~(read1[..., :, None] & read2[..., None, :]), -torch.inf)
+    weights = logits.flatten(-2).softmax(-1).view_as(logits)
+    return torch.einsum("bhijk,bjhd,bkhd->bihd", weights, v1, v2).to(out_dtype)
+
+
+def determinant(q: Tensor, k1: Tensor, k2: Tensor) -> Tensor:
+    """Return (B, H, i, j, k): the sum of det[q; k1; k2] over triples of channels, and of plain products of the rest."""
+    triples = q.shape[-1] // 3
+    signs = torch.zeros(3, 3, 3, dtype=q.dtype, device=q.device)
+    for x, y, z in ((0, 1, 2), (1, 2, 0), (2, 0, 1)):
+        signs[x, y, z], signs[x, z, y] = 1, -1
+    heads = [x[..., : 3 * triples].unflatten(-1, (triples, 3)) for x in (q, k1, k2)]
+    rest = [x[..., 3 * triples :] for x in (q, k1, k2)]
+    whole = torch.einsum("bihtx,bjhty,bkhtz,xyz->bhijk", *heads, signs)
+    return whole + torch.einsum("bihd,bjhd,bkhd->bhijk", *rest)
+
+
+def allowed(tokens: int, window: int, documents: Tensor | None, device: torch.device) -> Tensor:
+    """Return (B or 1, i, j) bool: i - window < j <= i, within one document."""
+    i, j = torch.arange(tokens, device=device)[:, None], torch.arange(tokens, device=device)
+    inside = ((i - window < j) & (j <= i))[None]
+    return inside if documents is None else inside & (documents[:, :, None] == documents[:, None, :])
