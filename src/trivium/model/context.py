@@ -16,7 +16,8 @@ def model_context(task: Task, config: ModelConfig) -> ModelContext:
     wanted = getattr(config, "max_length", None)
     if wanted is not None and wanted < task.max_length:
         raise UserError(
-            f"model.max_length: {wanted} is shorter than the task's longest sequence; allowed: {task.max_length} or more"
+            f"model.max_length: {wanted} is shorter than the task's longest sequence; "
+            f"allowed: {task.max_length} or more"
         )
     context = ModelContext(
         vocab_size=len(task.alphabet),

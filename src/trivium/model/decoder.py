@@ -287,7 +287,7 @@ class Decoder(LanguageModel):
         recompute = self.config.checkpoint_activations and state is None and torch.is_grad_enabled()
         mixer_states: list[Any] = []
         for index, block in enumerate(self._blocks()):
-            arguments = (x_BTD, state.mixers[index] if state else None, lengths_B, documents_BT, positions_BT)
+            arguments = (x_BTD, None if state is None else state.mixers[index], lengths_B, documents_BT, positions_BT)
             if recompute:
                 x_BTD, mixer_state = checkpoint(block, *arguments, use_reentrant=False)
             else:

@@ -1,0 +1,222 @@
+"""A model as a folder that Hugging Face tools can read: safetensors, config.json and the tokenizer's files.
+
+Nothing here is ever unpickled. A folder is written aside and renamed, so that a killed process leaves no half of one.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+import trivium
+from trivium.config import UserError, from_dict, to_dict
+from trivium.data.tokenizers import CharacterTokenizer
+from trivium.model.base import LanguageModel, ModelConfig, ModelContext
+from trivium.tasks.base import Task, TaskConfig
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+MODEL_TYPE = "trivium"
+
+
+def save_model(folder: str | Path, model: LanguageModel, task_config: TaskConfig) -> None:
+    """Write `model` and its task to `folder`; an older save of the same configuration is replaced.
+
+    Raises UserError when `folder` holds something else, or may not be written.
+    """
+    folder = Path(folder)
+    task = task_config.build()
+    described = _describe(model, task_config, task)
+    _check_replaceable(folder, described)
+    with _written_aside(folder) as aside:
+        _write_json(aside / CONFIG_FILE, described)
+        CharacterTokenizer(task.alphabet).save(aside)
+        save_file(_named_tensors(model), aside / WEIGHTS_FILE, metadata={"format": "pt"})
+
+
+def load(folder: str | Path) -> tuple[LanguageModel, CharacterTokenizer, Task]:
+    """Return (model, tokenizer, task) from a run folder or a model folder; the model is on the CPU, in eval mode.
+
+    Raises UserError when it is neither, or when a file in it is missing, damaged or of another model.
+    """
+    folder = Path(folder)
+    inner = folder / "model"
+    if not (folder / CONFIG_FILE).is_file() and (inner / CONFIG_FILE).is_file():
+        return load_model(inner)
+    if (folder / "config.yaml").is_file() and not inner.exists():
+        raise UserError(f"{folder}: this run has no finished model yet (no folder 'model' in it)")
+    return load_model(folder)
+
+
+def load_model(folder: str | Path) -> tuple[LanguageModel, CharacterTokenizer, Task]:
+    """Return (model, tokenizer, task) from a model folder; the errors are those of `load`."""
+    folder = Path(folder)
+    described = _read_config(folder)
+    where = str(folder / CONFIG_FILE)
+    task_config = from_dict(TaskConfig, described["task"], f"{where}: task")
+    model_config = from_dict(ModelConfig, described["model"], f"{where}: model")
+    context = from_dict(ModelContext, described["context"], f"{where}: context")
+    tensors = _read_tensors(folder / WEIGHTS_FILE)
+    with torch.random.fork_rng(devices=[]):
+        model = model_config.build(context)
+    _check_tensors(folder / WEIGHTS_FILE, model.state_dict(), tensors)
+    # assign keeps the file's precision, which may differ from the default that the model was built in.
+    model.load_state_dict(tensors, assign=True)
+    task = task_config.build()
+    tokenizer = CharacterTokenizer.load(folder)
+    if len(task.alphabet) != context.vocab_size:
+        raise UserError(
+            f"{where}: the task has {len(task.alphabet)} symbols and the model was made for {context.vocab_size}"
+        )
+    return model.eval(), tokenizer, task
+
+
+def _describe(model: LanguageModel, task_config: TaskConfig, task: Task) -> dict[str, Any]:
+    """Return config.json: the usual names for other programs, and the exact configs for this one."""
+    config = to_dict(model.config)
+    usual = {
+        "hidden_size": config.get("width"),
+        "num_attention_heads": config.get("heads"),
+        "num_hidden_layers": len(getattr(model.config, "mixers", ())) or None,
+        "tie_word_embeddings": config.get("tied"),
+    }
+    return {
+        "model_type": MODEL_TYPE,
+        "architectures": ["TriviumForCausalLM"],
+        "vocab_size": model.context.vocab_size,
+        "max_position_embeddings": config.get("max_length") or model.context.max_length,
+        **{key: value for key, value in usual.items() if value is not None},
+        "eos_token_id": task.alphabet.end_id,
+        "pad_token_id": task.alphabet.pad_id,
+        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "trivium_version": trivium.__version__,
+        "model": config,
+        "context": to_dict(model.context),
+        "task": to_dict(task_config),
+        "task_version": task.version,
+    }
+
+
+def _named_tensors(model: LanguageModel) -> dict[str, Tensor]:
+    """Return the state by name on the CPU, a tensor that several names share under the first of them."""
+    named: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            named[name] = tensor.detach().cpu().contiguous()
+    return named
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG_FILE
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder" if not folder.exists() else f"{folder}: is a file, not a folder")
+    if not path.is_file():
+        raise UserError(f"{folder}: not a run or model folder (no {CONFIG_FILE}, no model/{CONFIG_FILE} in it)")
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    kind = described.get("model_type") if isinstance(described, Mapping) else None
+    if kind != MODEL_TYPE:
+        raise UserError(f"{path}: model_type is {kind!r}; only {MODEL_TYPE!r} can be loaded")
+    for key in ("model", "context", "task"):
+        if not isinstance(described.get(key), Mapping):
+            raise UserError(f"{path}: {key}: missing")
+    return described
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: damaged or not a safetensors file: {error}") from None
+
+
+def _check_tensors(path: Path, wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    problems = []
+    missing, extra = [name for name in wanted if name not in found], [name for name in found if name not in wanted]
+    if missing:
+        problems.append(f"missing {_list(missing)}")
+    if extra:
+        problems.append(f"unexpected {_list(extra)}")
+    for name in wanted:
+        if name in found and found[name].shape != wanted[name].shape:
+            problems.append(f"{name} is {_shape(found[name])} where the config says {_shape(wanted[name])}")
+            break
+    if problems:
+        raise UserError(f"{path}: holds another model than {CONFIG_FILE} describes: {'; '.join(problems)}")
+
+
+def _list(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "a scalar"
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _check_replaceable(folder: Path, described: Mapping[str, Any]) -> None:
+    """Raise UserError unless `folder` is absent, empty, or holds an older save of the same model and task."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    try:
+        there = _read_config(folder)
+    except UserError:
+        there = {}
+    if any(there.get(key) != described[key] for key in ("model", "context", "task")):
+        raise UserError(f"{folder}: is there already and holds something else, so it is not overwritten")
+
+
+@contextmanager
+def _written_aside(folder: Path) -> Iterator[Path]:
+    """Yield a new folder that takes the place of `folder` when the block ends without an error.
+
+    Files of the old folder that the block did not write are kept.
+    """
+    aside = folder.with_name(f".{folder.name}.aside")  # one name, so that what a killed process left is cleared away
+    new, old = aside / "new", aside / "old"
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        new.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written: {error.strerror}") from None
+    try:
+        yield new
+        if folder.exists():
+            for path in folder.iterdir():
+                if not (new / path.name).exists():
+                    (shutil.copytree if path.is_dir() else shutil.copy2)(path, new / path.name)
+        for path in new.rglob("*"):
+            _flush(path)
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+        _flush(folder.parent)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    """Wait until `path` is on the disk, so that a power cut cannot leave a renamed folder of empty files."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
