@@ -6,6 +6,7 @@ Shapes: B examples, T tokens. Arrays are numpy; `train` moves them to a device.
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -78,9 +79,16 @@ class TaskConfig(ABC):
     @abstractmethod
     def build(self) -> "Task": ...
 
+    def resolved(self) -> "TaskConfig":
+        """Return this config with what it derives from files written out, so that it builds where they are not."""
+        return self
+
     @classmethod
-    def examples(cls) -> Sequence["TaskConfig"]:
-        """Return small configs that the contract tests run; override to cover each format."""
+    def examples(cls, folder: Path | None = None) -> Sequence["TaskConfig"]:
+        """Return small configs that the contract tests run; override to cover each format.
+
+        A task that reads files writes small ones into `folder`, and has no examples without one.
+        """
         return [cls()]
 
 
@@ -114,6 +122,18 @@ class Task(ABC):
     def steps(self, example: Example, text: str) -> list[Step]:
         """Return the chain-of-thought steps found in `text`, each checked on its own; none by default."""
         return []
+
+    def answer_from_steps(self, example: Example, text: str) -> str | None:
+        """Return the answer that the chain in `text` leads to, whether its steps are true or not; None without one."""
+        return None
+
+    def corrupt_step(self, example: Example, text: str, rng: np.random.Generator) -> str | None:
+        """Return `text` with one step of its chain made to lead to another answer; None where there is no chain."""
+        return None
+
+    def readable(self, text: str) -> str:
+        """Return `text`, written as the task writes, as a person would write it."""
+        return text
 
     def parse(self, expression: str) -> Example:
         """Read a problem that a person typed; a half expression becomes a prompt with an empty answer.
