@@ -8,6 +8,7 @@ that names a run.
 import dataclasses
 import hashlib
 import json
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -182,14 +183,16 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 def _convert_scalar(hint: Any, value: Any, where: str) -> Any:
     if hint is bool and isinstance(value, bool):
         return value
-    if hint is int and isinstance(value, int | float) and not isinstance(value, bool) and value == int(value):
+    if hint is int and isinstance(value, int | float) and not isinstance(value, bool) and value % 1 == 0:
         return int(value)
-    if hint is float and not isinstance(value, bool):
+    if hint is float and isinstance(value, int | float | str) and not isinstance(value, bool):
         # YAML 1.1 reads 3e-3 as text, because it wants a dot in the mantissa.
         try:
-            return float(value)
-        except (TypeError, ValueError):
-            pass
+            number = float(value)
+        except (ValueError, OverflowError):
+            number = math.nan
+        if math.isfinite(number):
+            return number
     if hint is str and isinstance(value, str):
         return value
     if hint is Path and isinstance(value, str | Path):

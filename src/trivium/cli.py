@@ -1,0 +1,107 @@
+"""The command line: one table of commands, each imported only when it is asked for."""
+
+import errno
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from trivium import __version__
+from trivium.commands import fail
+from trivium.registry import UserError, nearest
+
+# name -> (where its function lives, one line of help). The function takes the arguments behind the name and
+# prints; what it returns, if anything, is the exit status.
+COMMANDS = {
+    "train": ("trivium.commands.train:train", "train the model of a recipe, or one of its variants"),
+    "compare": (
+        "trivium.commands.compare:compare",
+        "train a recipe's variants at matched size and report which learned most",
+    ),
+    "eval": ("trivium.commands.eval:evaluate", "score a trained run on problems that it never saw, or on your file"),
+    "chat": ("trivium.commands.chat:chat", "give a trained run problems of your own and watch its steps"),
+    "data show": ("trivium.commands.data:show", "print examples with their tokens, positions and what is scored"),
+    "data write": ("trivium.commands.data:write", "write a recipe's problems to JSONL files"),
+    "report": ("trivium.commands.report:report", "draw report.html again from run or study folders"),
+    "bench train": ("trivium.commands.bench:train", "time our training step beside transformers' Trainer"),
+    "bench ops": ("trivium.commands.bench:ops", "time an operator's backends, forward and backward"),
+    "export": ("trivium.commands.export:export", "copy a run's model as a folder that trivium.load reads"),
+    "doctor": ("trivium.commands.doctor:doctor", "say what this machine, its libraries and operators can do"),
+}
+
+
+def help_text() -> str:
+    """Return the overview that `trivium --help` prints."""
+    width = max(map(len, COMMANDS))
+    lines = [
+        f"trivium {__version__}: a laboratory for language models that reason from few tokens",
+        "",
+        "usage: trivium COMMAND [arguments]     (trivium COMMAND --help says more)",
+        "",
+        *(f"  {name:<{width}}  {line}" for name, (_, line) in COMMANDS.items()),
+    ]
+    return "\n".join(lines)
+
+
+def resolve(arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """Split `arguments` into the command's name (one or two words) and the rest; UserError if there is none."""
+    for words in (2, 1):
+        name = " ".join(arguments[:words])
+        if len(arguments) >= words and name in COMMANDS:
+            return name, list(arguments[words:])
+    group = [name for name in COMMANDS if name.split()[0] == arguments[0]]
+    if group:
+        given = f"{arguments[0]} {arguments[1]}" if len(arguments) > 1 else arguments[0]
+        raise UserError(f"unknown command {given!r}; {nearest(given, group)}")
+    raise UserError(f"unknown command {arguments[0]!r}; {nearest(arguments[0], list(COMMANDS))}")
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command and return its exit status; exceptions pass through."""
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(help_text())
+        return 0
+    if arguments[0] in ("-V", "--version"):
+        print(f"trivium {__version__}")
+        return 0
+    if len(arguments) == 2 and arguments[1] in ("-h", "--help") and arguments[0] not in COMMANDS:
+        group = {name: line for name, (_, line) in COMMANDS.items() if name.split()[0] == arguments[0]}
+        if group:
+            print("\n".join(f"  trivium {name:<12}  {line}" for name, line in group.items()))
+            return 0
+    name, rest = resolve(arguments)
+    module, function = COMMANDS[name][0].split(":")
+    return getattr(importlib.import_module(module), function)(rest) or 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line: 0 done, 2 the user's input was wrong, 1 anything else."""
+    try:
+        status = run(sys.argv[1:] if arguments is None else arguments)
+        sys.stdout.flush()
+        return status
+    except UserError as error:
+        return fail(str(error), 2)
+    except BrokenPipeError:
+        # The reader of our output left (`trivium data show | head`): the interpreter must not flush into the pipe.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return fail("interrupted")
+    except (PermissionError, NotADirectoryError, IsADirectoryError) as error:
+        return fail(f"{error.filename}: {(error.strerror or 'cannot be used').lower()}", 2)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        if error.errno == errno.EROFS:
+            return fail(f"{where}the file system is read-only", 2)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return fail(f"{where}the disk is full; what was written before is kept")
+        traceback.print_exc()
+    except Exception:
+        traceback.print_exc()
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

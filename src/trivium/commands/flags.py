@@ -1,0 +1,252 @@
+"""Command-line flags from dataclass fields: name, help and default all come from the field.
+
+A recipe's flags are read as text by tyro and checked by the same strict code as the YAML, so that both accept and
+refuse the same values.
+"""
+
+import ast
+import contextlib
+import dataclasses
+import inspect
+import io
+import re
+import textwrap
+import types
+import typing
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import tyro
+
+from trivium.config import parse_scalar
+from trivium.registry import UserError, nearest
+
+T = TypeVar("T")
+
+# tyro draws its errors in a box: of box characters on a terminal that has them, of dashes elsewhere.
+_BORDER = re.compile(r"\u2500{2}|-{4}")
+_EDGE = re.compile(r"[\u2500-\u257f]")
+_SHOWS_HELP = ("-h", "--help")
+
+
+@cache
+def field_docs(cls: type) -> dict[str, str]:
+    """Return the docstring under each field of the dataclass `cls`, inherited ones included."""
+    docs: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        if not dataclasses.is_dataclass(base):
+            continue
+        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
+        assert isinstance(body, ast.ClassDef)
+        for statement, following in zip(body.body, body.body[1:], strict=False):
+            if (
+                isinstance(statement, ast.AnnAssign)
+                and isinstance(statement.target, ast.Name)
+                and isinstance(following, ast.Expr)
+                and isinstance(following.value, ast.Constant)
+                and isinstance(following.value.value, str)
+            ):
+                docs[statement.target.id] = " ".join(following.value.value.split())
+    return docs
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """One field of a recipe that holds a value: its type, its value in the recipe, and its docstring."""
+
+    hint: Any
+    value: Any
+    doc: str
+
+    @property
+    def is_list(self) -> bool:
+        return typing.get_origin(self.hint) is tuple
+
+    def read(self, given: str | Sequence[str]) -> Any:
+        """Return the plain value that the text of a flag stands for, as a YAML file would hold it."""
+        if not isinstance(given, str):
+            one = parse_scalar(given[0]) if len(given) == 1 else None
+            return one if isinstance(one, list) else [parse_scalar(text) for text in given]
+        options = _options(self.hint)
+        value = parse_scalar(given)
+        if str in options and not (value is None and type(None) in options):
+            return given
+        return value
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return typing.get_args(hint)
+    if typing.get_origin(hint) is typing.Literal:
+        return tuple({type(argument) for argument in typing.get_args(hint)})
+    return (hint,)
+
+
+def leaves(config: Any, prefix: str = "") -> dict[str, Leaf]:
+    """Return every value of the dataclass instance `config` by its dotted key; mappings have no flags of their own."""
+    found: dict[str, Leaf] = {}
+    hints = typing.get_type_hints(type(config))
+    docs = field_docs(type(config))
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            found |= leaves(value, f"{prefix}{field.name}.")
+        elif field.init and not isinstance(value, typing.Mapping) and not _holds_config(hints[field.name]):
+            found[prefix + field.name] = Leaf(hints[field.name], value, docs.get(field.name, ""))
+    return found
+
+
+def _holds_config(hint: Any) -> bool:
+    return any(dataclasses.is_dataclass(option) for option in _options(hint))
+
+
+def _metavar(hint: Any) -> str:
+    names = {int: "INT", float: "FLOAT", str: "TEXT", bool: "true|false", Path: "PATH", type(None): "null"}
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return "|".join(_metavar(option) for option in arguments)
+    if origin is typing.Literal:
+        return "|".join(map(str, arguments))
+    if origin is tuple:
+        return f"[{_metavar(arguments[0])} ...]"
+    return names.get(hint, "VALUE")
+
+
+def _as_text(value: Any) -> str:
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _sections(config: Any) -> dict[str, type]:
+    """Return a dataclass of text flags for each section of `config`; its own values are the section ""."""
+    grouped: dict[str, list[tuple[str, Any, Any]]] = {}
+    for key, leaf in leaves(config).items():
+        section, _, name = key.rpartition(".")
+        kind: Any = tuple[str, ...] if leaf.is_list else str
+        default: Any = tuple(map(_as_text, leaf.value)) if leaf.is_list else _as_text(leaf.value)
+        annotation = tyro.conf.arg(help=leaf.doc or " ", metavar=_metavar(leaf.hint))
+        row = (name, Annotated[kind, annotation], dataclasses.field(default=default))
+        grouped.setdefault(section, []).append(row)
+    sections = {}
+    for section, rows in grouped.items():
+        sections[section] = dataclasses.make_dataclass(section.replace(".", "_") or "recipe", rows, frozen=True)
+        kind = getattr(getattr(config, section, None), "kind", None)
+        sections[section].__doc__ = f"The recipe's {section} ({kind})." if kind else f"The recipe's {section}."
+    return sections
+
+
+def parse(options: type[T], arguments: Sequence[str], prog: str, description: str) -> T:
+    """Read `arguments` into the dataclass `options`; raise UserError of one line, or SystemExit(0) after --help."""
+    return _parse(options, arguments, prog, description)
+
+
+def parse_with_recipe(
+    options: type[T], config: Any, arguments: Sequence[str], prog: str, description: str
+) -> tuple[T, dict[str, Any]]:
+    """Read `arguments` into `options` and the overrides of a recipe: dotted key -> plain value.
+
+    `config` is the recipe as its file has it: the flags and the defaults that --help shows are its fields and values.
+    """
+    arguments, kinds = _take_kinds(list(arguments))
+    sections = _sections(config)
+    own = sections.pop("", None)
+    rows: list[Any] = []
+    for section, made in sections.items():
+        annotated = Annotated[made, tyro.conf.arg(name=section)]
+        rows.append((section.replace(".", "_"), annotated, dataclasses.field(default_factory=made)))
+    if own is not None:
+        sections[""] = own
+        rows.append(("recipe_itself", Annotated[own, tyro.conf.arg(name="")], dataclasses.field(default_factory=own)))
+    combined = dataclasses.make_dataclass(options.__name__, rows, bases=(options,), frozen=True)
+    parsed: Any = _parse(combined, arguments, prog, description)
+    known = leaves(config)
+    overrides: dict[str, Any] = dict(kinds)
+    for section, made in sections.items():
+        values = getattr(parsed, section.replace(".", "_") or "recipe_itself")
+        for field in dataclasses.fields(made):
+            given = getattr(values, field.name)
+            if given != field.default:
+                key = f"{section}.{field.name}" if section else field.name
+                overrides[key] = known[key].read(given)
+    return options(**{field.name: getattr(parsed, field.name) for field in dataclasses.fields(options)}), overrides  # pyright: ignore[reportArgumentType]
+
+
+def _take_kinds(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Take `--task.kind NAME` and `--model.kind NAME` out of `arguments`: they choose which other flags there are."""
+    kinds: dict[str, str] = {}
+    rest: list[str] = []
+    while arguments:
+        word = arguments.pop(0)
+        name, equals, value = word.partition("=")
+        if name in ("--task.kind", "--model.kind"):
+            if not equals and not arguments:
+                raise UserError(f"{name}: give its value behind it")
+            kinds[name[2:]] = value if equals else arguments.pop(0)
+        else:
+            rest.append(word)
+    return rest, kinds
+
+
+def _parse(cls: type[T], arguments: Sequence[str], prog: str, description: str) -> T:
+    printed, errors = io.StringIO(), io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(errors):
+            parsed, unknown = tyro.cli(
+                cls, prog=prog, description=description, args=list(arguments), return_unknown_args=True
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            print(printed.getvalue(), end="")
+            raise SystemExit(0) from None
+        raise UserError(_first_words(errors.getvalue() + printed.getvalue())) from None
+    if unknown:
+        flags = re.findall(r"--[a-zA-Z][\w.-]*", _quiet_help(cls, prog))
+        raise UserError(_unknown(unknown, [flag for flag in dict.fromkeys(flags) if flag != "--help"]))
+    return parsed
+
+
+def _quiet_help(cls: type, prog: str) -> str:
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+        tyro.cli(cls, prog=prog, args=["--help"])
+    return printed.getvalue()
+
+
+def _unknown(unknown: Sequence[str], known: list[str]) -> str:
+    flag = next((word for word in unknown if word.startswith("-")), None)
+    if flag is None:
+        return f"{unknown[0]!r}: there is no place for this argument"
+    name = flag.partition("=")[0].replace("_", "-")
+    tails: dict[str, list[str]] = {}
+    for option in known:
+        tails.setdefault(option.rpartition(".")[2].lstrip("-"), []).append(option)
+    same = tails.get(name.rpartition(".")[2].lstrip("-"), [])
+    answer = f"did you mean {same[0]!r}?" if len(same) == 1 else nearest(name, known).partition(" allowed: ")[0]
+    answer = "" if answer.startswith("allowed:") else f"; {answer}"
+    return f"unknown flag {flag!r}{answer} (--help lists them all)"
+
+
+def _first_words(text: str) -> str:
+    """Return what tyro says inside its box, on one line and without the border that holds the box's title."""
+    lines = [_EDGE.sub("", line).strip() for line in text.splitlines() if not _BORDER.search(line)]
+    words = " ".join(line for line in lines if line).partition(" For full helptext")[0]
+    return re.sub(r"^.*?Missing from [^:]*:", "missing:", words).replace("Expected 1 values.", "Give one behind it.")
+
+
+def find_recipe(arguments: Sequence[str], switches: Sequence[str] = ("--json",)) -> Path | None:
+    """Return the first argument that is not a flag or a flag's value: the recipe; None when there is none."""
+    words = iter(arguments)
+    for word in words:
+        if not word.startswith("-"):
+            return Path(word)
+        if "=" not in word and word not in (*switches, *_SHOWS_HELP):
+            next(words, None)
+    return None
+
+
+def wants_help(arguments: Sequence[str]) -> bool:
+    """Say whether the arguments ask for help."""
+    return any(word in _SHOWS_HELP for word in arguments)
