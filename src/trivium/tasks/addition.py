@@ -11,9 +11,9 @@ import numpy as np
 from trivium.config import UserError
 from trivium.tasks import addition_chains
 from trivium.tasks.addition_arrays import Encoder, Problems
-from trivium.tasks.addition_chains import chain_regions
 from trivium.tasks.addition_formats import Format, Notation, columns_of
 from trivium.tasks.addition_sampling import SMALLEST_FRACTION, Space, check_splits, draw
+from trivium.tasks.answers import chain_regions
 from trivium.tasks.base import TASKS, Batch, Example, Split, Step, Task, TaskConfig, Verdict
 
 

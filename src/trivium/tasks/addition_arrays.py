@@ -9,7 +9,8 @@ from functools import cached_property
 
 import numpy as np
 
-from trivium.tasks.addition_formats import THINK, THINK_END, Notation, number_of
+from trivium.tasks.addition_formats import Notation, number_of
+from trivium.tasks.answers import THINK, THINK_END
 from trivium.tasks.base import ANSWER, CHAIN, PAD, PROMPT, Batch
 
 EMPTY = -1
@@ -43,17 +44,17 @@ class Problems:
         return sums_NB, carries_NB
 
     @cached_property
-    def widths_B(self) -> np.ndarray:
+    def widths(self) -> np.ndarray:
         """Digits of each problem's longest operand."""
         return self.counts_KB.max(axis=0)
 
-    def longest_chains_B(self) -> np.ndarray:
+    def longest_chains(self) -> np.ndarray:
         """Return the longest run of consecutive columns of the operands with a carry out."""
         _, carries_NB = self.columns
         run_B = np.zeros(carries_NB.shape[1], dtype=np.int16)
         longest_B = np.zeros_like(run_B)
         for place, carries_B in enumerate(carries_NB):
-            run_B = np.where((carries_B > 0) & (place < self.widths_B), run_B + np.int16(1), np.int16(0))
+            run_B = np.where((carries_B > 0) & (place < self.widths), run_B + np.int16(1), np.int16(0))
             np.maximum(longest_B, run_B, out=longest_B)
         return longest_B
 
@@ -128,7 +129,7 @@ class Encoder:
         sums_NB, carries_NB = problems.columns
         carried_NB = np.zeros_like(carries_NB)
         carried_NB[1:] = carries_NB[:-1]
-        widths_B = np.full(rows, places) if notation.width else problems.widths_B
+        widths_B = np.full(rows, places) if notation.width else problems.widths
         present_NB = (np.arange(places)[:, None] < widths_B) & (widths_B > 1)
         with_carry_NB = present_NB & (carried_NB > 0)
 

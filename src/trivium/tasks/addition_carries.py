@@ -67,7 +67,7 @@ class CarrySampler:
 
     @cached_property
     def _sum_chances(self) -> tuple[np.ndarray, np.ndarray]:
-        """Chance of carry y out, [a, e, x, y], given a digits of which e lead and a carry x in; first and other columns."""
+        """Chance [a, e, x, y] of carry y out given a digits (e leading) and carry x in: first and other columns."""
         tables = []
         for lowest, weights in zip((0, 1), self._weights, strict=True):
             table = np.zeros((self.operands + 1, self.operands + 1, self.operands, self.operands))
@@ -84,7 +84,7 @@ class CarrySampler:
         return tables[0], tables[1]
 
     def _transitions(self, place: int) -> np.ndarray:
-        """Return the chance of (e numbers ending, carry y out) given (a digits, carry x in) at `place`: [a, e, x, y]."""
+        """Return the chance [a, e, x, y] of e numbers ending and carry y out given a digits and carry x in."""
         stop = self._stops(place)
         chances = self._sum_chances[0 if place == 0 else 1].copy()
         for a in range(self.operands + 1):
@@ -94,7 +94,7 @@ class CarrySampler:
 
     @cached_property
     def _ahead(self) -> list[np.ndarray]:
-        """Chance, by place, that a state before that place ends with the wanted chain: [wanted, a, carry, run, reached].
+        """Chance, by place, that the state before it ends with the wanted chain: [wanted, a, carry, run, reached].
 
         A run longer than wanted has chance 0; wanted 0 counts as reached from the start.
         """
@@ -123,7 +123,7 @@ class CarrySampler:
 
     @staticmethod
     def _grow(table: np.ndarray) -> np.ndarray:
-        """Return what `table` holds for the state after one more carrying column: run + 1, and reached at the length."""
+        """Return what `table` holds after one more carrying column: run + 1, and reached when that is the length."""
         grown = np.zeros_like(table)
         grown[..., :-1, :] = table[..., 1:, :]
         for wanted in range(1, len(table)):

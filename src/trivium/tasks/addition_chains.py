@@ -4,48 +4,9 @@ import re
 
 import numpy as np
 
-from trivium.tasks.addition_formats import DIGITS, THINK, THINK_END, Notation
-from trivium.tasks.alphabet import Alphabet
-from trivium.tasks.base import ANSWER, CHAIN, PROMPT, Example, Step, Verdict
-
-
-def chain_regions(alphabet: Alphabet, example: Example) -> list[int]:
-    """Return the region of each token: the chain runs from the prompt's end through `</think>`."""
-    chain, closing, answer = example.answer.partition(THINK_END)
-    if not closing:
-        chain, answer = "", example.answer
-    lengths = [len(alphabet.encode(part)) for part in (example.prompt, chain + closing, answer)]
-    return [PROMPT] * lengths[0] + [CHAIN] * lengths[1] + [ANSWER] * lengths[2]
-
-
-def strip_end(alphabet: Alphabet, text: str) -> tuple[str, bool]:
-    """Return (text without the end and pad symbols that close it, whether an end symbol closed it)."""
-    ended = False
-    while True:
-        if alphabet.end and text.endswith(alphabet.end):
-            text, ended = text[: -len(alphabet.end)], True
-        elif text.endswith(alphabet.pad):
-            text = text[: -len(alphabet.pad)]
-        else:
-            return text, ended
-
-
-def judge(alphabet: Alphabet, wanted: str, text: str) -> Verdict:
-    """Compare the answer of `text` with that of `wanted`: what stands between `</think>`, if any, and the end symbol."""
-    body, ended = strip_end(alphabet, text)
-    chain, closing, answer = body.partition(THINK_END)
-    if not closing:
-        answer = body
-        if body.startswith(THINK):
-            return Verdict(False, None, f"the chain has no {THINK_END}")
-    expected = strip_end(alphabet, wanted)[0]
-    if THINK_END in expected:
-        expected = expected.partition(THINK_END)[2]
-    if not ended:
-        return Verdict(False, answer or None, "the answer does not end")
-    if answer != expected:
-        return Verdict(False, answer, f"{expected} is right")
-    return Verdict(True, answer)
+from trivium.tasks.addition_formats import DIGITS, Notation
+from trivium.tasks.answers import THINK, THINK_END, judge, strip_end
+from trivium.tasks.base import Example, Step, Verdict
 
 
 def verify(notation: Notation, example: Example, text: str) -> Verdict:

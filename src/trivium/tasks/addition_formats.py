@@ -7,9 +7,10 @@ from typing import Literal
 
 from trivium.registry import UserError
 from trivium.tasks.alphabet import Alphabet
+from trivium.tasks.answers import THINK, THINK_END
 
 DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-THINK, THINK_END, NOOP, END, PAD_SYMBOL = "<think>", "</think>", "<noop>", "<end>", "<pad>"
+NOOP, END, PAD_SYMBOL = "<noop>", "<end>", "<pad>"
 
 Format = Literal["plain", "reversed", "delimited", "column", "reversed_chain"]
 

@@ -195,7 +195,7 @@ def check_splits(space: Space) -> None:
     if space.ordered_size <= ENUMERATED:
         problems, probabilities_B = _enumerate(space)
         hashes_B = problem_hashes(problems)
-        chains_B = problems.longest_chains_B() if space.stratified else np.zeros(len(hashes_B), dtype=np.int16)
+        chains_B = problems.longest_chains() if space.stratified else np.zeros(len(hashes_B), dtype=np.int16)
         for chain in np.unique(chains_B):
             stratum_B = chains_B == chain
             name = f" with a longest carry chain of {chain}" if space.stratified else ""
