@@ -155,7 +155,11 @@ class Addition(Task):
         return Example(self.notation.write_prompt(operands), self.notation.write_answer(operands), tags)
 
     def example(self, split: Split, index: int, stage: int = 0) -> Example:
-        return self.example_of(self._draw(split, np.array([index]))[0].operands(0))
+        return self.examples(split, np.array([index]))[0]
+
+    def examples(self, split: Split, indices: np.ndarray, stage: int = 0) -> list[Example]:
+        problems = self._draw(split, np.asarray(indices))[0]
+        return [self.example_of(problems.operands(row)) for row in range(len(indices))]
 
     def _draw(self, split: Split, indices_B: np.ndarray) -> tuple[Problems, np.ndarray]:
         return draw(self.config.space, self.config.seed, split, indices_B)

@@ -111,6 +111,10 @@ class Task(ABC):
     def example(self, split: Split, index: int, stage: int = 0) -> Example:
         """Return problem `index` of `split`: a pure function of (config, split, index, stage)."""
 
+    def examples(self, split: Split, indices: np.ndarray, stage: int = 0) -> list[Example]:
+        """Return the problems at `indices`, each equal to `example` of it; vectorised tasks override this."""
+        return [self.example(split, int(index), stage) for index in indices]
+
     @abstractmethod
     def canonical(self, example: Example) -> Hashable:
         """Return the key under which two examples are the same problem (sorted operands, for addition)."""
@@ -178,7 +182,7 @@ class Task(ABC):
 
     def gather(self, split: Split, indices: np.ndarray, stage: int = 0) -> Batch:
         """Return the problems at `indices` as one batch; vectorised tasks override this."""
-        return self.collate([self.example(split, int(index), stage) for index in indices])
+        return self.collate(self.examples(split, indices, stage))
 
     def batch(self, split: Split, start: int, count: int, stage: int = 0) -> Batch:
         """Return problems start .. start+count-1 of `split` as one batch, equal to collating `example` of each."""

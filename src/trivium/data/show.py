@@ -1,0 +1,85 @@
+"""Problems laid open: each with its tokens, their position ids, and which of them the loss and the scores count."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from trivium.config import UserError
+from trivium.data.positions import block_ids, token_ids
+from trivium.tasks.base import CHAIN, Example, Split, Task
+
+REGION_NAMES = ("prompt", "chain", "answer", "pad")
+
+
+@dataclass(frozen=True)
+class ShownToken:
+    """One token of a problem: `position` is its position id, `scored` whether a model is trained to write it."""
+
+    text: str
+    id: int
+    position: int
+    digit: bool
+    region: str
+    scored: bool
+
+
+@dataclass(frozen=True)
+class ShownExample:
+    """One problem and its tokens, the end symbol included."""
+
+    example: Example
+    tokens: tuple[ShownToken, ...]
+
+    @property
+    def text(self) -> str:
+        return self.example.prompt + self.example.answer
+
+
+def show_example(
+    task: Task, example: Example, *, positions: Literal["block", "token"] = "block", chain_loss: bool = True
+) -> ShownExample:
+    """Return the tokens of one problem; `positions` names the ids: runs of digits, or places in the sequence."""
+    alphabet = task.alphabet
+    ids = alphabet.encode(example.prompt + example.answer)
+    regions = task.regions(example)
+    weights = [0.0, *task.encode(example)[2]] if ids else []
+    array = np.array(ids, dtype=np.int64)
+    places = block_ids(array, alphabet.digit_ids) if positions == "block" else token_ids(array)
+    tokens = [
+        ShownToken(
+            text=alphabet.symbols[index],
+            id=index,
+            position=int(place),
+            digit=index in alphabet.digit_ids,
+            region=REGION_NAMES[region],
+            scored=weight > 0 and (chain_loss or region != CHAIN),
+        )
+        for index, place, region, weight in zip(ids, places, regions, weights, strict=True)
+    ]
+    return ShownExample(example, tuple(tokens))
+
+
+def show_examples(
+    task: Task,
+    split: Split,
+    count: int,
+    *,
+    positions: Literal["block", "token"] = "block",
+    chain_loss: bool = True,
+) -> list[ShownExample]:
+    """Return the first `count` problems of `split`, or all of a smaller one."""
+    if count < 1:
+        raise UserError(f"count: expected 1 or more, got {count}")
+    size = task.size(split)
+    indices = range(count if size is None else min(count, size))
+    return [
+        show_example(task, task.example(split, index), positions=positions, chain_loss=chain_loss) for index in indices
+    ]
+
+
+def show_expression(
+    task: Task, expression: str, *, positions: Literal["block", "token"] = "block", chain_loss: bool = True
+) -> ShownExample:
+    """Return the problem that a person typed, such as `99+21`; UserError when the task has no place for it."""
+    return show_example(task, task.parse(expression), positions=positions, chain_loss=chain_loss)
