@@ -28,7 +28,7 @@ SCALARS = "checkpoint.json"
 _log = logging.getLogger("trivium")
 
 
-class DamagedCheckpoint(RuntimeError):
+class CheckpointError(RuntimeError):
     """A checkpoint that is not what was written: a file is missing, cut short or altered."""
 
 
@@ -67,7 +67,7 @@ def load_model_tensors(model: nn.Module, tensors: dict[str, Tensor], source: Pat
 def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], scalars: dict[str, Any], *, keep: int) -> Path:
     """Write `folder`/step-N and drop all but the newest `keep`; return its path.
 
-    Raises OSError when it cannot be written and DamagedCheckpoint when it does not read back as written; in both
+    Raises OSError when it cannot be written and CheckpointError when it does not read back as written; in both
     cases what was there before is untouched and nothing half-written stays.
     """
     target = folder / f"step-{step}"
@@ -75,7 +75,7 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], scalars
         try:
             read_scalars(target)
             return target  # the same step of the same run holds the same values
-        except DamagedCheckpoint:
+        except CheckpointError:
             set_aside(target)
     folder.mkdir(parents=True, exist_ok=True)
     content = safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
@@ -100,7 +100,8 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], scalars
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
-    for old in list_checkpoints(folder)[:-keep]:
+    older = [path for path in list_checkpoints(folder) if _number(path) < step]
+    for old in [*older, target][:-keep]:
         shutil.rmtree(old)
     return target
 
@@ -113,7 +114,11 @@ def _digest(record: dict[str, Any]) -> str:
 def list_checkpoints(folder: Path) -> list[Path]:
     """Return the checkpoints in `folder`, oldest first, good or damaged."""
     paths = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
-    return sorted(paths, key=lambda path: int(path.name.removeprefix("step-")))
+    return sorted(paths, key=_number)
+
+
+def _number(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -130,41 +135,46 @@ def set_aside(path: Path) -> Path:
     return path.rename(target)
 
 
-def newest_good(folder: Path) -> Path | None:
-    """Return the newest checkpoint that is as it was written, or None; warn about each newer one that is not."""
+def newest_good(folder: Path, *, rename_damaged: bool = False) -> Path | None:
+    """Return the newest checkpoint that is as it was written, or None; warn about each newer one that is not.
+
+    The process that owns the run renames damaged ones, so that they never count among those to keep.
+    """
     for path in reversed(list_checkpoints(folder)):
         try:
             read_scalars(path)
             return path
-        except DamagedCheckpoint as error:
+        except CheckpointError as error:
             _log.warning("%s; using the one before it", error)
+            if rename_damaged:
+                set_aside(path)
     return None
 
 
 def read_scalars(path: Path) -> dict[str, Any]:
-    """Return the scalars of the checkpoint at `path` after checking all of it; raise DamagedCheckpoint if it is not whole."""
+    """Return the scalars of the checkpoint at `path` after checking all of it; raise CheckpointError if damaged."""
     try:
         record = json.loads((path / SCALARS).read_bytes())
         if record["digest"] != _digest(record):
-            raise DamagedCheckpoint(f"{path}: damaged: {SCALARS} is not as it was written")
+            raise CheckpointError(f"{path}: damaged: {SCALARS} is not as it was written")
         file = record["files"][TENSORS]
         size = (path / TENSORS).stat().st_size
         if size != file["bytes"]:
-            raise DamagedCheckpoint(f"{path}: damaged: {TENSORS} holds {size} bytes instead of {file['bytes']}")
+            raise CheckpointError(f"{path}: damaged: {TENSORS} holds {size} bytes instead of {file['bytes']}")
         with (path / TENSORS).open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
     except FileNotFoundError as error:
-        raise DamagedCheckpoint(f"{path}: damaged: {Path(error.filename).name} is missing") from None
+        raise CheckpointError(f"{path}: damaged: {Path(error.filename).name} is missing") from None
     except (ValueError, KeyError, TypeError):
-        raise DamagedCheckpoint(f"{path}: damaged: {SCALARS} is not as it was written") from None
+        raise CheckpointError(f"{path}: damaged: {SCALARS} is not as it was written") from None
     if digest != file["sha256"]:
-        raise DamagedCheckpoint(f"{path}: damaged: {TENSORS} is not as it was written (its SHA-256 differs)")
+        raise CheckpointError(f"{path}: damaged: {TENSORS} is not as it was written (its SHA-256 differs)")
     if record["format"] != FORMAT:
         raise UserError(f"{path}: a checkpoint of format {record['format']}; this program reads format {FORMAT}")
     return record
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return (tensors, scalars) of the checkpoint at `path`; raise DamagedCheckpoint if it is not whole."""
+    """Return (tensors, scalars) of the checkpoint at `path`; raise CheckpointError if it is not whole."""
     scalars = read_scalars(path)
     return safetensors.torch.load_file(path / TENSORS), scalars

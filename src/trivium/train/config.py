@@ -93,8 +93,8 @@ class TrainConfig:
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{name}: expected at least 0 and less than 1, got {getattr(self, name)}")
-        if not 0 <= self.seed < 2**31:
-            raise UserError(f"seed: expected a whole number from 0 to {2**31 - 1}, got {self.seed}")
+        if not 0 <= self.seed < 2**23:  # the stream of problems keeps 40 bits of a 64-bit index for each seed
+            raise UserError(f"seed: expected a whole number from 0 to {2**23 - 1}, got {self.seed}")
 
     def batch_examples(self, longest: int) -> int:
         """Return the examples of one step, over all devices together; `longest` is an example's most input tokens."""

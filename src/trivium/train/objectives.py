@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 import numpy as np
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from trivium.evaluate.teacher import loss_weights
 from trivium.tasks.base import Batch
@@ -27,5 +27,5 @@ class NextToken:
         The caller divides by the weight of the whole batch, over all its parts and devices, so that accumulation
         and several processes give the loss and gradients of one pass.
         """
-        losses = F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), reduction="none")
-        return losses @ weights_BT.flatten()
+        losses = cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), reduction="none")
+        return (losses * weights_BT.flatten()).sum()  # not a dot product, which autocast would round

@@ -10,7 +10,6 @@ import fcntl
 import json
 import os
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any
 
 from trivium.config import UserError, config_hash, from_dict, load_yaml, results_only, to_yaml
@@ -34,12 +33,12 @@ _LOCK = "run.lock"
 
 
 class Run:
-    """A run folder, held by this process as long as the context lasts."""
+    """A run folder. `open` claims it for this process, `close` lets others have it; only the owner may write."""
 
-    def __init__(self, folder: Path, config: RunConfig, lock: IO[str]):
-        self.folder = folder
+    def __init__(self, folder: str | Path, config: RunConfig):
+        self.folder = Path(folder)
         self.config = config
-        self._lock = lock
+        self._lock: IO[str] | None = None
 
     @property
     def checkpoints(self) -> Path:
@@ -63,22 +62,44 @@ class Run:
 
     def write_environment(self, environment: dict[str, Any]) -> None:
         """Record what the run depends on."""
-        write_whole(self.folder / ENVIRONMENT, json.dumps(environment, indent=1))
+        write_whole(self.folder / ENVIRONMENT, json.dumps(environment, indent=1) + "\n")
 
     def write_result(self, result: dict[str, Any], samples: list[dict[str, Any]]) -> None:
         """Write samples.jsonl, then result.json, which marks the run as finished."""
         write_whole(self.folder / SAMPLES, "".join(json.dumps(sample) + "\n" for sample in samples))
-        write_whole(self.folder / RESULT, json.dumps(result, indent=1))
+        write_whole(self.folder / RESULT, json.dumps(result, indent=1) + "\n")
+
+    def open(self) -> None:
+        """Make the folder, or claim one of the same configuration to continue it.
+
+        Raises UserError when the folder holds something else, a run of another configuration, or is being trained
+        by another process, and when it cannot be written.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            names = [path.name for path in self.folder.iterdir()]
+            strangers = [name for name in names if name != _LOCK and not name.endswith(".tmp")]
+            if strangers and CONFIG not in strangers:
+                raise UserError(
+                    f"{self.folder}: not a run folder: it holds {min(strangers)} but no {CONFIG}; give another folder"
+                )
+            self._lock = _hold(self.folder)
+            if CONFIG in strangers:
+                _refuse_other(self.folder, self.config)
+            else:
+                write_whole(self.folder / CONFIG, to_yaml(self.config))
+        except OSError as error:
+            self.close()
+            raise UserError(f"{self.folder}: cannot be written: {error.strerror or error}") from None
+        except UserError:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Let other processes have the folder."""
-        self._lock.close()
-
-    def __enter__(self) -> "Run":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
-        self.close()
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -92,34 +113,10 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def open_run(folder: str | Path, config: RunConfig) -> Run:
-    """Make the run folder, or open one of the same configuration to continue it.
-
-    Raises UserError when the folder holds something else, a run of another configuration, or is being trained
-    by another process, and when it cannot be written.
-    """
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        strangers = [path.name for path in folder.iterdir() if path.name != _LOCK and not path.name.endswith(".tmp")]
-        if strangers and not (folder / CONFIG).is_file():
-            raise UserError(
-                f"{folder}: not a run folder: it holds {min(strangers)} but no {CONFIG}; give another folder"
-            )
-        lock = _hold(folder)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be made into a run folder: {error.strerror or error}") from None
-    try:
-        if (folder / CONFIG).exists():
-            _refuse_other(folder, config)
-        else:
-            write_whole(folder / CONFIG, to_yaml(config))
-    except OSError as error:
-        lock.close()
-        raise UserError(f"{folder}: cannot be written: {error.strerror or error}") from None
-    except UserError:
-        lock.close()
-        raise
-    return Run(folder, config, lock)
+    """Return the claimed run folder; see `Run.open`."""
+    run = Run(folder, config)
+    run.open()
+    return run
 
 
 def _hold(folder: Path) -> IO[str]:

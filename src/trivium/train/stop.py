@@ -2,13 +2,13 @@
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
 
-class TrainingStopped(RuntimeError):
+class TrainingStopped(RuntimeError):  # noqa: N818 (an interruption is no error)
     """A run that ended early. `step` steps are done; `checkpoint` is the newest good one, None when there is none."""
 
     def __init__(self, message: str, step: int, checkpoint: Path | None):
@@ -35,20 +35,26 @@ class StorageFailed(TrainingStopped):
 
 
 class StopRequest:
-    """What the signal handlers have heard: the name of the first signal, or None."""
+    """What the signal handlers have heard: the name of the first signal, or None.
+
+    `at_once`, when set, makes the error that the next signal raises where it strikes, instead of being noted.
+    """
 
     def __init__(self) -> None:
         self.signal: str | None = None
+        self.at_once: Callable[[str], TrainingStopped] | None = None
 
     def hear(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt  # a second Ctrl-C does not wait for the checkpoint
         self.signal = signal.Signals(number).name
+        if self.at_once is not None:
+            raise self.at_once(self.signal)
 
 
 @contextmanager
 def listening() -> Iterator[StopRequest]:
-    """Note SIGINT and SIGTERM instead of dying from them; outside the main thread, where that is not allowed, do not."""
+    """Note SIGINT and SIGTERM instead of dying from them; only the main thread can, elsewhere nothing is noted."""
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request

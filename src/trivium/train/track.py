@@ -1,5 +1,6 @@
 """Where metrics go: metrics.jsonl always, and TensorBoard, Weights & Biases and Trackio when the recipe asks."""
 
+import errno
 import importlib
 import json
 import os
@@ -42,7 +43,7 @@ class Tracker:
     def __init__(self, path: Path, config: TrackConfig, settings: dict[str, Any], step: int = 0):
         load_extras(config)
         kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= step]
-        self._file = path.open("r+b" if path.exists() else "wb")
+        self._file = path.open("r+b" if path.exists() else "wb", buffering=0)
         self._file.truncate(sum(len(line) for line in kept))
         self._file.seek(0, os.SEEK_END)
         folder = path.parent
@@ -56,8 +57,9 @@ class Tracker:
 
     def log(self, row: Row) -> None:
         """Write `row`, which has "step" and "split", before returning: a killed process loses no finished row."""
-        self._file.write(json.dumps(row).encode() + b"\n")
-        self._file.flush()
+        line = json.dumps(row).encode() + b"\n"
+        if self._file.write(line) != len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if self._sinks:
             split = row["split"]
             scores = {f"{split}/{key}": value for key, value in row.items() if key not in ("step", "split")}

@@ -1,0 +1,344 @@
+"""The training loop, from a recipe to result.json: read it from top to bottom.
+
+Shapes: B examples of this process, T tokens, V vocabulary.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from trivium.config import UserError, to_dict
+from trivium.data.stream import TrainStream
+from trivium.evaluate.answers import evaluate
+from trivium.evaluate.teacher import teacher_forced
+from trivium.hub.folder import save_model
+from trivium.model.base import LanguageModel, ModelContext
+from trivium.model.context import model_context
+from trivium.ops.dispatch import chosen
+from trivium.tasks.base import Task
+from trivium.train.checkpoint import CheckpointError, newest_good, remove_leftovers, save_checkpoint
+from trivium.train.config import RunConfig
+from trivium.train.distributed import (
+    connected,
+    exchange,
+    from_first,
+    parallel,
+    sum_over_processes,
+    sum_tensor,
+    world_of_environment,
+)
+from trivium.train.environment import describe_environment
+from trivium.train.objectives import NextToken
+from trivium.train.optim import build_optimizer, clip_gradients, set_learning_rate
+from trivium.train.precision import Precision, choose_device, choose_precision
+from trivium.train.run import Run
+from trivium.train.schedule import learning_rate, run_length
+from trivium.train.state import Position, TrainingState
+from trivium.train.stop import Interrupted, StorageFailed, TrainingDiverged, listening
+from trivium.train.track import Tracker, load_extras
+
+PROGRESS_SECONDS = 0.25
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a progress line shows. `steps` and `seconds_left` are estimates when the length is given in tokens."""
+
+    step: int
+    steps: int
+    tokens: int
+    loss: float
+    exact_match: float | None
+    tokens_per_second: float
+    seconds_left: float
+
+
+def train(
+    config: RunConfig,
+    folder: str | Path,
+    *,
+    on_progress: Callable[[Progress], None] | None = None,
+    threads: int | None = None,
+) -> dict[str, Any]:
+    """Train `config` in the run folder `folder` and return the content of its result.json.
+
+    A folder with a checkpoint of the same configuration is continued, a finished one is returned as it is.
+    `on_progress` is called at most every quarter of a second; `threads` is used when the recipe names no number and
+    the folder has no record of one. Under torchrun every process calls this and the first one writes.
+
+    Raises UserError for wrong input, and TrainingStopped (Interrupted, TrainingDiverged, StorageFailed) for a run
+    that ended early.
+    """
+    # Everything that a wrong recipe can trip over comes before the folder is touched.
+    options = config.train
+    task = config.task.build()
+    context = model_context(task, config.model)
+    world = world_of_environment()
+    device = choose_device(options.device, world.local_rank)
+    precision = choose_precision(options.precision, device)
+    batch_size = options.batch_examples(task.max_length - 1)
+    if batch_size < world.size:
+        raise UserError(f"train.batch: {batch_size} examples cannot be shared by {world.size} processes")
+    stream = TrainStream(task, batch_size, options.seed)
+    length = run_length(options, batch_size, stream.examples_in_epoch)
+    objective = NextToken(options.chain_loss, options.prompt_loss)
+    validation_indices = task.distinct("validation", options.eval_examples)
+    load_extras(config.track)
+
+    with connected(world, device), listening() as request, ExitStack() as held:
+        run = Run(folder, config)
+        held.callback(run.close)
+        from_first(world, run.open)
+        finished = from_first(world, run.result)
+        if finished is not None:
+            return finished
+
+        # A continued run computes as its first start did: other threads or precision would give other values.
+        num_threads = options.threads or threads or torch.get_num_threads()
+        record = from_first(world, run.environment)
+        if record is not None and record["world_size"] == world.size:
+            num_threads = record["threads"]
+            if record["device"] == str(device):
+                precision = choose_precision(record["precision"]["name"], device)
+        held.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(num_threads)
+
+        torch.manual_seed(options.seed)
+        model = config.model.build(context).to(device).train()
+        optimizer = build_optimizer(model, options)
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        scaler = torch.amp.GradScaler(device.type, enabled=precision.name == "float16")
+        state = TrainingState(model, optimizer, scaler, Position(), options.seed, world, device)
+        state.seed_dropout()
+        from_first(world, lambda: remove_leftovers(run.checkpoints))
+        checkpoint: Path | None = from_first(world, lambda: newest_good(run.checkpoints, rename_damaged=True))
+        if checkpoint is not None:
+            state.load(checkpoint)
+        at = state.at
+
+        forward = cast(nn.Module, torch.compile(model)) if options.compile else model
+        forward = parallel(forward, world, device)
+
+        here = describe_environment(device)
+        if record is None:
+            record = {
+                **here,
+                "seed": options.seed,
+                "threads": torch.get_num_threads(),
+                "world_size": world.size,
+                "precision": {"name": precision.name, "reason": precision.reason},
+                "continued": [],
+            }
+        else:
+            record["continued"].append({"step": at.step, **here})
+        tracker: Tracker | None = None
+        if world.first:
+            run.write_environment(record)
+            tracker = Tracker(run.metrics, config.track, to_dict(config), at.step)
+            held.callback(tracker.close)
+
+        # Losses and gradient norms stay on the device until someone looks, so that a GPU never waits for Python.
+        unread: list[tuple[int, Tensor, Tensor]] = []
+        loss_value, norm_value = at.train_loss or math.nan, math.nan
+        first_step, shown = at.step, 0.0
+        saved = at.step if checkpoint is not None else None
+
+        def read_losses() -> None:
+            nonlocal loss_value, norm_value
+            values = torch.stack([torch.stack((loss, norm)) for _, loss, norm in unread]).tolist() if unread else []
+            steps = [step for step, _, _ in unread]
+            unread.clear()
+            for step, (loss_value, norm_value) in zip(steps, values, strict=True):
+                for name, value in (("loss", loss_value), ("gradient norm", norm_value)):
+                    overflowed = name == "gradient norm" and scaler.is_enabled()  # such a step is skipped, not lost
+                    if not math.isfinite(value) and not overflowed:
+                        indices = stream.indices(step).tolist()
+                        message = f"step {step + 1}: the {name} is {value} on training indices {_spans(indices)}"
+                        raise TrainingDiverged(message, step, checkpoint, indices)
+                at.row_loss += loss_value
+
+        def write_row(row: dict[str, Any]) -> None:
+            if tracker is None:
+                return
+            try:
+                tracker.log({"step": at.step, "tokens": at.tokens, "examples": at.examples, **row})
+            except OSError as error:
+                raise StorageFailed(f"step {at.step}: {run.metrics}: {error.strerror}", at.step, checkpoint) from error
+
+        def save() -> None:
+            nonlocal checkpoint, saved
+            tensors = state.tensors()
+
+            def write() -> Path:
+                assert tracker is not None
+                try:
+                    tracker.sync()
+                    return save_checkpoint(run.checkpoints, at.step, tensors, state.scalars(), keep=options.keep)
+                except (OSError, CheckpointError) as error:
+                    why = getattr(error, "strerror", None) or error
+                    message = f"step {at.step}: no checkpoint could be written in {run.checkpoints}: {why}"
+                    raise StorageFailed(message, at.step, checkpoint) from error
+
+            checkpoint, saved = from_first(world, write), at.step
+
+        clock = time.perf_counter()
+        while length.fraction(at.step, at.tokens) < 1:
+            batch = stream.batch(at.step, world.rank, world.size)
+            weights = objective.weights(batch)
+            heard = request.signal is not None
+            counts = [
+                float(weights.sum(dtype="float64")),
+                float(batch.lengths_B.sum()),
+                float(len(batch)),
+                float(heard),
+            ]
+            weight, tokens, examples, stop = sum_over_processes(counts, world, device)
+            if stop:
+                save()
+                name = request.signal or "a signal"
+                raise Interrupted(f"interrupted by {name} after step {at.step}", at.step, checkpoint)
+            if weight == 0:
+                raise UserError(f"train: nothing in the batch of step {at.step + 1} is scored; see chain_loss")
+
+            rate = learning_rate(options, at.step, length.fraction(at.step, at.tokens))
+            set_learning_rate(optimizer, rate)
+            tokens_BT = torch.from_numpy(batch.tokens_BT).to(device, non_blocking=True)
+            targets_BT = torch.from_numpy(batch.targets_BT).to(device, non_blocking=True)
+            weights_BT = torch.from_numpy(weights).to(device, non_blocking=True)
+            part = options.micro_batch or len(batch)
+            loss = torch.zeros((), device=device)
+            for start in range(0, len(batch), part):
+                rows = slice(start, start + part)
+                with exchange(forward, last=start + part >= len(batch)):
+                    with precision.autocast():
+                        logits_BTV, _ = forward(tokens_BT[rows])
+                    part_loss = objective.loss_sum(logits_BTV, targets_BT[rows], weights_BT[rows]) / weight
+                    # DDP averages gradients over processes; the loss of the whole batch needs their sum.
+                    scaler.scale(part_loss * world.size).backward()
+                    loss += part_loss.detach()
+            scaler.unscale_(optimizer)
+            norm = clip_gradients(parameters, options.clip)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad(set_to_none=True)
+
+            unread.append((at.step, sum_tensor(loss, world), norm))
+            at.step += 1
+            at.tokens += int(tokens)
+            at.examples += int(examples)
+            at.row_steps += 1
+            at.row_tokens += int(tokens)
+            ended = length.fraction(at.step, at.tokens) >= 1
+            log_due = ended or at.step % options.log_every == 0
+            eval_due = ended or at.step % options.eval_every == 0
+            save_due = ended or at.step % options.save_every == 0
+            if device.type == "cpu" or log_due or eval_due or save_due:
+                read_losses()
+            now = time.perf_counter()
+            at.seconds += now - clock
+            at.row_seconds += now - clock
+            clock = now
+
+            if log_due:
+                at.train_loss = at.row_loss / at.row_steps
+                write_row(
+                    {
+                        "split": "train",
+                        "loss": at.train_loss,
+                        "learning_rate": rate,
+                        "gradient_norm": norm_value if math.isfinite(norm_value) else None,
+                        "seconds": at.seconds,
+                        "tokens_per_second": at.row_tokens / at.row_seconds,
+                    }
+                )
+                at.row_steps, at.row_tokens, at.row_seconds, at.row_loss = 0, 0, 0.0, 0.0
+            if eval_due and world.first:
+                at.validation = teacher_forced(
+                    model,
+                    task,
+                    "validation",
+                    validation_indices,
+                    chain_loss=options.chain_loss,
+                    prompt_loss=options.prompt_loss,
+                    autocast=precision.autocast(),
+                )
+                write_row({"split": "validation", **at.validation})
+            if save_due:
+                save()
+            if eval_due or save_due:
+                clock = time.perf_counter()
+            if at.step == first_step + 1 and world.first:
+                record["operators"] = chosen()  # known once the model has run
+                run.write_environment(record)
+            if on_progress is not None and world.first and (ended or now - shown >= PROGRESS_SECONDS):
+                shown = now
+                done = length.fraction(at.step, at.tokens)
+                on_progress(
+                    Progress(
+                        step=at.step,
+                        steps=length.expected_steps(at.step, at.tokens, tokens),
+                        tokens=at.tokens,
+                        loss=loss_value,
+                        exact_match=at.validation["exact_match"] if at.validation else None,
+                        tokens_per_second=at.tokens / at.seconds,
+                        seconds_left=at.seconds * (1 - done) / done,
+                    )
+                )
+
+        # All that is left can be done again from the last checkpoint: a signal stops it where it strikes.
+        assert saved == at.step
+        request.at_once = lambda name: Interrupted(f"interrupted by {name} after the last step", at.step, checkpoint)
+        if request.signal is not None:
+            raise request.at_once(request.signal)
+
+        return from_first(world, lambda: _finish(run, model, task, context, at, precision))
+
+
+def _finish(
+    run: Run,
+    model: LanguageModel,
+    task: Task,
+    context: ModelContext,
+    at: Position,
+    precision: Precision,
+) -> dict[str, Any]:
+    """Save and score the trained model; return what result.json holds."""
+    config = run.config
+    save_model(run.model, model, config.task)
+    evaluation = evaluate(model, task, config.evaluate, split="test", chain_loss=config.train.chain_loss)
+    result = {
+        "status": "finished",
+        "step": at.step,
+        "tokens": at.tokens,
+        "examples": at.examples,
+        "seconds": at.seconds,
+        "tokens_per_second": at.tokens / at.seconds,
+        "parameters": config.model.num_params(context),
+        "flops_per_token": config.model.flops_per_token(context, context.max_length),
+        "state_bytes": config.model.state_bytes(context, context.max_length, torch.float32),
+        "precision": precision.name,
+        "threads": torch.get_num_threads(),
+        "device": precision.device,
+        "train_loss": at.train_loss,
+        "validation": at.validation,
+        "evaluation": evaluation,
+    }
+    samples = [{"verdict": name, **sample} for name in ("right", "wrong") for sample in evaluation["samples"][name]]
+    run.write_result(result, samples)
+    return json.loads(json.dumps(result))
+
+
+def _spans(indices: list[int]) -> str:
+    """Return indices in few words: a range if they follow one another, else the first eight and their number."""
+    if indices == list(range(indices[0], indices[0] + len(indices))):
+        return f"{indices[0]}..{indices[-1]}"
+    shown = ", ".join(str(index) for index in indices[:8])
+    return shown if len(indices) <= 8 else f"{shown} ... ({len(indices)} of them)"
