@@ -112,6 +112,7 @@ class AdditionConfig(TaskConfig):
 class Addition(Task):
     """Sums of natural numbers. Operands are Python integers of any size; text is in the config's format and base."""
 
+    checks_half_problems = True
     config: AdditionConfig
 
     def __init__(self, config: AdditionConfig):

@@ -95,10 +95,12 @@ class TaskConfig(ABC):
 class Task(ABC):
     """Makes, encodes and checks problems. Subclasses set `alphabet`, `max_length` and `version`.
 
-    `max_length` is the number of tokens of the longest possible prompt + answer.
+    `max_length` is the number of tokens of the longest possible prompt + answer. `checks_half_problems` says that
+    `verify` can judge an example without answer, once the generated text has completed its problem.
     """
 
     version: ClassVar[int] = 1
+    checks_half_problems: ClassVar[bool] = False
     config: Any
     alphabet: Alphabet
     max_length: int

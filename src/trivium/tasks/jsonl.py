@@ -44,7 +44,8 @@ def _parse_row(line: str, where: str) -> Example:
     return Example(row["prompt"], row["answer"], tags)
 
 
-def _numbered_rows(path: Path) -> Iterator[tuple[int, Example]]:
+def numbered_rows(path: Path) -> Iterator[tuple[int, Example]]:
+    """Yield (line number, problem) of a JSONL file as it stands; the errors are those of `read_rows`."""
     try:
         with path.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, start=1):
@@ -61,7 +62,7 @@ def read_rows(path: str | Path) -> list[Example]:
 
     Raises UserError with file and line when a line is not of the shape, and when the file has no problems.
     """
-    rows = [row for _, row in _numbered_rows(Path(path))]
+    rows = [row for _, row in numbered_rows(Path(path))]
     if not rows:
         raise UserError(f"{path}: holds no problems; {SHAPE}")
     return rows
@@ -147,7 +148,7 @@ class Jsonl(Task):
                 continue
             here: dict[str, str] = {}
             rows[split] = []
-            for number, row in _numbered_rows(path):
+            for number, row in numbered_rows(path):
                 if row.prompt in seen:
                     raise UserError(f"{path}:{number}: prompt {row.prompt!r} stands also at {seen[row.prompt]}")
                 here.setdefault(row.prompt, f"{path}:{number}")

@@ -1,0 +1,153 @@
+"""Score a model by the answers that it generates: every rate with its interval, sliced by the problems' tags."""
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from trivium.config import UserError
+from trivium.evaluate.chain import chain_scores
+from trivium.evaluate.config import EvaluateConfig
+from trivium.evaluate.statistics import rate
+from trivium.evaluate.teacher import score_batches
+from trivium.generate.engine import check_length, generate, longest_input
+from trivium.model.base import LanguageModel
+from trivium.tasks.base import Batch, Example, Split, Task, Verdict
+from trivium.tasks.jsonl import SHAPE, numbered_rows
+
+
+def evaluate(
+    model: LanguageModel,
+    task: Task,
+    config: EvaluateConfig,
+    *,
+    split: Split = "test",
+    temperature: float = 0.0,
+    seed: int = 0,
+    chain_loss: bool = True,
+    stage: int = 0,
+) -> dict[str, Any]:
+    """Generate an answer to each of `config.examples` distinct problems of `split` and check it.
+
+    Returns plain data: {"task", "task_version", "split", "examples", "asked", "temperature", "exact_match",
+    "token_accuracy", "generated_tokens_per_problem", "by_tag", "chain", "samples"}. A rate is a dict with Wilson's
+    interval. "examples" is below "asked" when the split has fewer distinct problems. "token_accuracy" is
+    teacher-forced; `chain_loss` says whether the chain's tokens count for it. "chain" is None without a chain.
+    """
+    indices = task.distinct(split, config.examples, stage)
+    examples = task.examples(split, indices, stage)
+    batches = (
+        task.gather(split, indices[start : start + config.batch], stage)
+        for start in range(0, len(indices), config.batch)
+    )
+    head = {"split": split, "examples": len(examples), "asked": config.examples}
+    return _scores(model, task, examples, batches, config, head, temperature, seed, chain_loss)
+
+
+def evaluate_file(
+    model: LanguageModel,
+    task: Task,
+    path: Path | str,
+    config: EvaluateConfig,
+    *,
+    temperature: float = 0.0,
+    seed: int = 0,
+    chain_loss: bool = True,
+) -> dict[str, Any]:
+    """Score every problem of a JSONL file of {"prompt", "answer", "tags"?} rows, as `evaluate` does.
+
+    Raises UserError with file and line for a row that is not of that shape, holds characters that the task does
+    not know, or is longer than the model reads.
+    """
+    examples = []
+    room = longest_input(model)
+    for number, example in numbered_rows(Path(path)):
+        if not example.answer.endswith(task.alphabet.end):
+            example = dataclasses.replace(example, answer=example.answer + task.alphabet.end)
+        try:
+            # The last token of an answer is predicted and never read.
+            check_length(len(task.alphabet.encode(example.prompt + example.answer)) - 1, room)
+        except UserError as error:
+            raise UserError(f"{path}:{number}: {error}") from None
+        examples.append(example)
+    if not examples:
+        raise UserError(f"{path}: holds no problems; {SHAPE}")
+    batches = (task.collate(examples[start : start + config.batch]) for start in range(0, len(examples), config.batch))
+    head = {"split": str(path), "examples": len(examples), "asked": len(examples)}
+    return _scores(model, task, examples, batches, config, head, temperature, seed, chain_loss)
+
+
+def _scores(
+    model: LanguageModel,
+    task: Task,
+    examples: Sequence[Example],
+    batches: Iterable[Batch],
+    config: EvaluateConfig,
+    head: dict[str, Any],
+    temperature: float,
+    seed: int,
+    chain_loss: bool,
+) -> dict[str, Any]:
+    alphabet = task.alphabet
+    forced = score_batches(model, batches, chain_loss=chain_loss)
+    wanted = max(len(alphabet.encode(example.answer)) for example in examples)
+    generations = generate(
+        model,
+        [alphabet.encode(example.prompt) for example in examples],
+        end_id=alphabet.end_id,
+        max_new_tokens=max(wanted, task.max_length),
+        temperature=temperature,
+        seed=seed,
+        batch=config.batch,
+    )
+    texts = [alphabet.decode(generation.tokens) for generation in generations]
+    verdicts = [task.verify(example, text) for example, text in zip(examples, texts, strict=True)]
+    correct = [verdict.correct for verdict in verdicts]
+    return {
+        "task": task.config.kind,
+        "task_version": task.version,
+        **head,
+        "temperature": temperature,
+        "exact_match": rate(sum(correct), len(correct)),
+        "token_accuracy": forced["token_accuracy"],
+        "generated_tokens_per_problem": sum(len(generation.tokens) for generation in generations) / len(generations),
+        "by_tag": _by_tag(examples, correct),
+        "chain": chain_scores(model, task, examples, texts, batch=config.batch),
+        "samples": _samples(examples, texts, verdicts, config.samples),
+    }
+
+
+def _by_tag(examples: Sequence[Example], correct: Sequence[bool]) -> dict[str, dict[str, Any]]:
+    slices: dict[str, dict[int | str, list[bool]]] = defaultdict(lambda: defaultdict(list))
+    for example, right in zip(examples, correct, strict=True):
+        for tag, value in example.tags.items():
+            slices[tag][value].append(right)
+    # Numbers in their order, then words; as text, since JSON knows no other keys.
+    return {
+        tag: {
+            str(value): rate(sum(values[value]), len(values[value]))
+            for value in sorted(values, key=lambda value: (isinstance(value, str), value))
+        }
+        for tag, values in slices.items()
+    }
+
+
+def _samples(
+    examples: Sequence[Example], texts: Sequence[str], verdicts: Sequence[Verdict], count: int
+) -> dict[str, list[dict[str, Any]]]:
+    kept: dict[str, list[dict[str, Any]]] = {"right": [], "wrong": []}
+    for example, text, verdict in zip(examples, texts, verdicts, strict=True):
+        chosen = kept["right" if verdict.correct else "wrong"]
+        if len(chosen) < count:
+            chosen.append(
+                {
+                    "prompt": example.prompt,
+                    "generated": text,
+                    "wanted": example.answer,
+                    "correct": verdict.correct,
+                    "reason": verdict.reason,
+                    "tags": dict(example.tags),
+                }
+            )
+    return kept

@@ -1,0 +1,82 @@
+"""Is a chain of thought true, does the answer follow from it, and does the model use what it wrote?"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from trivium.evaluate.statistics import rate
+from trivium.generate.engine import generate, longest_input
+from trivium.model.base import LanguageModel
+from trivium.tasks.answers import THINK_END
+from trivium.tasks.base import Example, Task
+
+
+def chain_scores(
+    model: LanguageModel,
+    task: Task,
+    examples: Sequence[Example],
+    texts: Sequence[str],
+    *,
+    seed: int = 0,
+    batch: int = 256,
+) -> dict[str, Any] | None:
+    """Judge the chains in `texts`, which `model` generated for `examples`; None where no example wants a chain.
+
+    Returns {"problems": those that want a chain, and rates with Wilson's interval:
+    "steps_true": of the steps that were written, those that are true;
+    "all_steps_true": of the problems, those with a chain of true steps only;
+    "answer_follows": of the problems, those whose answer is the one that their own chain leads to;
+    "corrupted_changes": of the problems with a chain to corrupt, those whose answer changes when one digit of one
+    step is changed and the model goes on, greedily, from there;
+    "corrupted_follows": of the same, those that then answer what the corrupted chain leads to}.
+    """
+    wanted = [index for index, example in enumerate(examples) if task.steps(example, example.answer)]
+    if not wanted:
+        return None
+    examples = [examples[index] for index in wanted]
+    texts = [texts[index] for index in wanted]
+    steps = [task.steps(example, text) for example, text in zip(examples, texts, strict=True)]
+    written = [step.true for chain in steps for step in chain]
+    follows = [_follows(task, example, text) for example, text in zip(examples, texts, strict=True)]
+    changed, obeyed = _corrupt(model, task, examples, texts, seed, batch)
+    return {
+        "problems": len(examples),
+        "steps_true": rate(sum(written), len(written)),
+        "all_steps_true": rate(sum(bool(chain) and all(step.true for step in chain) for chain in steps), len(steps)),
+        "answer_follows": rate(sum(follows), len(follows)),
+        "corrupted_changes": rate(sum(changed), len(changed)),
+        "corrupted_follows": rate(sum(obeyed), len(obeyed)),
+    }
+
+
+def _follows(task: Task, example: Example, text: str) -> bool:
+    implied = task.answer_from_steps(example, text)
+    return implied is not None and task.verify(example, text).answer == implied
+
+
+def _corrupt(
+    model: LanguageModel, task: Task, examples: Sequence[Example], texts: Sequence[str], seed: int, batch: int
+) -> tuple[list[bool], list[bool]]:
+    """Return (answer changed, answer is that of the corrupted chain) of each problem whose chain can be corrupted."""
+    room = longest_input(model)
+    chosen: list[tuple[Example, str, str]] = []
+    prompts: list[list[int]] = []
+    for index, (example, text) in enumerate(zip(examples, texts, strict=True)):
+        corrupted = task.corrupt_step(example, text, np.random.default_rng((seed, index)))
+        if corrupted is None:
+            continue
+        chain, closing, _ = corrupted.partition(THINK_END)
+        prompt = task.alphabet.encode(example.prompt + chain + closing)
+        if len(prompt) <= room:
+            chosen.append((example, text, chain + closing))
+            prompts.append(prompt)
+    generations = generate(
+        model, prompts, end_id=task.alphabet.end_id, max_new_tokens=task.max_length, temperature=0.0, batch=batch
+    )
+    changed, obeyed = [], []
+    for (example, text, chain), generation in zip(chosen, generations, strict=True):
+        answer = task.alphabet.decode(generation.tokens)
+        changed.append(answer != text.partition(THINK_END)[2])
+        obeyed.append(_follows(task, example, chain + answer))
+    return changed, obeyed
