@@ -34,7 +34,7 @@ def save_model(folder: str | Path, model: LanguageModel, task_config: TaskConfig
     """
     folder = Path(folder)
     task = task_config.build()
-    described = _describe(model, task_config, task)
+    described = _describe(model, task)
     _check_replaceable(folder, described)
     with _written_aside(folder) as aside:
         _write_json(aside / CONFIG_FILE, described)
@@ -72,14 +72,15 @@ def load_model(folder: str | Path) -> tuple[LanguageModel, CharacterTokenizer, T
     model.load_state_dict(tensors, assign=True)
     task = task_config.build()
     tokenizer = CharacterTokenizer.load(folder)
-    if len(task.alphabet) != context.vocab_size:
+    if tokenizer.alphabet != task.alphabet or len(tokenizer) != context.vocab_size:
         raise UserError(
-            f"{where}: the task has {len(task.alphabet)} symbols and the model was made for {context.vocab_size}"
+            f"{where}: model ({context.vocab_size} symbols), tokenizer ({len(tokenizer)}) and task "
+            f"({len(task.alphabet)}) do not have the same alphabet"
         )
     return model.eval(), tokenizer, task
 
 
-def _describe(model: LanguageModel, task_config: TaskConfig, task: Task) -> dict[str, Any]:
+def _describe(model: LanguageModel, task: Task) -> dict[str, Any]:
     """Return config.json: the usual names for other programs, and the exact configs for this one."""
     config = to_dict(model.config)
     usual = {
@@ -100,7 +101,8 @@ def _describe(model: LanguageModel, task_config: TaskConfig, task: Task) -> dict
         "trivium_version": trivium.__version__,
         "model": config,
         "context": to_dict(model.context),
-        "task": to_dict(task_config),
+        # The task's own config has what it read from files filled in, so that loading does not need them.
+        "task": to_dict(task.config),
         "task_version": task.version,
     }
 
@@ -132,7 +134,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     for key in ("model", "context", "task"):
         if not isinstance(described.get(key), Mapping):
             raise UserError(f"{path}: {key}: missing")
-    return described
+    return dict(described)
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

@@ -152,6 +152,11 @@ def _format_mixer(mixer: MixerConfig) -> str:
     for item in dataclasses.fields(mixer):
         value = getattr(mixer, item.name)
         if item.init and value != item.default:
-            text = yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("...\n").strip()
-            options.append(f"{item.name}={text}")
+            options.append(f"{item.name}={_format_value(value)}")
     return mixer.kind + (f"({', '.join(options)})" if options else "")
+
+
+def _format_value(value: Any) -> str:
+    if isinstance(value, str) and (not _NAME.fullmatch(value) or parse_scalar(value) != value):
+        return "'" + value.replace("'", "''") + "'"
+    return yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("...\n").strip()
