@@ -1,0 +1,174 @@
+"""The page of a study, from its results.json alone."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trivium.config import UserError, to_yaml
+from trivium.report.figures import Row, Series, Style, intervals, learning_curves, save, styles
+from trivium.report.folder import read_json
+from trivium.report.html import Picture, Section, samples_of, write_page
+from trivium.report.tables import (
+    cost_table,
+    fairness_table,
+    learning_table,
+    percent,
+    record_table,
+    tag_tables,
+    tuning_table,
+)
+from trivium.report.words import describe_study
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SCHEMA = 1
+SAMPLES = 5
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """Return the content of a results.json; raise UserError when it is not one that this version can read."""
+    results = read_json(path)
+    if results is None:
+        raise UserError(f"{path}: no such file")
+    if results.get("schema") != SCHEMA or "variants" not in results:
+        raise UserError(f"{path}: not a study's results of schema {SCHEMA} (it says {results.get('schema')!r})")
+    return results
+
+
+def write_study_page(results: Mapping[str, Any], path: Path) -> Path:
+    """Write report.html of `results` to `path` and return that."""
+    recipe = results["recipe"]
+    task = recipe["task"]
+    details = ", ".join(f"{key} {task[key]}" for key in ("format", "base", "max_digits") if key in task)
+    subtitle = f"{task['kind']}{': ' + details if details else ''}. {_count_runs(results)}."
+    return write_page(path, title=f"Trivium study: {recipe['name']}", subtitle=subtitle, sections=_sections(results))
+
+
+def study_figures(results: Mapping[str, Any]) -> dict[str, "Figure"]:
+    """Return the figures of a study by name: exact_match, loss, tokens_to_N for each threshold, final."""
+    looks = styles({name: variant["mixer"] for name, variant in results["variants"].items()})
+    thresholds = results["thresholds"]
+    figures = {
+        "exact_match": learning_curves(
+            _series(results, looks, "exact_match"),
+            label="Exact match on validation problems",
+            percent=True,
+            thresholds=thresholds,
+        ),
+        "loss": learning_curves(_series(results, looks, "loss"), label="Validation loss, nats per token"),
+    }
+    for level in thresholds:
+        rows = []
+        for name, variant in results["variants"].items():
+            values = variant["tokens_to"][f"{level:g}"]
+            note = f"{values['reached']} of {values['seeds']} seeds reached it"
+            shown = note if values["reached"] < values["seeds"] else ""
+            ends = (values["mean"], values["low"], values["high"])
+            rows.append(Row(name, looks[name], *ends, values["values"], shown))
+        figures[f"tokens_to_{100 * level:g}"] = intervals(rows, label=f"Training tokens to {percent(level, 0)}")
+    rows = []
+    for name, variant in results["variants"].items():
+        values = variant["exact_match"]
+        rows.append(Row(name, looks[name], values["mean"], values["low"], values["high"], values["values"]))
+    figures["final"] = intervals(rows, label="Exact match on test problems", percent=True)
+    return figures
+
+
+def figure_for_readme(results: Mapping[str, Any], path: Path) -> Path:
+    """Write the study's learning curves, its one picture, to `path` (.svg or .png)."""
+    return save(study_figures(results)["exact_match"], path)
+
+
+def _sections(results: Mapping[str, Any]) -> list[Section]:
+    figures = study_figures(results)
+    looks = styles({name: variant["mixer"] for name, variant in results["variants"].items()})
+    tuning = tuning_table(results)
+    levels = [f"tokens_to_{100 * level:g}" for level in results["thresholds"]]
+    variants = results["variants"]
+    sections = [
+        Section("What the numbers show", words=describe_study(results), tables=[learning_table(results)]),
+        Section(
+            "Learning curves",
+            words=["Mean over seeds; the band reaches from the lowest seed to the highest."],
+            pictures=[
+                Picture(figures["exact_match"], _in_words(results)),
+                Picture(figures["loss"], "Validation loss against training tokens, one curve a variant."),
+            ],
+        ),
+        Section(
+            "Tokens to a threshold",
+            words=[results["tokens_rule"], "Dots are seeds; the band is the 95 % interval of the mean."],
+            pictures=[Picture(figures[level], _in_words(results)) for level in levels],
+        ),
+        Section(
+            "Final exact match",
+            words=["Dots are seeds; the band is the 95 % interval of the mean, cut at 0 and 100 %."],
+            pictures=[Picture(figures["final"], _in_words(results))],
+        ),
+        Section("What each variant costs", tables=[cost_table(results)]),
+        Section("What is equal, and what is not", tables=[fairness_table(results)]),
+    ]
+    if tuning is not None:
+        sections.append(Section("Tuning", tables=[tuning]))
+    slices = tag_tables({name: variant["by_tag"] for name, variant in variants.items()})
+    if slices:
+        sections.append(Section("Scores by slice", words=["Exact match on test problems."], tables=slices))
+    sections.append(
+        Section(
+            "Right and wrong answers",
+            words=["From the first seed of each variant, what it wrote after the prompt."],
+            samples=[
+                (name, looks[name].colour, samples_of(variant["samples"], SAMPLES))
+                for name, variant in variants.items()
+            ],
+        )
+    )
+    environment = {**results["environment"], "jobs side by side": results["jobs"], "threads a run": results["threads"]}
+    sections.append(Section("Environment", tables=[record_table("Environment", environment)]))
+    recipe = to_yaml(results["recipe"])
+    sections.append(Section("Reproduce", code=results["command"], folded=("The recipe, every field resolved", recipe)))
+    return sections
+
+
+def _series(results: Mapping[str, Any], looks: Mapping[str, Style], key: str) -> list[Series]:
+    series = []
+    for name, variant in results["variants"].items():
+        curves = [seed["curve"] for seed in variant["seeds"].values() if seed["status"] == "finished"]
+        tokens, values = [], []
+        # Seeds see the same steps with slightly different numbers of tokens, so points are joined by step.
+        for step in sorted({step for curve in curves for step in curve["step"]}):
+            places = [(curve, curve["step"].index(step)) for curve in curves if step in curve["step"]]
+            found = [curve[key][place] for curve, place in places if curve[key][place] is not None]
+            if len(places) == len(curves) and len(found) == len(curves):
+                tokens.append(_mean([curve["tokens"][place] for curve, place in places]))
+                values.append(found)
+        if tokens:
+            means, lows, highs = ([end(found) for found in values] for end in (_mean, min, max))
+            series.append(Series(name, looks[name], tokens, means, lows, highs))
+    return series
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _in_words(results: Mapping[str, Any]) -> str:
+    return "; ".join(
+        f"{name}: {percent(variant['exact_match']['mean'])} exact match at the end, "
+        + ", ".join(
+            f"{percent(level, 0)} after {_or_never(variant['tokens_to'][f'{level:g}']['mean'])} tokens"
+            for level in results["thresholds"]
+        )
+        for name, variant in results["variants"].items()
+    )
+
+
+def _or_never(tokens: float | None) -> str:
+    return "an unknown number of" if tokens is None else f"{tokens:,.0f}"
+
+
+def _count_runs(results: Mapping[str, Any]) -> str:
+    runs = [seed for variant in results["variants"].values() for seed in variant["seeds"].values()]
+    done = sum(run["status"] == "finished" for run in runs)
+    return f"{done} of {len(runs)} runs finished" if done < len(runs) else f"{done} runs"

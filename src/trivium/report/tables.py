@@ -1,0 +1,201 @@
+"""Tables with the same rows for the terminal and for a page, and the way in which numbers are written."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table as RichTable
+
+MISSING = "–"
+UNITS = {"parameters": "parameters", "flops": "FLOPs per token"}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under named columns; the first column is a name, the others are numbers unless `text`."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+    text: bool = False
+
+
+def to_rich(table: Table) -> "RichTable":
+    """Return `table` for a rich console."""
+    from rich import box
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    rich = RichTable(title=table.title, caption=table.note or None, title_justify="left", caption_justify="left")
+    rich.box = box.SIMPLE_HEAD
+    rich.title_style, rich.caption_style = "bold", "dim"
+    for number, column in enumerate(table.columns):
+        rich.add_column(Text(column), justify="left" if table.text or number == 0 else "right", overflow="fold")
+    for row in table.rows:
+        # Text, since a name or an answer may hold what rich would read as markup.
+        rich.add_row(*(Text(cell) for cell in row))
+    return rich
+
+
+def learning_table(results: Mapping[str, Any]) -> Table:
+    """Return what each variant learned: final exact match, its difference to the baseline, tokens to thresholds."""
+    levels = [f"{level:g}" for level in results["thresholds"]]
+    rows = []
+    for name, variant in results["variants"].items():
+        row = [name, write_interval(variant["exact_match"]), _difference(name, variant, results["baseline"])]
+        rows.append(row + [_tokens(variant["tokens_to"][level]) for level in levels])
+    columns = ["variant", "exact match", f"against {results['baseline']}"]
+    columns += [f"tokens to {percent(float(level), 0)}" for level in levels]
+    note = "Means over seeds, with Student's t intervals at 95 %; differences are paired by seed, in points."
+    return Table("What each token taught", columns, rows, note)
+
+
+def cost_table(results: Mapping[str, Any]) -> Table:
+    """Return what each variant costs: parameters, FLOPs and state bytes per token, tokens/s."""
+    rows = []
+    for name, variant in results["variants"].items():
+        sizes, relative = variant["sizes"], variant["relative"]
+        rows.append(
+            [
+                name,
+                _relative(f"{sizes['parameters']:,}", relative["parameters"]),
+                _relative(f"{sizes['flops_per_token']:,.0f}", relative["flops_per_token"]),
+                f"{sizes['state_bytes_per_token']:,.0f}",
+                f"{variant['tokens_per_second']:,.0f}" if variant["tokens_per_second"] else MISSING,
+            ]
+        )
+    note = (
+        f"Forward FLOPs and decoding-state bytes at {results['length']} tokens; training tokens/s is the median over "
+        f"seeds, with {results['jobs']} runs side by side."
+    )
+    columns = ["variant", "parameters", "FLOPs/token", "state bytes/token", "tokens/s"]
+    return Table("What each variant costs", columns, rows, note)
+
+
+def fairness_table(results: Mapping[str, Any]) -> Table:
+    """Return what is held equal and what differs: changes, matching, tokens, seeds, precision, threads, optimizer."""
+    rows = []
+    for name, variant in results["variants"].items():
+        changes = ", ".join(f"{key}: {value}" for key, value in variant["changes"].items()) or "the recipe's own"
+        match = variant["match"]
+        optimizer = variant["optimizer"]
+        done = [seed for seed in variant["seeds"].values() if seed["status"] == "finished"]
+        tokens = sorted({seed["tokens"] for seed in done})
+        rows.append(
+            [
+                name,
+                changes,
+                f"{UNITS[match['by']]} of {match['to']}" if match["by"] else "the reference",
+                " to ".join(f"{count:,}" for count in (tokens[:1] + tokens[1:][-1:])) or MISSING,
+                ", ".join(variant["seeds"]),
+                str(variant["precision"] or MISSING),
+                str(variant["threads"] or MISSING),
+                f"{optimizer['name']}, {optimizer['schedule']}",
+                f"{variant['learning_rate']:g}",
+                _budget(variant["tuning"]),
+            ]
+        )
+    columns = ["variant", "changes", "matched to", "tokens", "seeds", "precision", "threads", "optimizer"]
+    return Table("What is equal, and what is not", [*columns, "learning rate", "tuning"], rows, text=True)
+
+
+def tuning_table(results: Mapping[str, Any]) -> Table | None:
+    """Return the outcome of the learning-rate grid, None when there was none."""
+    rows = [
+        [
+            name,
+            f"{row['learning_rate']:g}",
+            percent(row["exact_match"]),
+            MISSING if row["loss"] is None else f"{row['loss']:.4f}",
+            "chosen" if row["chosen"] else "; ".join(row["errors"].values()),
+        ]
+        for name, variant in results["variants"].items()
+        for row in variant["tuning"]
+    ]
+    if not rows:
+        return None
+    note = "Mean over the tuning seeds at the end of training, on the validation split; best exact match, then loss."
+    return Table("Tuning", ["variant", "learning rate", "exact match", "loss", ""], rows, note)
+
+
+def tag_tables(slices: Mapping[str, Mapping[str, Any]]) -> list[Table]:
+    """Return a table for each tag: the exact match of every name in `slices` (name -> tag -> value -> rate)."""
+    tables = []
+    tags = dict.fromkeys(tag for scores in slices.values() for tag in scores)
+    for tag in tags:
+        first = next(scores[tag] for scores in slices.values() if tag in scores)
+        values = dict.fromkeys(value for scores in slices.values() for value in scores.get(tag, {}))
+        rows = [
+            [name, *(percent((scores.get(tag, {}).get(value) or {}).get("rate")) for value in values)]
+            for name, scores in slices.items()
+        ]
+        rows.append(["problems", *(f"{(first.get(value) or {}).get('n', 0):,}" for value in values)])
+        tables.append(Table(f"By {tag.replace('_', ' ')}", ["", *map(str, values)], rows))
+    return tables
+
+
+def record_table(title: str, record: Mapping[str, Any]) -> Table:
+    """Return a table of names and values, nested mappings written as dotted names."""
+    return Table(title, ["", ""], [[key, value] for key, value in _flat(record)], text=True)
+
+
+def percent(rate: float | None, digits: int = 1) -> str:
+    """Return a rate as a percentage; 100 % is written only for exactly that, 0 % only for exactly 0."""
+    if rate is None:
+        return MISSING
+    while digits < 6 and round(100 * rate, digits) in (0, 100) and rate not in (0, 1):
+        digits += 1
+    return f"{100 * rate:.{digits}f} %"
+
+
+def write_interval(values: Mapping[str, Any]) -> str:
+    """Return the mean of a rate and its interval, which is cut where rates end."""
+    if values["mean"] is None:
+        return MISSING
+    if values["low"] is None:
+        return f"{percent(values['mean'])} (one seed)"
+    low, high = max(0.0, values["low"]), min(1.0, values["high"])
+    return f"{percent(values['mean'])} ({100 * low:.1f}–{100 * high:.1f})"
+
+
+def write_points(values: Mapping[str, Any]) -> str:
+    """Return a difference of rates in percentage points with its interval."""
+    if values["mean"] is None:
+        return MISSING
+    if values["low"] is None:
+        return f"{100 * values['mean']:+.1f} (one seed)"
+    return f"{100 * values['mean']:+.1f} ± {100 * (values['high'] - values['mean']):.1f}"
+
+
+def _difference(name: str, variant: Mapping[str, Any], baseline: str) -> str:
+    return "baseline" if name == baseline else write_points(variant["difference"])
+
+
+def _tokens(values: Mapping[str, Any]) -> str:
+    if not values["reached"]:
+        return "not reached" if values["seeds"] else MISSING
+    text = f"{values['mean']:,.0f}"
+    if values["reached"] < values["seeds"]:
+        text += f" ({values['reached']} of {values['seeds']} seeds)"
+    return text
+
+
+def _relative(text: str, ratio: float) -> str:
+    return text if abs(ratio - 1) < 5e-5 else f"{text} ({100 * (ratio - 1):+.1f} %)"
+
+
+def _budget(tuning: Sequence[Mapping[str, Any]]) -> str:
+    return f"best of {len(tuning)} rates" if tuning else "none"
+
+
+def _flat(record: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    for key, value in record.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            rows += _flat(value, f"{name}.")
+        elif value is not None and value != []:
+            rows.append((name, ", ".join(map(str, value)) if isinstance(value, list) else str(value)))
+    return rows

@@ -1,0 +1,175 @@
+"""From a recipe to runs of matched size: each variant is the recipe's model with one thing changed."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from itertools import combinations
+from typing import Any
+
+from trivium.config import UserError, config_hash, from_dict, set_path, to_dict
+from trivium.model.base import ModelConfig, ModelContext
+from trivium.model.context import model_context
+from trivium.model.layers import parse_layers
+from trivium.model.sizing import describe, match
+from trivium.registry import nearest
+from trivium.study.recipe import CompareConfig, Recipe
+from trivium.train.config import RunConfig
+
+MATCHES = ("parameters", "flops")
+TOLERANCE = 0.01
+
+# Beyond the model, a variant may change what the loss scores. Anything else of a run (its length, batch, optimizer,
+# precision, seed ...) is held equal, or the comparison would not be of the models.
+_TRAIN_KEYS = ("train.chain_loss", "train.prompt_loss")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One side of a comparison: its sized run, what that costs, and what it was matched to."""
+
+    name: str
+    config: RunConfig
+    sizes: Mapping[str, float]
+    mixer: str
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    match: str | None = None
+    to: str | None = None
+
+    def run(self, seed: int, learning_rate: float | None = None) -> RunConfig:
+        """Return the run of this variant with `seed`, and with `learning_rate` if it is given."""
+        train = replace(self.config.train, seed=seed)
+        if learning_rate is not None:
+            train = replace(train, learning_rate=learning_rate)
+        return replace(self.config, train=train)
+
+    def folder_name(self, run: RunConfig) -> str:
+        """Return the name of the folder of `run`."""
+        return f"{self.name}-s{run.train.seed}-{config_hash(run)}"
+
+
+def expand(recipe: Recipe) -> list[Variant]:
+    """Return the variants of `recipe` in its order, sized to match within 1 %.
+
+    Raises UserError when a variant changes what must be equal, cannot be matched, or equals another one.
+    """
+    compare = recipe.compare
+    if compare is None:
+        raise UserError("compare: the recipe has no such section; give its variants")
+    base = recipe.run
+    if len(compare.learning_rates) == 1:
+        base = replace(base, train=replace(base.train, learning_rate=compare.learning_rates[0]))
+    task = base.task.build()
+    length = task.max_length
+    plans = {name: _plan(name, overrides, compare) for name, overrides in compare.variants.items()}
+    sized: dict[str, Variant] = {}
+    for name in _order(plans):
+        plan = plans[name]
+        config = _resolve(base, plan)
+        with _naming(name):
+            context = model_context(task, config.model)
+            if plan.to is not None:
+                config = replace(config, model=_match(config.model, context, plan, sized[plan.to], length))
+            sizes = describe(config.model, context, length)
+        sized[name] = replace(plan, config=config, sizes=sizes, mixer=_mixer(config.model))
+    variants = [sized[name] for name in plans]
+    for one, other in combinations(variants, 2):
+        if _equal(one, other, length):
+            raise UserError(
+                f"compare.variants: {one.name!r} and {other.name!r} are the same at this task's {length} tokens, so "
+                "one is no control for the other; change its window, its mixer or its match"
+            )
+    return variants
+
+
+def _plan(name: str, overrides: Mapping[str, Any], compare: CompareConfig) -> Variant:
+    where = f"compare.variants.{name}"
+    changes = dict(overrides)
+    how, to = changes.pop("match", compare.match), changes.pop("to", compare.baseline)
+    if how not in MATCHES:
+        raise UserError(f"{where}.match: {how!r} is not allowed; {nearest(str(how), list(MATCHES))}")
+    if to not in compare.variants:
+        raise UserError(f"{where}.to: no variant {to!r}; {nearest(str(to), list(compare.variants))}")
+    for key in changes:
+        if key == "model.preset":
+            raise UserError(f"{where}.{key}: a variant keeps the recipe's preset; change model.layers or another key")
+        if not key.startswith("model.") and key not in _TRAIN_KEYS:
+            hint = " (a grid for all of them: compare.learning_rates)" if key == "train.learning_rate" else ""
+            allowed = f"model.*, {', '.join(_TRAIN_KEYS)}, match, to"
+            raise UserError(f"{where}.{key}: a variant may not change it, all share it{hint}; allowed: {allowed}")
+    reference = to == name
+    if reference and name != compare.baseline:
+        raise UserError(f"{where}.to: a variant cannot be matched to itself; name another")
+    if not reference and changes.get("model.ff_width") is not None:
+        raise UserError(f"{where}.model.ff_width: it is solved, to match {how} to {to!r}; leave it out")
+    return Variant(name, RunConfig(), {}, "", changes, None if reference else how, None if reference else str(to))
+
+
+def _order(plans: Mapping[str, Variant]) -> list[str]:
+    """Return the names so that each follows the variant that it is matched to."""
+    ordered: list[str] = []
+    waiting = list(plans)
+    while waiting:
+        ready = [name for name in waiting if plans[name].to is None or plans[name].to in ordered]
+        if not ready:
+            circle = ", ".join(waiting)
+            raise UserError(
+                f"compare.variants: {circle} are matched to one another in a circle; name one as compare.to"
+            )
+        ordered += ready
+        waiting = [name for name in waiting if name not in ready]
+    return ordered
+
+
+class _naming:
+    """Context that puts the variant's key path before a UserError."""
+
+    def __init__(self, name: str):
+        self.where = f"compare.variants.{name}"
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, UserError):
+            raise UserError(f"{self.where}: {error}") from None
+
+
+def _resolve(base: RunConfig, plan: Variant) -> RunConfig:
+    data = to_dict(base)
+    if (kind := plan.overrides.get("model.kind")) not in (None, data["model"].get("kind")):
+        data["model"] = {"kind": kind}
+    for key, value in plan.overrides.items():
+        set_path(data, key, to_dict(value))
+    return from_dict(RunConfig, data, f"compare.variants.{plan.name}")
+
+
+def _match(model: ModelConfig, context: ModelContext, plan: Variant, reference: Variant, length: int) -> ModelConfig:
+    flops = plan.match == "flops"
+    key = "flops_per_token" if flops else "parameters"
+    target = reference.sizes[key]
+    targets: dict[str, Any] = {"flops": target} if flops else {"parameters": int(target)}
+    matched = match(model, context, length=length, **targets)
+    real = describe(matched, context, length)[key]
+    if abs(real - target) > TOLERANCE * target:
+        raise UserError(f"{key} {real:,.0f} cannot be matched within 1 % to the {target:,.0f} of {reference.name!r}")
+    return matched
+
+
+def _equal(one: Variant, other: Variant, length: int) -> bool:
+    if one.config.train != other.config.train:
+        return False
+    equals_at = getattr(one.config.model, "equals_at", None)
+    if equals_at is not None and type(one.config.model) is type(other.config.model):
+        return bool(equals_at(other.config.model, length))
+    return one.config.model == other.config.model
+
+
+def _mixer(model: ModelConfig) -> str:
+    """Name the mixer that sets a model apart: the first that is not full attention. Figures colour by it."""
+    layers = getattr(model, "layers", None)
+    if not isinstance(layers, str):
+        return model.kind
+    mixers = parse_layers(layers)
+    special = [mixer.kind for mixer in mixers if mixer.kind != "attention"]
+    if special:
+        return special[0]
+    return "local" if any(getattr(mixer, "window", None) is not None for mixer in mixers) else "attention"
