@@ -147,36 +147,22 @@ class Attention(Mixer):
         tokens, slots = q_BTHK.shape[1], state.keys_BCGK.shape[1]
         past_B = state.length_B
         cache.check_room(past_B, added_B, tokens, slots, self.window)
-        if tokens == 1:
-            keys_BCGK = cache.write(state.keys_BCGK, k_BTGK, past_B, added_B)
-            values_BCGK = cache.write(state.values_BCGK, v_BTGK, past_B, added_B)
-            length_B = cache.advance(past_B, added_B, tokens)
-            # A ring never holds more than the window, so that what is written may be read. A finished row that has
-            # seen nothing reads the zeros of slot 0 instead of nothing, which would be NaN.
-            used = max(cache.used_slots(length_B, slots), 1)
-            allowed_BTS = (torch.arange(used, device=past_B.device) < length_B.clamp(min=1)[:, None])[:, None]
-            y_BTHK = self._attend(q_BTHK, keys_BCGK[:, :used], values_BCGK[:, :used], allowed_BTS)
-            return y_BTHK, dataclasses.replace(state, length_B=length_B, keys_BCGK=keys_BCGK, values_BCGK=values_BCGK)
-        used = cache.used_slots(past_B, slots)
-        if used == 0 and (self.window is None or self.window >= tokens):
-            y_BTHK = self._attend(q_BTHK, k_BTGK, v_BTGK, None)
+        rings, news = [state.keys_BCGK, state.values_BCGK], [k_BTGK, v_BTGK]
+        if tokens > 1 and cache.used_slots(past_B, slots) == 0:
+            y_BTHK = self._whole(q_BTHK, k_BTGK, v_BTGK, None)
+            keys, values = (cache.write(ring, new, past_B, added_B) for ring, new in zip(rings, news, strict=True))
         else:
-            query_BT = count_positions(len(past_B), tokens, past_B.device, past_B)
-            position_BS = torch.cat((cache.slot_positions(past_B, slots)[:, :used], query_BT), dim=1)
-            keys_BSGK = torch.cat((state.keys_BCGK[:, :used].to(k_BTGK.dtype), k_BTGK), dim=1)
-            values_BSGK = torch.cat((state.values_BCGK[:, :used].to(v_BTGK.dtype), v_BTGK), dim=1)
-            y_BTHK = self._attend(q_BTHK, keys_BSGK, values_BSGK, cache.visible(query_BT, position_BS, self.window))
-        keys_BCGK = cache.write(state.keys_BCGK, k_BTGK, past_B, added_B)
-        values_BCGK = cache.write(state.values_BCGK, v_BTGK, past_B, added_B)
-        length_B = cache.advance(past_B, added_B, tokens)
-        return y_BTHK, dataclasses.replace(state, length_B=length_B, keys_BCGK=keys_BCGK, values_BCGK=values_BCGK)
+            query_BT = cache.query_positions(past_B, added_B, tokens)
+            (keys, values), (k_BSGK, v_BSGK), position_BS = cache.extend(rings, news, past_B, added_B)
+            y_BTHK = self._attend(q_BTHK, k_BSGK, v_BSGK, cache.visible(query_BT, position_BS, self.window))
+        return y_BTHK, AttentionState(cache.advance(past_B, added_B, tokens), keys, values)
 
     def _attend(self, q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, allowed_BTS: Tensor | None) -> Tensor:
         """Attend where `allowed_BTS`, or causally over equal lengths when it is None."""
         y_BHTK = scaled_dot_product_attention(
             q_BTHK.transpose(1, 2),
-            k_BSGK.to(q_BTHK.dtype).transpose(1, 2),
-            v_BSGK.to(q_BTHK.dtype).transpose(1, 2),
+            k_BSGK.transpose(1, 2),
+            v_BSGK.transpose(1, 2),
             attn_mask=None if allowed_BTS is None else allowed_BTS[:, None],
             is_causal=allowed_BTS is None,
             enable_gqa=self.kv_heads != self.heads,

@@ -76,3 +76,42 @@ def advance(length_B: Tensor, added_B: Tensor | None, tokens: int) -> Tensor:
     """Return the lengths after the new tokens; in place under no_grad."""
     added = tokens if added_B is None else added_B
     return length_B + added if torch.is_grad_enabled() else length_B.add_(added)
+
+
+def extend(
+    rings: list[Tensor], news: list[Tensor], length_B: Tensor, added_B: Tensor | None
+) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """Return (the rings after the new tokens, what the new queries may read, its positions (B, S)).
+
+    One new token is written first, and the ring itself is read. Several are read behind the ring as it was: an early
+    one still needs what a late one overwrites.
+    """
+    slots, tokens = rings[0].shape[1], news[0].shape[1]
+    if tokens == 1:
+        written = [write(ring, new, length_B, added_B) for ring, new in zip(rings, news, strict=True)]
+        # A finished row that has seen nothing reads the zeros of slot 0: a softmax over nothing would be NaN.
+        after_B = (length_B + (tokens if added_B is None else added_B)).clamp(min=1)
+        used = used_slots(after_B, slots)
+        readable = [ring[:, :used].to(new.dtype) for ring, new in zip(written, news, strict=True)]
+        return written, readable, slot_positions(after_B, slots)[:, :used]
+    used = used_slots(length_B, slots)
+    new_BT = query_positions(length_B, None, tokens)
+    readable = [torch.cat((ring[:, :used].to(new.dtype), new), dim=1) for ring, new in zip(rings, news, strict=True)]
+    position_BS = torch.cat((slot_positions(length_B, slots)[:, :used], new_BT), dim=1)
+    written = [write(ring, new, length_B, added_B) for ring, new in zip(rings, news, strict=True)]
+    return written, readable, position_BS
+
+
+def query_positions(length_B: Tensor, added_B: Tensor | None, tokens: int) -> Tensor:
+    """Return (B, T) where the new tokens stand; one that a finished row ignores stands on the row's last token."""
+    position_BT = length_B[:, None] + torch.arange(tokens, device=length_B.device)
+    return position_BT if added_B is None or tokens > 1 else (position_BT + added_B[:, None] - 1).clamp(min=0)
+
+
+def find(position_BS: Tensor, length_B: Tensor, slots: int, keys: int, tokens: int) -> Tensor:
+    """Return (B, S) where each position lies among the `keys` that `extend` made readable from a ring of `slots`."""
+    slot_BS = position_BS.clamp(min=0) % slots
+    if tokens == 1:
+        return slot_BS
+    new_BS = position_BS - length_B[:, None]
+    return torch.where(new_BS < 0, slot_BS, keys - tokens + new_BS)

@@ -91,12 +91,13 @@ def _decide(operator: str, requested: str, device_type: str) -> tuple[str, str]:
     available = [name for name, backend in found.items() if backend.missing() is None]
     if requested != "auto":
         if requested not in found:
-            raise UserError(
-                f"operator {operator}: no backend {requested!r} on this machine; {nearest(requested, ['auto', *available])}"
-            )
+            allowed = nearest(requested, ["auto", *available])
+            raise UserError(f"operator {operator}: no backend {requested!r} on this machine; {allowed}")
         why = found[requested].missing()
         if why is not None:
-            raise UserError(f"operator {operator}: backend {requested!r} is missing: {why}; available: {available}")
+            raise UserError(
+                f"operator {operator}: backend {requested!r} is missing: {why}; available: {', '.join(available)}"
+            )
         return requested, "asked for by name"
     passed_over = []
     for name, backend in reversed(found.items()):

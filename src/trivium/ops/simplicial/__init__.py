@@ -114,12 +114,12 @@ def _check(
     if form != "factorized" and v2 is None:
         raise ValueError(f"v2: None is allowed in the factorized form alone, not in {form}")
     shapes = {"k1": k1, "k2": k2, "v1": v1} | ({} if v2 is None else {"v2": v2})
-    expected = {name: (batch, tokens, kv_heads, width) for name in shapes}
+    expected = dict.fromkeys(shapes, (batch, tokens, kv_heads, width))
     if bias is not None:
         if len(bias) != 2:
             raise ValueError(f"bias: {len(bias)} tensors; give the pair (b_k, b_v)")
         shapes |= {"bias[0]": bias[0], "bias[1]": bias[1]}
-        expected |= {name: (kv_heads, width) for name in ("bias[0]", "bias[1]")}
+        expected |= dict.fromkeys(("bias[0]", "bias[1]"), (kv_heads, width))
     for name, tensor in shapes.items():
         if tuple(tensor.shape) != expected[name]:
             raise ValueError(

@@ -1,4 +1,8 @@
-"""What the fast backends share: precision, biases and the determinant form as a trilinear one of twice the width."""
+"""What the fast backends share: precision, and the determinant form as a trilinear one of twice the width.
+
+det[q; a; b] = <q, (a2,a3,a1) * (b3,b1,b2)> - <q, (a3,a1,a2) * (b2,b3,b1)> for each triple of channels; the D mod 3
+channels left over are trilinear already (arXiv 2507.02754, section 5).
+"""
 
 import torch
 from torch import Tensor
@@ -10,23 +14,23 @@ def widen(*tensors: Tensor) -> list[Tensor]:
     return [tensor.to(wide) for tensor in tensors]
 
 
-def determinant_as_trilinear(q: Tensor, k1: Tensor, k2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return wider q, k1, k2 whose trilinear products are the determinants (arXiv 2507.02754, section 5).
+def determinant_as_trilinear_query(q: Tensor) -> Tensor:
+    """Return the wider query (..., D + 3 * (D // 3)) that goes with `determinant_as_trilinear_keys`."""
+    whole, rest = _split(q)
+    return _join(whole, -whole, rest)
 
-    det[q; a; b] = <q, (a2,a3,a1), (b3,b1,b2)> - <q, (a3,a1,a2), (b2,b3,b1)>; the D mod 3 channels left over are
-    trilinear already.
-    """
-    triples = q.shape[-1] // 3
 
-    def split(x: Tensor) -> tuple[Tensor, Tensor]:
-        return x[..., : 3 * triples].unflatten(-1, (triples, 3)), x[..., 3 * triples :]
+def determinant_as_trilinear_keys(k1: Tensor, k2: Tensor) -> tuple[Tensor, Tensor]:
+    """Return wider keys whose trilinear products with the wider query are the determinants."""
+    (whole1, rest1), (whole2, rest2) = _split(k1), _split(k2)
+    wide1 = _join(whole1.roll(-1, -1), whole1.roll(1, -1), rest1)
+    return wide1, _join(whole2.roll(1, -1), whole2.roll(-1, -1), rest2)
 
-    def join(first: Tensor, second: Tensor, rest: Tensor) -> Tensor:
-        return torch.cat((first.flatten(-2), second.flatten(-2), rest), dim=-1)
 
-    (qs, q_rest), (as_, a_rest), (bs, b_rest) = split(q), split(k1), split(k2)
-    return (
-        join(qs, -qs, q_rest),
-        join(as_.roll(-1, -1), as_.roll(1, -1), a_rest),
-        join(bs.roll(1, -1), bs.roll(-1, -1), b_rest),
-    )
+def _split(x: Tensor) -> tuple[Tensor, Tensor]:
+    triples = x.shape[-1] // 3
+    return x[..., : 3 * triples].unflatten(-1, (triples, 3)), x[..., 3 * triples :]
+
+
+def _join(first: Tensor, second: Tensor, rest: Tensor) -> Tensor:
+    return torch.cat((first.flatten(-2), second.flatten(-2), rest), dim=-1)

@@ -24,15 +24,15 @@ def reference(
     """Return o (B, T, H, D); arguments as in `simplicial_attention`, already checked."""
     out_dtype, groups = q.dtype, q.shape[2] // k1.shape[2]
     wide = torch.float64 if out_dtype == torch.float64 else torch.float32
-    q, k1, k2, v1, v2 = (None if x is None else x.to(wide) for x in (q, k1, k2, v1, v2))
-    if bias is not None:
-        k2, v2 = k2 + bias[0], v2 + bias[1]
-    k1, k2, v1, v2 = (None if x is None else x.repeat_interleave(groups, dim=2) for x in (k1, k2, v1, v2))
+    q, (k1, k2, v1) = q.to(wide), (x.to(wide).repeat_interleave(groups, dim=2) for x in (k1, k2, v1))
     read1, read2 = (allowed(q.shape[1], window, documents, q.device)[:, None] for window in (window1, window2))
-    if form == "factorized":
+    if v2 is None:  # form="factorized"
         weights1 = (scale * torch.einsum("bihd,bjhd->bhij", q, k1)).masked_fill(~read1, -torch.inf).softmax(-1)
         weights2 = (scale * torch.einsum("bihd,bjhd->bhij", q, k2)).masked_fill(~read2, -torch.inf).softmax(-1)
         return torch.einsum("bhij,bhij,bjhd->bihd", weights1, weights2, v1).to(out_dtype)
+    v2 = v2.to(wide).repeat_interleave(groups, dim=2)
+    if bias is not None:
+        k2, v2 = (x + b.to(wide).repeat_interleave(groups, dim=0) for x, b in ((k2, bias[0]), (v2, bias[1])))
     logits = determinant(q, k1, k2) if form == "determinant" else torch.einsum("bihd,bjhd,bkhd->bhijk", q, k1, k2)
     logits = (scale * logits).masked_fill(~(read1[..., :, None] & read2[..., None, :]), -torch.inf)
     weights = logits.flatten(-2).softmax(-1).view_as(logits)

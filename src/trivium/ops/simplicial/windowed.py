@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from trivium.ops.simplicial.forms import determinant_as_trilinear, widen
+from trivium.ops.simplicial.forms import determinant_as_trilinear_keys, determinant_as_trilinear_query, widen
 
 # Logits of one tile: a few MB stay in a processor's cache; a GPU wants work for all of its cores.
 TILE = {"cpu": 2**20, "cuda": 2**25}
@@ -41,18 +41,27 @@ def windowed(
     q, k1, k2, v1 = widen(q, k1, k2, v1)
     rows_NT = None if documents is None else documents.repeat_interleave(k1.shape[2], dim=0)
     if v2 is None:
-        tensors = (_by_group(q, k1.shape[2]), *map(_by_head, (k1, k2, v1)))
-        o_NGTD = _factorized(*tensors, rows_NT, min(window1, q.shape[1]), min(window2, q.shape[1]), scale)
+        keys = [(_by_head(k1), min(window1, q.shape[1])), (_by_head(k2), min(window2, q.shape[1]))]
+        o_NGTD = _factorized(_by_group(q, k1.shape[2]), keys, _by_head(v1), rows_NT, scale)
     else:
         (v2,) = widen(v2)
         if bias is not None:
             k2, v2 = k2 + bias[0], v2 + bias[1]
         if form == "determinant":
-            q, k1, k2 = determinant_as_trilinear(q, k1, k2)
+            q, (k1, k2) = determinant_as_trilinear_query(q), determinant_as_trilinear_keys(k1, k2)
         if window1 < window2:  # In the trilinear form swapping the pairs is exact.
             window1, window2, k1, k2, v1, v2 = window2, window1, k2, k1, v2, v1
-        tensors = (_by_group(q, k1.shape[2]), *map(_by_head, (k1, v1, k2, v2)))
-        o_NGTD = _Trilinear.apply(*tensors, rows_NT, min(window1, q.shape[1]), min(window2, q.shape[1]), scale)
+        o_NGTD = _Trilinear.apply(
+            _by_group(q, k1.shape[2]),
+            _by_head(k1),
+            _by_head(v1),
+            _by_head(k2),
+            _by_head(v2),
+            rows_NT,
+            min(window1, q.shape[1]),
+            min(window2, q.shape[1]),
+            scale,
+        )
     batch, tokens, heads = q.shape[:3]
     return o_NGTD.view(batch, heads, tokens, -1).transpose(1, 2).to(out_dtype)
 
@@ -98,7 +107,7 @@ def _tiles(q_NGTD: Tensor, rows_NT: Tensor | None, long: int, short: int) -> Ite
 
 
 def _reach(step: int, past: int, past_short: int, long: int, short: int, device: torch.device) -> Tensor:
-    """Return (1, 1, t, w, L) bool for queries that have `past` long keys and `past_short` short ones before the tile."""
+    """Return (1, 1, t, w, L) bool for queries with `past` long and `past_short` short keys before the tile."""
     query_t = torch.arange(step, device=device)[:, None]
     age_tL = query_t + past - torch.arange(past + step, device=device)
     short_tw = query_t + past_short - (short - 1) + torch.arange(short, device=device) >= 0
@@ -160,49 +169,52 @@ class _Trilinear(torch.autograd.Function):
         return o_NGTE
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, do_NGTE: Tensor) -> tuple[Tensor | None, ...]:
-        q_NGTD, k_long_NTD, v_long_NTE, k_short_NTD, v_short_NTE, rows_NT, o_NGTE = ctx.saved_tensors
-        long, short, scale = ctx.long, ctx.short, ctx.scale
-        groups, tokens = q_NGTD.shape[1:3]
-        k_trail, v_trail = (_trailing(x, short).transpose(2, 3) for x in (k_short_NTD * scale, v_short_NTE))
-        dq_NGTD = torch.empty_like(q_NGTD)
-        dk_long_NTD, dv_long_NTE = torch.zeros_like(k_long_NTD), torch.zeros_like(v_long_NTE)
-        dk_short, dv_short = (
-            x.new_zeros(x.shape[0], tokens + short - 1, x.shape[2]) for x in (k_short_NTD, v_short_NTE)
-        )
-        delta_NGT1 = (do_NGTE * o_NGTE).sum(-1, keepdim=True)
-        for rows, queries, keys, allowed in _tiles(q_NGTD, rows_NT, long, short):
-            q, do = q_NGTD[rows, :, queries], do_NGTE[rows, :, queries]
-            k_tail, v_tail = k_trail[rows, queries], v_trail[rows, queries]
-            u_nRD, dread_nRE = _virtual(q, k_tail), _virtual(do, v_tail)
-            weights = _weights(u_nRD, k_long_NTD[rows, keys], groups, allowed)
-            weights_nRL = weights.view(*u_nRD.shape[:2], -1)
-            read_nRE = torch.bmm(weights_nRL, v_long_NTE[rows, keys])
-            dv_long_NTE[rows, keys] += torch.bmm(weights_nRL.transpose(1, 2), dread_nRE)
-            dlogits_nRL = torch.bmm(dread_nRE, v_long_NTE[rows, keys].transpose(1, 2))
-            dlogits_nRL.view_as(weights).sub_(delta_NGT1[rows, :, queries]).mul_(weights)
-            dk_long_NTD[rows, keys] += torch.bmm(dlogits_nRL.transpose(1, 2), u_nRD)
-            du = torch.bmm(dlogits_nRL, k_long_NTD[rows, keys]).view(*weights.shape[:3], short, -1)
-            dq_NGTD[rows, :, queries] = (du * k_tail[:, None]).sum(3)
-            dk_tail = (du * q[:, :, :, None]).sum(1)
-            dv_tail = (read_nRE.view(*weights.shape[:3], short, -1) * do[:, :, :, None]).sum(1)
-            for offset in range(short):
-                place = slice(queries.start + offset, queries.stop + offset)
-                dk_short[rows, place] += dk_tail[:, :, offset]
-                dv_short[rows, place] += dv_tail[:, :, offset]
-        dk_short_NTD = dk_short[:, short - 1 :] * scale
-        return dq_NGTD, dk_long_NTD, dv_long_NTE, dk_short_NTD, dv_short[:, short - 1 :], None, None, None, None
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        return _gradients(ctx, *grad_outputs)
+
+
+@once_differentiable
+def _gradients(ctx: Any, do_NGTE: Tensor) -> tuple[Tensor | None, ...]:
+    q_NGTD, k_long_NTD, v_long_NTE, k_short_NTD, v_short_NTE, rows_NT, o_NGTE = ctx.saved_tensors
+    long, short, scale = ctx.long, ctx.short, ctx.scale
+    groups, tokens = q_NGTD.shape[1:3]
+    k_trail, v_trail = (_trailing(x, short).transpose(2, 3) for x in (k_short_NTD * scale, v_short_NTE))
+    dq_NGTD = torch.empty_like(q_NGTD)
+    dk_long_NTD, dv_long_NTE = torch.zeros_like(k_long_NTD), torch.zeros_like(v_long_NTE)
+    dk_short, dv_short = (x.new_zeros(x.shape[0], tokens + short - 1, x.shape[2]) for x in (k_short_NTD, v_short_NTE))
+    delta_NGT1 = (do_NGTE * o_NGTE).sum(-1, keepdim=True)
+    for rows, queries, keys, allowed in _tiles(q_NGTD, rows_NT, long, short):
+        q, do = q_NGTD[rows, :, queries], do_NGTE[rows, :, queries]
+        k_tail, v_tail = k_trail[rows, queries], v_trail[rows, queries]
+        u_nRD, dread_nRE = _virtual(q, k_tail), _virtual(do, v_tail)
+        weights = _weights(u_nRD, k_long_NTD[rows, keys], groups, allowed)
+        weights_nRL = weights.view(*u_nRD.shape[:2], -1)
+        read_nRE = torch.bmm(weights_nRL, v_long_NTE[rows, keys])
+        dv_long_NTE[rows, keys] += torch.bmm(weights_nRL.transpose(1, 2), dread_nRE)
+        dlogits_nRL = torch.bmm(dread_nRE, v_long_NTE[rows, keys].transpose(1, 2))
+        dlogits_nRL.view_as(weights).sub_(delta_NGT1[rows, :, queries]).mul_(weights)
+        dk_long_NTD[rows, keys] += torch.bmm(dlogits_nRL.transpose(1, 2), u_nRD)
+        du = torch.bmm(dlogits_nRL, k_long_NTD[rows, keys]).view(*weights.shape[:3], short, -1)
+        dq_NGTD[rows, :, queries] = (du * k_tail[:, None]).sum(3)
+        dk_tail = _over_group(du * q[:, :, :, None])
+        dv_tail = _over_group(read_nRE.view(*weights.shape[:3], short, -1) * do[:, :, :, None])
+        for offset in range(short):
+            place = slice(queries.start + offset, queries.stop + offset)
+            dk_short[rows, place] += dk_tail[:, :, offset]
+            dv_short[rows, place] += dv_tail[:, :, offset]
+    dk_short_NTD = dk_short[:, short - 1 :] * scale
+    return dq_NGTD, dk_long_NTD, dv_long_NTE, dk_short_NTD, dv_short[:, short - 1 :], None, None, None, None
+
+
+def _over_group(x_nGtwD: Tensor) -> Tensor:
+    return x_nGtwD.squeeze(1) if x_nGtwD.shape[1] == 1 else x_nGtwD.sum(1)
 
 
 def _factorized(
     q_NGTD: Tensor,
-    k1_NTD: Tensor,
-    k2_NTD: Tensor,
+    keys_and_windows: list[tuple[Tensor, int]],
     v_NTE: Tensor,
     rows_NT: Tensor | None,
-    window1: int,
-    window2: int,
     scale: float,
 ) -> Tensor:
     """Return (N, G, T, E): two softmaxes over their own windows, multiplied. Its graph keeps T*(w1+w2) weights."""
@@ -212,7 +224,7 @@ def _factorized(
         queries = slice(first, min(first + step, tokens))
         products: list[Tensor] = []
         begins: list[int] = []
-        for key_NTD, window in ((k1_NTD, window1), (k2_NTD, window2)):
+        for key_NTD, window in keys_and_windows:
             keys = slice(max(0, first - window + 1), queries.stop)
             begins.append(keys.start)
             allowed = _reach(queries.stop - first, first - keys.start, 0, window, 1, q_NGTD.device)
