@@ -18,6 +18,8 @@ from trivium.tasks.counter_random import below_high, below_low, key, mix, words
 ENUMERATED = 2**16  # spaces of at most so many ordered problems are counted exactly
 ATTEMPTS = 2**17  # more than any split that `check_splits` lets pass needs
 SMALLEST_FRACTION = 0.001
+FULL_CALL = 4096  # problems drawn at once that keep numpy busy
+MOST_TRIES = 256  # attempts of one index drawn at once
 CANDIDATES = 2**21  # digits held at once while drawing
 _PACKED = 2**62
 
@@ -134,11 +136,13 @@ def draw(space: Space, seed: int, split: Split, indices_B: np.ndarray) -> tuple[
     counts_KB = np.ones((space.operands, rows), dtype=np.int16)
     hashes_B = np.zeros(rows, dtype=np.uint64)
     most = max(1, CANDIDATES // (space.max_digits * space.operands))
-    tries = 1 if split == "train" else int(2 / space.fraction(split)) + 1
+    most_tries = min(int(1.2 / space.fraction(split)), MOST_TRIES)
     pending_B, attempt = np.arange(rows), 0
     while len(pending_B):
         if attempt >= ATTEMPTS:
             raise UserError(f"the {split} split holds too few problems: none in {attempt} attempts; widen the task")
+        # Several attempts at once where few rows are left, as numpy's overhead is by the call. The result is the same.
+        tries = min(max(1, FULL_CALL // len(pending_B)), most_tries)
         left = []
         for start in range(0, len(pending_B), max(1, most // tries)):
             rows_B = pending_B[start : start + max(1, most // tries)]
@@ -161,7 +165,7 @@ def draw(space: Space, seed: int, split: Split, indices_B: np.ndarray) -> tuple[
             hashes_B[into_B] = hashes_BA.ravel()[from_B]
             left.append(rows_B[~found_B])
         pending_B, attempt = np.concatenate(left), attempt + tries
-        tries = min(max(4, 2 * tries), 256)
+        most_tries = min(max(4, 2 * most_tries), MOST_TRIES)
     return Problems(space.base, digits_NKB, counts_KB), hashes_B
 
 
@@ -191,6 +195,7 @@ def check_splits(space: Space) -> None:
     Small spaces are counted exactly. In a large one each split has its share of the problems to within a hair, and
     only strata need a look: as many problems are drawn from each as find its smallest split 20 times on average.
     """
+    carries = space.carries if space.stratified else None  # refuses what it has no room for
     span = f"{space.operands} numbers of {space.min_digits} to {space.max_digits} digits in base {space.base}"
     if space.ordered_size <= ENUMERATED:
         problems, probabilities_B = _enumerate(space)
@@ -209,11 +214,11 @@ def check_splits(space: Space) -> None:
                         f"the {split} split has {number} of the {total} sums of {span}{name}: too few to draw from; "
                         "use more digits or a larger fraction"
                     )
-    elif space.stratified and space.ordered_size < 2**40:
+    elif carries is not None and space.ordered_size < 2**40:
         smallest = min(SPLITS, key=space.fraction)
         states_B = stream_states(0, "train", np.arange(int(20 / space.fraction(smallest)) + 1))
-        for chain in space.carries.feasible:
-            drawn = space.carries.draw(states_B, np.full(len(states_B), chain))
+        for chain in carries.feasible:
+            drawn = carries.draw(states_B, np.full(len(states_B), chain))
             hashes_B = problem_hashes(drawn)
             for split in SPLITS:
                 if not in_split(hashes_B, split, space).any():

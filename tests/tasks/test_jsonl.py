@@ -1,0 +1,139 @@
+"""A user's own problems: their shape, their vocabulary, and the mistakes that are told to him."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from trivium.config import UserError, from_dict, to_dict
+from trivium.tasks.addition import AdditionConfig
+from trivium.tasks.base import ANSWER, CHAIN, PROMPT, TaskConfig
+from trivium.tasks.jsonl import JsonlConfig, read_rows
+
+
+def write(path: Path, *rows: object) -> Path:
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+def row(prompt: str, answer: str, **tags: object) -> dict[str, object]:
+    return {"prompt": prompt, "answer": answer, "tags": tags}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "not JSON"),
+        ("[1, 2]", "not an object"),
+        ({"prompt": "1+1="}, "answer is missing"),
+        ({"prompt": "1+1=", "answer": 2}, "answer is not text"),
+        ({"prompt": "", "answer": "2"}, "prompt is empty"),
+        ({"prompt": "1+1=", "answer": "2", "tag": {}}, "unknown key 'tag'"),
+        ({"prompt": "1+1=", "answer": "2", "tags": [1]}, "tags are not"),
+        ({"prompt": "1+1=", "answer": "2", "tags": {"digits": 1.5}}, "tags are not"),
+    ],
+)
+def test_a_malformed_line_is_named_by_file_and_number(tmp_path, line, message):
+    path = write(tmp_path / "train.jsonl", row("1+1=", "2"), "", line)
+    with pytest.raises(UserError) as error:
+        read_rows(path)
+    assert str(error.value).startswith(f"{path}:3: ")
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match=r"train\.jsonl:3: "):
+        JsonlConfig(train=path).build()
+
+
+def test_a_missing_an_empty_and_an_unreadable_file_are_told_apart(tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        read_rows(tmp_path / "none.jsonl")
+    with pytest.raises(UserError, match="holds no problems"):
+        read_rows(write(tmp_path / "empty.jsonl", ""))
+    (tmp_path / "latin.jsonl").write_bytes(b'{"prompt": "\xe9"}')
+    with pytest.raises(UserError, match="cannot be read"):
+        read_rows(tmp_path / "latin.jsonl")
+
+
+def test_rows_are_read_with_their_tags(tmp_path):
+    path = write(tmp_path / "a.jsonl", row("1+1=", "2", digits=1, kind="easy"), {"prompt": "2+2=", "answer": "4"})
+    rows = read_rows(path)
+    assert [(example.prompt, example.answer) for example in rows] == [("1+1=", "2"), ("2+2=", "4")]
+    assert [dict(example.tags) for example in rows] == [{"digits": 1, "kind": "easy"}, {}]
+
+
+def test_the_vocabulary_is_what_the_files_hold(tmp_path):
+    train = write(tmp_path / "train.jsonl", row("3<5 ", "yes"), row("b=", "<think>1\n</think>no<end>"))
+    test = write(tmp_path / "test.jsonl", row("Ж", "7"))
+    task = JsonlConfig(train=train, test=test).build()
+    assert set(task.alphabet.symbols) == {*"357<yesnob= 1\nЖ", "<think>", "</think>", "<end>"}
+    assert task.alphabet.digits == ("1", "3", "5", "7")
+    assert task.example("train", 0).answer == "yes<end>"
+    assert task.example("train", 1).answer == "<think>1\n</think>no<end>"
+    assert task.regions(task.example("train", 1)) == [PROMPT] * 2 + [CHAIN] * 4 + [ANSWER] * 3
+    assert task.max_length == len(task.regions(task.example("train", 1)))
+
+
+def test_an_answer_is_right_only_when_equal(tmp_path):
+    task = JsonlConfig(train=write(tmp_path / "train.jsonl", row("1+1=", "<think>x</think>12"))).build()
+    example = task.example("train", 0)
+    for text, correct in (("<think>y</think>12<end>", True), ("12", False), ("1<end>", False), ("123<end>", False)):
+        assert task.verify(example, text).correct is correct
+
+
+def test_a_test_problem_that_is_also_trained_on_is_refused_with_both_places(tmp_path):
+    train = write(tmp_path / "train.jsonl", row("1+1=", "2"), row("1+2=", "3"))
+    test = write(tmp_path / "test.jsonl", row("2+2=", "4"), row("1+2=", "3"))
+    with pytest.raises(UserError) as error:
+        JsonlConfig(train=train, test=test).build()
+    assert f"{test}:2" in str(error.value)
+    assert f"{train}:2" in str(error.value)
+
+
+def test_a_split_without_a_file_is_asked_for_by_name(tmp_path):
+    task = JsonlConfig(train=write(tmp_path / "train.jsonl", row("1+1=", "2"))).build()
+    for use in (task.size, lambda split: task.example(split, 0), lambda split: task.batch(split, 0, 1)):
+        with pytest.raises(UserError, match=r"task\.validation"):
+            use("validation")
+    with pytest.raises(IndexError):
+        task.example("train", 1)
+    with pytest.raises(IndexError):
+        task.batch("train", 0, 2)
+
+
+def test_a_resolved_config_builds_where_the_files_are_not(tmp_path):
+    train = write(tmp_path / "train.jsonl", row("1+1=", "2"))
+    config = from_dict(TaskConfig, {"kind": "jsonl", "train": str(train)})
+    before = config.build()
+    resolved = from_dict(TaskConfig, to_dict(config.resolved()))
+    train.unlink()
+    task = resolved.build()
+    assert task.alphabet == before.alphabet
+    assert task.max_length == before.max_length
+    assert task.config == before.config
+    with pytest.raises(UserError, match="no such file"):
+        task.example("train", 0)
+
+
+def test_an_explicit_alphabet_must_hold_every_character(tmp_path):
+    train = write(tmp_path / "train.jsonl", row("1+1=", "2"))
+    assert JsonlConfig(train=train, alphabet=("2", "1", "=", "+", "<end>")).build().alphabet.id_of("2") == 0
+    with pytest.raises(UserError, match=r"train\.jsonl: character '2'"):
+        JsonlConfig(train=train, alphabet=("1", "=", "+", "<end>")).build()
+    with pytest.raises(UserError, match="alphabet"):
+        JsonlConfig(train=train, alphabet=("1", "1", "<end>"))
+    with pytest.raises(UserError, match="alphabet"):
+        JsonlConfig(train=train, alphabet=("1",))
+    with pytest.raises(UserError, match="max_length"):
+        JsonlConfig(train=train, max_length=1)
+    with pytest.raises(UserError, match="max_length: 4 is given"):
+        JsonlConfig(train=train, max_length=4).build().batch("train", 0, 1)
+
+
+def test_sums_written_out_are_read_back_with_the_same_tokens(tmp_path):
+    addition = AdditionConfig(format="column", max_digits=2).build()
+    examples = addition.examples("train", np.arange(30))
+    rows = [row(example.prompt, example.answer, **example.tags) for example in examples]
+    task = JsonlConfig(train=write(tmp_path / "train.jsonl", *rows), alphabet=addition.alphabet.symbols).build()
+    assert (task.batch("train", 0, 30).targets_BT == addition.batch("train", 0, 30).targets_BT).all()
+    assert (task.batch("train", 0, 30).regions_BT == addition.batch("train", 0, 30).regions_BT).all()
