@@ -49,6 +49,8 @@ class Square(Shape):
     def __post_init__(self):
         if self.side < 1:
             raise UserError(f"side: expected a positive whole number, got {self.side}")
+        if self.side == 13:
+            raise UserError("a square of 13 brings bad luck")
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,7 @@ def test_scientific_notation_is_a_number_in_yaml_and_on_the_command_line(tmp_pat
         ({"shape": {"radius": 2}}, "shape: give its kind: one of"),
         ({"shape": {"kind": "square", "radius": 2}}, "shape.radius: unknown key; allowed: side"),
         ({"shape": {"kind": "square", "side": 0}}, "shape.side: expected a positive whole number, got 0"),
+        ({"shape": {"kind": "square", "side": 13}}, "shape: a square of 13 brings bad luck"),
         ({"table": [1]}, "table: expected a mapping of keys, got a list of 1"),
     ],
 )
@@ -241,7 +244,7 @@ TASK = {"kind": "addition"}
 recipes = st.fixed_dictionaries(
     {
         "task": st.fixed_dictionaries(
-            {"kind": st.just("addition"), "max_digits": st.integers(1, 5), "base": st.integers(2, 36)}
+            {"kind": st.just("addition"), "max_digits": st.integers(3, 5), "base": st.integers(5, 36)}
         ),
         "train": st.fixed_dictionaries(
             {

@@ -44,7 +44,7 @@ def imported_modules(tree: ast.AST, package: str) -> list[tuple[int, str]]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found += [(node.lineno, alias.name) for alias in node.names if alias.name != "trivium"]
-        elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == "trivium" and node.attr != "__version__":
+        elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == "trivium" and node.attr[:2] != "__":
             found.append((node.lineno, _through_the_front_door(node.attr)))
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""

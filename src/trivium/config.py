@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -136,7 +137,11 @@ def from_dict(cls: type[T], data: Any, where: str = "") -> T:
         return cls(**values)
     except UserError as error:
         message = str(error)
-        raise UserError(f"{where}.{message}" if where and not message.startswith(where) else message) from None
+        if not where or message.startswith(where):
+            raise UserError(message) from None
+        # A check of one field begins with its name, a check of several begins with words.
+        joint = "." if re.split(r"[:.\[]", message, maxsplit=1)[0] in fields else ": "
+        raise UserError(f"{where}{joint}{message}") from None
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
@@ -230,7 +235,8 @@ def to_dict(config: Any) -> Any:
 
 def to_yaml(config: Any) -> str:
     """Return `config` (a dataclass or plain data) as YAML text, keys in the order of the fields."""
-    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True, width=100)
+    # Left unescaped, a line separator inside text would come back as a space.
+    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=False, width=100)
 
 
 def config_hash(config: Any) -> str:

@@ -13,7 +13,7 @@ import re
 import textwrap
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -84,17 +84,23 @@ def _options(hint: Any) -> tuple[Any, ...]:
     return (hint,)
 
 
-def leaves(config: Any, prefix: str = "") -> dict[str, Leaf]:
-    """Return every value of the dataclass instance `config` by its dotted key; mappings have no flags of their own."""
-    found: dict[str, Leaf] = {}
+def leaves(config: Any) -> dict[str, dict[str, Leaf]]:
+    """Return every value of the dataclass instance `config`: section -> key -> leaf; its own values' section is ""."""
+    found: dict[str, dict[str, Leaf]] = {"": {}}
     hints = typing.get_type_hints(type(config))
     docs = field_docs(type(config))
     for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
+        name, value = field.name, getattr(config, field.name)
         if dataclasses.is_dataclass(value):
-            found |= leaves(value, f"{prefix}{field.name}.")
-        elif field.init and not isinstance(value, typing.Mapping) and not _holds_config(hints[field.name]):
-            found[prefix + field.name] = Leaf(hints[field.name], value, docs.get(field.name, ""))
+            inner = leaves(value)
+            found |= {f"{name}.{section}".rstrip("."): part for section, part in inner.items() if part}
+        elif isinstance(value, Mapping):
+            # The variants of a study: each changes some dotted keys.
+            for entry, changes in value.items():
+                doc = f"What {entry!r} has here."
+                found[f"{name}.{entry}"] = {key: Leaf(Any, item, doc) for key, item in changes.items()}
+        elif field.init and not _holds_config(hints[name]):
+            found[""][name] = Leaf(hints[name], value, docs.get(name, ""))
     return found
 
 
@@ -105,6 +111,8 @@ def _holds_config(hint: Any) -> bool:
 def _metavar(hint: Any) -> str:
     names = {int: "INT", float: "FLOAT", str: "TEXT", bool: "true|false", Path: "PATH", type(None): "null"}
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return "VALUE"
     if origin in (typing.Union, types.UnionType):
         return "|".join(_metavar(option) for option in arguments)
     if origin is typing.Literal:
@@ -120,22 +128,17 @@ def _as_text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _sections(config: Any) -> dict[str, type]:
-    """Return a dataclass of text flags for each section of `config`; its own values are the section ""."""
-    grouped: dict[str, list[tuple[str, Any, Any]]] = {}
-    for key, leaf in leaves(config).items():
-        section, _, name = key.rpartition(".")
+def _section_class(section: str, part: Mapping[str, Leaf]) -> type:
+    """Return a dataclass with one text field for each leaf; the fields' own names don't matter."""
+    rows = []
+    for number, (key, leaf) in enumerate(part.items()):
         kind: Any = tuple[str, ...] if leaf.is_list else str
         default: Any = tuple(map(_as_text, leaf.value)) if leaf.is_list else _as_text(leaf.value)
-        annotation = tyro.conf.arg(help=leaf.doc or " ", metavar=_metavar(leaf.hint))
-        row = (name, Annotated[kind, annotation], dataclasses.field(default=default))
-        grouped.setdefault(section, []).append(row)
-    sections = {}
-    for section, rows in grouped.items():
-        sections[section] = dataclasses.make_dataclass(section.replace(".", "_") or "recipe", rows, frozen=True)
-        kind = getattr(getattr(config, section, None), "kind", None)
-        sections[section].__doc__ = f"The recipe's {section} ({kind})." if kind else f"The recipe's {section}."
-    return sections
+        annotation = tyro.conf.arg(name=key, help=leaf.doc or " ", metavar=_metavar(leaf.hint))
+        rows.append((f"field{number}", Annotated[kind, annotation], dataclasses.field(default=default)))
+    made = dataclasses.make_dataclass("section", rows, frozen=True)
+    made.__doc__ = f"The recipe's {section}."
+    return made
 
 
 def parse(options: type[T], arguments: Sequence[str], prog: str, description: str) -> T:
@@ -150,43 +153,39 @@ def parse_with_recipe(
 
     `config` is the recipe as its file has it: the flags and the defaults that --help shows are its fields and values.
     """
-    arguments, kinds = _take_kinds(list(arguments))
-    sections = _sections(config)
-    own = sections.pop("", None)
+    parts = {section: part for section, part in leaves(config).items() if part}
     rows: list[Any] = []
-    for section, made in sections.items():
+    for number, (section, part) in enumerate(parts.items()):
+        made = _section_class(section, part)
         annotated = Annotated[made, tyro.conf.arg(name=section)]
-        rows.append((section.replace(".", "_"), annotated, dataclasses.field(default_factory=made)))
-    if own is not None:
-        sections[""] = own
-        rows.append(("recipe_itself", Annotated[own, tyro.conf.arg(name="")], dataclasses.field(default_factory=own)))
+        rows.append((f"section{number}", annotated, dataclasses.field(default_factory=made)))
     combined = dataclasses.make_dataclass(options.__name__, rows, bases=(options,), frozen=True)
     parsed: Any = _parse(combined, arguments, prog, description)
-    known = leaves(config)
-    overrides: dict[str, Any] = dict(kinds)
-    for section, made in sections.items():
-        values = getattr(parsed, section.replace(".", "_") or "recipe_itself")
-        for field in dataclasses.fields(made):
+    overrides: dict[str, Any] = {}
+    for number, (section, part) in enumerate(parts.items()):
+        values = getattr(parsed, f"section{number}")
+        for field, (key, leaf) in zip(dataclasses.fields(values), part.items(), strict=True):
             given = getattr(values, field.name)
             if given != field.default:
-                key = f"{section}.{field.name}" if section else field.name
-                overrides[key] = known[key].read(given)
-    return options(**{field.name: getattr(parsed, field.name) for field in dataclasses.fields(options)}), overrides  # pyright: ignore[reportArgumentType]
+                overrides[f"{section}.{key}".lstrip(".")] = leaf.read(given)
+    own = {field.name: getattr(parsed, field.name) for field in dataclasses.fields(options)}  # pyright: ignore[reportArgumentType]
+    return options(**own), overrides
 
 
-def _take_kinds(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
+def take_kinds(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """Take `--task.kind NAME` and `--model.kind NAME` out of `arguments`: they choose which other flags there are."""
     kinds: dict[str, str] = {}
     rest: list[str] = []
-    while arguments:
-        word = arguments.pop(0)
+    words = iter(arguments)
+    for word in words:
         name, equals, value = word.partition("=")
-        if name in ("--task.kind", "--model.kind"):
-            if not equals and not arguments:
-                raise UserError(f"{name}: give its value behind it")
-            kinds[name[2:]] = value if equals else arguments.pop(0)
-        else:
+        if name not in ("--task.kind", "--model.kind"):
             rest.append(word)
+            continue
+        kind = value if equals else next(words, None)
+        if kind is None:
+            raise UserError(f"{name}: give its value behind it")
+        kinds[name[2:]] = kind
     return rest, kinds
 
 

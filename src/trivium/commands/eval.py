@@ -1,0 +1,87 @@
+"""trivium eval: score a trained run on problems that it never saw, or on a person's own file."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from trivium.commands.console import announce
+from trivium.commands.flags import parse
+from trivium.config import UserError
+from trivium.evaluate.answers import evaluate as evaluate_split
+from trivium.evaluate.answers import evaluate_file
+from trivium.evaluate.config import EvaluateConfig
+from trivium.hub.folder import load
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    run: tyro.conf.Positional[Path]
+    """Run folder, or a folder that `trivium export` wrote."""
+    data: Path | None = None
+    """JSONL file of {"prompt", "answer", "tags"?} rows to score instead of a split of the task."""
+    examples: int = 1000
+    """Distinct problems to score."""
+    split: Literal["test", "validation", "train"] = "test"
+    """Split of the task that they come from."""
+    temperature: float = 0.0
+    """Temperature of sampling; 0 takes the most probable token."""
+    seed: int = 0
+    """Seed of sampling."""
+    batch: int = 256
+    """Rows generated side by side."""
+    json: bool = False
+    """Print the scores as JSON on standard output."""
+
+
+def evaluate(arguments: Sequence[str]) -> None:
+    """Score and print."""
+    options = parse(EvalOptions, arguments, "trivium eval", "Score a trained run.")
+    if options.temperature < 0:
+        raise UserError(f"--temperature: expected 0 or more, got {options.temperature}")
+    config = replace(EvaluateConfig(), examples=options.examples, batch=options.batch)
+    announce()
+    model, _, task = load(options.run)
+    with torch.inference_mode():
+        if options.data is not None:
+            scores = evaluate_file(
+                model, task, options.data, config, temperature=options.temperature, seed=options.seed
+            )
+        else:
+            scores = evaluate_split(
+                model, task, config, split=options.split, temperature=options.temperature, seed=options.seed
+            )
+    if options.json:
+        print(json.dumps(scores, indent=1))
+    else:
+        show(scores)
+
+
+def show(scores: dict[str, Any]) -> None:
+    """Print scores as a table of rates with their 95 % intervals, sliced by tags."""
+    table = Table(
+        title=f"{scores['task']} v{scores['task_version']}, {scores['examples']} problems ({scores['split']})"
+    )
+    table.add_column("slice")
+    for column in ("exact match", "95 % interval", "right", "of"):
+        table.add_column(column, justify="right")
+    rows = [("all", scores["exact_match"])]
+    rows += [(f"{tag} {value}", rate) for tag, values in scores["by_tag"].items() for value, rate in values.items()]
+    for name, rate in rows:
+        interval = f"{rate['low']:.1%} – {rate['high']:.1%}"
+        table.add_row(name, f"{rate['rate']:.1%}", interval, str(rate["successes"]), str(rate["n"]))
+    console = Console()
+    console.print(table)
+    console.print(f"token accuracy, teacher forced: {scores['token_accuracy']:.2%}")
+    console.print(f"generated tokens a problem: {scores['generated_tokens_per_problem']:.1f}")
+    for name, rate in (scores["chain"] or {}).items():
+        if isinstance(rate, dict) and "rate" in rate:
+            console.print(f"chain, {name.replace('_', ' ')}: {rate['rate']:.1%} ({rate['successes']} of {rate['n']})")
+    for sample in scores["samples"]["wrong"][:3]:
+        console.print(f"wrong: {sample['prompt']}{sample['generated']}  wanted {sample['wanted']}", markup=False)

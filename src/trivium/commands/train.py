@@ -1,0 +1,71 @@
+"""trivium train: one run, the recipe's own model or one variant of its study."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from trivium.commands import fail
+from trivium.commands.console import announce
+from trivium.commands.recipes import read_recipe
+from trivium.config import UserError, config_hash
+from trivium.registry import nearest
+from trivium.study.jobs import Event
+from trivium.study.live import LiveProgress
+from trivium.study.recipe import Recipe
+from trivium.study.variants import expand
+from trivium.train.config import RunConfig
+from trivium.train.distributed import world_of_environment
+from trivium.train.loop import train as train_run
+from trivium.train.stop import TrainingStopped
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    recipe: tyro.conf.Positional[Path]
+    """Recipe, a YAML file; every value in it can be given as a flag too."""
+    variant: str | None = None
+    """Variant of the recipe's study to train, sized as `trivium compare` sizes it."""
+    runs: Path = Path("runs")
+    """Folder that holds the run folders."""
+
+
+def train(arguments: Sequence[str]) -> int:
+    """Train, and say where the run folder is."""
+    options, recipe = read_recipe(TrainOptions, arguments, "trivium train", "Train the model of a recipe.")
+    name, config = pick(recipe, options.variant)
+    folder = options.runs / recipe.folder_name / f"{name}-s{config.train.seed}-{config_hash(config)}"
+    first = world_of_environment().first
+    if first:
+        announce()
+    try:
+        with LiveProgress(1) as live:
+            result = train_run(
+                config,
+                folder,
+                on_progress=lambda now: live(Event("progress", folder.name, dataclasses.asdict(now))),
+            )
+    except TrainingStopped as stop:
+        return fail(str(stop)) if first else 1
+    if first:
+        exact = result["evaluation"]["exact_match"]
+        print(
+            f"{exact['successes']} of {exact['n']} unseen problems right ({exact['rate']:.1%}, 95 % interval "
+            f"{exact['low']:.1%} to {exact['high']:.1%}) after {result['step']} steps, {result['tokens']:,} tokens, "
+            f"{result['seconds']:.0f} s"
+        )
+        print(f"run folder: {folder}")
+        print(f"talk to it: trivium chat {folder}")
+    return 0
+
+
+def pick(recipe: Recipe, variant: str | None) -> tuple[str, RunConfig]:
+    """Return the name and the configuration of the run: the recipe's own, or that of `variant`."""
+    if variant is None:
+        return "own", recipe.run
+    known = {each.name: each for each in expand(recipe)}
+    if variant not in known:
+        raise UserError(f"--variant: unknown variant {variant!r}; {nearest(variant, list(known))}")
+    return variant, known[variant].run(recipe.train.seed)
