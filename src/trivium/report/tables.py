@@ -2,7 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
+
+from trivium.report.figures import short_count
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -32,7 +35,10 @@ def to_rich(table: Table) -> "RichTable":
     rich.box = box.SIMPLE_HEAD
     rich.title_style, rich.caption_style = "bold", "dim"
     for number, column in enumerate(table.columns):
-        rich.add_column(Text(column), justify="left" if table.text or number == 0 else "right", overflow="fold")
+        # A heading breaks before a number does.
+        heading = column if table.text else "\n".join(wrap(column, 11))
+        justify = "left" if table.text or number == 0 else "right"
+        rich.add_column(Text(heading), justify=justify, no_wrap=not table.text)
     for row in table.rows:
         # Text, since a name or an answer may hold what rich would read as markup.
         rich.add_row(*(Text(cell) for cell in row))
@@ -176,14 +182,13 @@ def _difference(name: str, variant: Mapping[str, Any], baseline: str) -> str:
 def _tokens(values: Mapping[str, Any]) -> str:
     if not values["reached"]:
         return "not reached" if values["seeds"] else MISSING
-    text = f"{values['mean']:,.0f}"
-    if values["reached"] < values["seeds"]:
-        text += f" ({values['reached']} of {values['seeds']} seeds)"
-    return text
+    text = short_count(values["mean"])
+    return text if values["reached"] == values["seeds"] else f"{text} ({values['reached']}/{values['seeds']} seeds)"
 
 
 def _relative(text: str, ratio: float) -> str:
-    return text if abs(ratio - 1) < 5e-5 else f"{text} ({100 * (ratio - 1):+.1f} %)"
+    # Within the tolerance of the match there is nothing to point at.
+    return text if abs(ratio - 1) <= 0.01 else f"{text} ({100 * (ratio - 1):+.1f} %)"
 
 
 def _budget(tuning: Sequence[Mapping[str, Any]]) -> str:

@@ -85,7 +85,7 @@ def _final(results: Mapping[str, Any]) -> str:
     best = [name for name, variant in known.items() if variant["exact_match"]["mean"] == highest]
     if len(best) == len(known):
         return f"At the end all were right equally often, on {percent(highest)} of new problems."
-    text = f"At the end {_list(best)} {'was' if len(best) == 1 else 'were'} right most often, on {percent(highest)} of new problems."
+    text = f"At the end {_list(best)} had the highest exact match, {percent(highest)} of new problems."
     parts, apart = [], []
     for name, variant in known.items():
         if name == baseline or variant["difference"]["mean"] is None:
