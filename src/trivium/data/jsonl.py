@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,7 @@ def write_jsonl(task: Task, split: Split, count: int, path: str | Path, *, overw
         aside.write_bytes(content)
         aside.replace(path)
     except OSError as error:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
     return len(lines)

@@ -83,7 +83,12 @@ class CarrySampler:
             tables.append(table)
         return tables[0], tables[1]
 
-    def _transitions(self, place: int) -> np.ndarray:
+    @cached_property
+    def _transitions(self) -> list[np.ndarray]:
+        """Every place's transitions, which each draw needs again."""
+        return [self._transitions_at(place) for place in range(self.max_digits)]
+
+    def _transitions_at(self, place: int) -> np.ndarray:
         """Return the chance [a, e, x, y] of e numbers ending and carry y out given a digits and carry x in."""
         stop = self._stops(place)
         chances = self._sum_chances[0 if place == 0 else 1].copy()
@@ -107,7 +112,7 @@ class CarrySampler:
         table[:, 0] = ended
         tables = [table]
         for place in range(n - 1, -1, -1):
-            after, before, chances = tables[0], np.zeros_like(table), self._transitions(place)
+            after, before, chances = tables[0], np.zeros_like(table), self._transitions[place]
             before[:, 0] = ended
             grown = self._grow(after)
             for a in range(1, k + 1):
@@ -193,7 +198,7 @@ class CarrySampler:
         for place in range(n):
             random = unit(words(states_B, place * (k + 2), k + 2))
             after = self._ahead[place + 1]
-            chances_BO = self._transitions(place)[alive_B[:, None], ends, carry_B[:, None], outs]
+            chances_BO = self._transitions[place][alive_B[:, None], ends, carry_B[:, None], outs]
             runs_BO = np.where(outs > 0, run_B[:, None] + 1, 0)
             hits_BO = np.where(runs_BO == chains_B[:, None], 1, reached_B[:, None])
             remain_BO = np.maximum(alive_B[:, None] - ends, 0)

@@ -1,0 +1,151 @@
+"""What every task promises, as functions that raise AssertionError; `test_tasks` also runs them on broken tasks."""
+
+import numpy as np
+
+from trivium.config import UserError
+from trivium.tasks.base import ANSWER, CHAIN, PAD, PROMPT, SPLITS, Batch, Example, Split, Task
+
+COUNT = 12
+
+
+def splits_of(task: Task) -> list[Split]:
+    """Return the splits that have problems: a task of files may lack some."""
+    found: list[Split] = []
+    for split in SPLITS:
+        try:
+            task.example(split, 0)
+        except UserError:
+            continue
+        found.append(split)
+    assert "train" in found
+    return found
+
+
+def count_of(task: Task, split: Split) -> int:
+    size = task.size(split)
+    return COUNT if size is None else min(COUNT, size)
+
+
+def examples_of(task: Task, split: Split) -> list[Example]:
+    return [task.example(split, index) for index in range(count_of(task, split))]
+
+
+def check_example_is_a_pure_function_of_its_index(task: Task) -> None:
+    other = task.config.build()
+    for split in splits_of(task):
+        forwards = examples_of(task, split)
+        backwards = [other.example(split, index) for index in reversed(range(count_of(task, split)))]
+        assert forwards == backwards[::-1], split
+        assert task.examples(split, np.arange(len(forwards))) == forwards, split
+
+
+def assert_equal(batch: Batch, expected: Batch) -> None:
+    for name in Batch.__dataclass_fields__:
+        ours, theirs = getattr(batch, name), getattr(expected, name)
+        assert ours.dtype == theirs.dtype, name
+        assert ours.shape == theirs.shape, name
+        assert (ours == theirs).all(), name
+
+
+def check_batch_equals_collated_examples(task: Task) -> None:
+    for split in splits_of(task):
+        count = count_of(task, split)
+        assert_equal(task.batch(split, 0, count), task.collate(examples_of(task, split)))
+        start = count // 3
+        assert_equal(task.batch(split, start, 2), task.collate([task.example(split, start + i) for i in range(2)]))
+        scattered = np.array([count - 1, 0, count // 2, 0])
+        assert_equal(task.gather(split, scattered), task.collate([task.example(split, int(i)) for i in scattered]))
+
+
+def check_a_batch_holds_what_encode_gives(task: Task) -> None:
+    for split in splits_of(task):
+        batch = task.batch(split, 0, count_of(task, split))
+        width = batch.tokens_BT.shape[1]
+        for b, example in enumerate(examples_of(task, split)):
+            tokens, targets, weights = task.encode(example)
+            regions = task.regions(example)
+            length = len(tokens)
+            assert len(targets) == len(weights) == length == batch.lengths_B[b]
+            assert len(regions) == length + 1
+            assert batch.tokens_BT[b].tolist() == tokens + [task.alphabet.pad_id] * (width - length)
+            assert batch.targets_BT[b].tolist() == targets + [task.alphabet.pad_id] * (width - length)
+            assert batch.regions_BT[b].tolist() == regions[1:] + [PAD] * (width - length)
+            assert batch.weights_BT[b].tolist() == weights + [0.0] * (width - length)
+            scored = np.isin(batch.regions_BT[b], (CHAIN, ANSWER))
+            assert (scored == (batch.weights_BT[b] > 0)).all(), "exactly chain and answer are scored"
+            assert scored.any()
+            assert batch.prompt_lengths_B[b] == len(task.alphabet.encode(example.prompt))
+            assert regions[: batch.prompt_lengths_B[b]] == [PROMPT] * int(batch.prompt_lengths_B[b])
+
+
+def check_splits_share_no_problem(task: Task) -> None:
+    seen: dict[object, Split] = {}
+    for split in splits_of(task):
+        size = task.size(split)
+        count = 150 if size is None else min(150, size)
+        for example in task.examples(split, np.arange(count)):
+            assert seen.setdefault(task.canonical(example), split) == split, example
+
+
+def check_only_the_whole_answer_is_right(task: Task) -> None:
+    end, alphabet = task.alphabet.end, task.alphabet
+    for split in splits_of(task):
+        for example in examples_of(task, split):
+            answer = example.answer
+            assert answer.endswith(end)
+            body = answer.removesuffix(end)
+            # The answer's own symbols, without a chain of thought before it.
+            regions = task.regions(example)[len(alphabet.encode(example.prompt)) :]
+            ids = [id for id, region in zip(alphabet.encode(answer), regions, strict=True) if region == ANSWER]
+            head = answer.removesuffix(alphabet.decode(ids))
+            symbols = [alphabet.symbols[index] for index in ids[:-1]]
+            other = [next(s for s in alphabet.symbols if s not in (symbol, end, alphabet.pad)) for symbol in symbols]
+            assert task.verify(example, answer).correct
+            assert task.verify(example, answer + alphabet.pad).correct
+            assert task.verify(example, example.prompt + answer).correct, "a prompt in front is stripped"
+            assert not task.verify(example, body).correct, "an answer without end is not finished"
+            assert not task.verify(example, "").correct
+            assert not task.verify(example, head + end).correct
+            assert not task.verify(example, head + "".join(symbols[:-1]) + end).correct, "a prefix is wrong"
+            assert not task.verify(example, head + "".join([*symbols, symbols[-1]]) + end).correct, "too long"
+            for place in range(len(symbols)):
+                wrong = [*symbols[:place], other[place], *symbols[place + 1 :]]
+                assert not task.verify(example, head + "".join(wrong) + end).correct, wrong
+
+
+def check_max_length_bounds_every_problem(task: Task) -> None:
+    for split in splits_of(task):
+        batch = task.batch(split, 0, count_of(task, split))
+        assert batch.lengths_B.max() + 1 <= task.max_length
+
+
+def check_text_and_tokens_are_the_same(task: Task) -> None:
+    for split in splits_of(task):
+        for example in examples_of(task, split):
+            text = example.prompt + example.answer
+            ids = task.alphabet.encode(text)
+            assert task.alphabet.decode(ids) == text
+            assert task.alphabet.encode(example.prompt) == ids[: len(task.alphabet.encode(example.prompt))], (
+                "a prompt alone has the tokens that it has before its answer"
+            )
+
+
+def check_distinct_problems_differ(task: Task) -> None:
+    for split in splits_of(task):
+        indices = task.distinct(split, COUNT)
+        examples = [task.example(split, int(index)) for index in indices]
+        assert len({task.canonical(example) for example in examples}) == len(indices)
+        assert (np.diff(indices) > 0).all()
+        assert indices.tolist() == Task.distinct(task, split, COUNT).tolist()
+
+
+def check_every_problem_has_the_same_tags(task: Task) -> None:
+    names = {tuple(sorted(example.tags)) for split in splits_of(task) for example in examples_of(task, split)}
+    assert len(names) == 1
+    for split in splits_of(task):
+        assert all(
+            isinstance(value, int | str) for example in examples_of(task, split) for value in example.tags.values()
+        )
+
+
+CHECKS = [check for name, check in sorted(globals().items()) if name.startswith("check_")]
