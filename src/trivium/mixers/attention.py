@@ -13,7 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from trivium.mixers import cache
 from trivium.mixers.base import MIXERS, Mixer, MixerConfig, MixerContext, State
-from trivium.mixers.heads import check_count, num_kv_heads
+from trivium.mixers.heads import HeadNorm, check_count, num_kv_heads
 from trivium.mixers.rotary import count_positions, rotate
 from trivium.ops.pairs import allowed_pairs
 from trivium.registry import UserError
@@ -96,8 +96,8 @@ class Attention(Mixer):
         inner, outer = _widths(config, context)
         self.qkv = nn.Linear(context.width, inner, bias=config.bias)
         self.out = nn.Linear(outer, context.width, bias=config.bias)
-        self.query_norm = nn.RMSNorm(self.head_width, eps=1e-6) if config.qk_norm else nn.Identity()
-        self.key_norm = nn.RMSNorm(self.head_width, eps=1e-6) if config.qk_norm else nn.Identity()
+        self.query_norm = HeadNorm(self.head_width) if config.qk_norm else nn.Identity()
+        self.key_norm = HeadNorm(self.head_width) if config.qk_norm else nn.Identity()
 
     def init_state(self, batch: int, max_length: int, device: torch.device | str, dtype: torch.dtype) -> AttentionState:
         shape = (batch, cache.capacity(self.window, max_length), self.kv_heads, self.head_width)

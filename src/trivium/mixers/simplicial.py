@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from trivium.mixers import cache
 from trivium.mixers.base import MIXERS, Mixer, MixerConfig, MixerContext, State
-from trivium.mixers.heads import check_count, num_kv_heads
+from trivium.mixers.heads import HeadNorm, check_count, num_kv_heads
 from trivium.mixers.rotary import count_positions, rotate, rotate_triples
 from trivium.ops import simplicial_attention
 from trivium.ops.pairs import allowed_pairs
@@ -137,7 +137,7 @@ class Simplicial(Mixer):
         inner, outer = _widths(config, context)
         self.qkv = nn.Linear(context.width, inner, bias=config.bias)
         self.out = nn.Linear(outer, context.width, bias=config.bias)
-        norms = (nn.RMSNorm(self.head_width, eps=1e-6) if config.qk_norm else nn.Identity() for _ in range(3))
+        norms = (HeadNorm(self.head_width) if config.qk_norm else nn.Identity() for _ in range(3))
         self.query_norm, self.key1_norm, self.key2_norm = norms
         self.pair_bias_2GK = None
         if config.pair_bias:

@@ -42,13 +42,11 @@ def reference(
 def determinant(q: Tensor, k1: Tensor, k2: Tensor) -> Tensor:
     """Return (B, H, i, j, k): the sum of det[q; k1; k2] over triples of channels, and of plain products of the rest."""
     triples = q.shape[-1] // 3
-    signs = torch.zeros(3, 3, 3, dtype=q.dtype, device=q.device)
-    for x, y, z in ((0, 1, 2), (1, 2, 0), (2, 0, 1)):
-        signs[x, y, z], signs[x, z, y] = 1, -1
-    heads = [x[..., : 3 * triples].unflatten(-1, (triples, 3)) for x in (q, k1, k2)]
+    whole = [x[..., : 3 * triples].unflatten(-1, (triples, 3)) for x in (q, k1, k2)]
     rest = [x[..., 3 * triples :] for x in (q, k1, k2)]
-    whole = torch.einsum("bihtx,bjhty,bkhtz,xyz->bhijk", *heads, signs)
-    return whole + torch.einsum("bihd,bjhd,bkhd->bhijk", *rest)
+    cross = torch.linalg.cross(whole[1][:, :, None], whole[2][:, None])  # det[q; k1; k2] = q . (k1 x k2)
+    logits = torch.einsum("bihtx,bjkhtx->bhijk", whole[0], cross)
+    return logits + torch.einsum("bihd,bjhd,bkhd->bhijk", *rest)
 
 
 def allowed(tokens: int, window: int, documents: Tensor | None, device: torch.device) -> Tensor:
