@@ -164,6 +164,17 @@ def test_a_finite_training_set_has_a_size():
     assert len(AdditionConfig(train_examples=7).build().distinct("train", 100)) <= 7
 
 
+def test_batches_that_follow_each_other_are_those_that_are_asked_for_alone():
+    config = AdditionConfig(max_digits=3)
+    in_order = config.build()
+    for step in range(12):
+        batch = in_order.batch("train", 1000 * step, 1000)
+        alone = config.build().batch("train", 1000 * step, 1000)
+        assert np.array_equal(batch.tokens_BT, alone.tokens_BT)
+        assert np.array_equal(batch.regions_BT, alone.regions_BT)
+    assert np.array_equal(in_order.batch("test", 12000, 5).tokens_BT, config.build().batch("test", 12000, 5).tokens_BT)
+
+
 def test_distinct_problems_are_those_that_one_by_one_search_finds():
     config = AdditionConfig(max_digits=2, format="plain")
     task = config.build()

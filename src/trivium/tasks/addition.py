@@ -16,6 +16,8 @@ from trivium.tasks.addition_sampling import SMALLEST_FRACTION, Space, check_spli
 from trivium.tasks.answers import chain_regions
 from trivium.tasks.base import TASKS, Batch, Example, Split, Step, Task, TaskConfig, Verdict
 
+BLOCK = 4096  # problems of one draw: enough that numpy's overhead by the call is small
+
 
 @TASKS.register("addition")
 @dataclass(frozen=True)
@@ -130,6 +132,8 @@ class Addition(Task):
             self.alphabet.encode(self.render(*[config.base**config.max_digits - 1] * config.operands))
         )
         self._encoder = Encoder(self.notation, config.max_digits)
+        self._expected: tuple[Split, int] | None = None  # where the next batch starts if batches follow each other
+        self._block: tuple[tuple[Split, int], Problems] | None = None
 
     def size(self, split: Split) -> int | None:
         return self.config.train_examples if split == "train" else None
@@ -166,7 +170,24 @@ class Addition(Task):
         return draw(self.config.space, self.config.seed, split, indices_B)
 
     def gather(self, split: Split, indices: np.ndarray, stage: int = 0) -> Batch:
-        return self._encoder.encode(self._draw(split, np.asarray(indices))[0])
+        return self._encoder.encode(self._draw_in_order(split, np.asarray(indices, dtype=np.int64)))
+
+    def _draw_in_order(self, split: Split, indices_B: np.ndarray) -> Problems:
+        """Return the same problems as `_draw`; batches that follow each other are cut from one larger draw."""
+        rows = len(indices_B)
+        if not rows or (np.diff(indices_B) != 1).any():
+            return self._draw(split, indices_B)[0]
+        start = int(indices_B[0])
+        in_order = self._expected == (split, start)
+        self._expected = (split, start + rows)
+        block, offset = divmod(start, BLOCK)
+        if not in_order or offset + rows > BLOCK:
+            return self._draw(split, indices_B)[0]
+        if self._block is None or self._block[0] != (split, block):
+            self._block = (split, block), self._draw(split, np.arange(block * BLOCK, (block + 1) * BLOCK))[0]
+        drawn = self._block[1]
+        part = slice(offset, offset + rows)
+        return Problems(drawn.base, drawn.digits_NKB[:, :, part], drawn.counts_KB[:, part])
 
     def distinct(self, split: Split, count: int, stage: int = 0) -> np.ndarray:
         size = self.size(split)

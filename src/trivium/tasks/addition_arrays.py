@@ -24,9 +24,6 @@ class Problems:
     digits_NKB: np.ndarray  # uint8
     counts_KB: np.ndarray  # int16
 
-    def select(self, rows: np.ndarray) -> "Problems":
-        return Problems(self.base, self.digits_NKB[:, :, rows], self.counts_KB[:, rows])
-
     def operands(self, row: int) -> list[int]:
         """Return the operands of one problem as Python integers."""
         return [number_of(digits.tolist(), self.base) for digits in self.digits_NKB[:, :, row].T]
@@ -96,7 +93,7 @@ class Encoder:
     def _number(self, digits_NB: np.ndarray, counts_B: np.ndarray, least_first: bool) -> np.ndarray:
         slots = digits_NB.astype(np.int8)
         if not self.notation.width:
-            slots[np.arange(len(slots), dtype=np.int16)[:, None] >= counts_B] = EMPTY
+            np.putmask(slots, np.arange(len(slots), dtype=np.int16)[:, None] >= counts_B, EMPTY)
         return slots if least_first else slots[::-1]
 
     def _operands(self, problems: Problems, least_first: bool) -> list[np.ndarray]:

@@ -5,7 +5,7 @@ Shapes as in `addition_arrays`: B problems, K operands, N digit places.
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import numpy as np
 
@@ -52,12 +52,19 @@ class Space:
         return carry_sampler(self.base, self.operands, self.min_digits, self.max_digits)
 
 
+@cache
+def _group(base: int, limit: int) -> int:
+    """Return how many digits make numbers of which there are at most `limit`."""
+    group = 1
+    while base ** (group + 1) <= limit:
+        group += 1
+    return group
+
+
 def problem_hashes(problems: Problems) -> np.ndarray:
     """Return a uint64 hash (B,) of each problem that does not depend on the order of its operands."""
     digits_NKB, base = problems.digits_NKB, problems.base
-    group = 1
-    while base ** (group + 1) <= _PACKED:
-        group += 1
+    group = _group(base, _PACKED)
     hashes_KB: np.ndarray | None = None
     for start in range(0, len(digits_NKB), group):
         packed_KB = np.zeros(problems.counts_KB.shape, dtype=np.uint64)
@@ -86,9 +93,7 @@ def in_split(hashes_B: np.ndarray, split: Split, space: Space) -> np.ndarray:
 @lru_cache(maxsize=64)
 def _digit_table(base: int) -> np.ndarray:
     """Return the digits (least first) of every number that a 48-bit random word can be spread over evenly."""
-    group = 1
-    while base ** (group + 1) <= 2**16:
-        group += 1
+    group = _group(base, 2**16)
     numbers = np.arange(base**group)
     return np.stack([numbers // base**place % base for place in range(group)]).astype(np.uint8)
 
@@ -154,14 +159,16 @@ def draw(space: Space, seed: int, split: Split, indices_B: np.ndarray) -> tuple[
                 drawn = space.carries.draw(states_BA.ravel(), np.repeat(chains_B[rows_B], tries))
             hashes_BA = problem_hashes(drawn).reshape(-1, tries)
             taken_BA = in_split(hashes_BA, split, space)
+            if tries == 1 and len(rows_B) == rows:
+                # Everything is kept at once; later attempts write over the rows that are still pending.
+                digits_NKB, counts_KB, hashes_B = drawn.digits_NKB, drawn.counts_KB, hashes_BA[:, 0]
+                left.append(rows_B[~taken_BA[:, 0]])
+                continue
             found_B = taken_BA.any(axis=1)
             first_B = np.arange(len(rows_B)) * tries + taken_BA.argmax(axis=1)
-            if len(rows_B) == rows and found_B.all():
-                chosen = drawn if tries == 1 else drawn.select(first_B)
-                return chosen, hashes_BA.ravel()[first_B]
             into_B, from_B = rows_B[found_B], first_B[found_B]
-            digits_NKB[:, :, into_B] = drawn.digits_NKB[:, :, from_B]
-            counts_KB[:, into_B] = drawn.counts_KB[:, from_B]
+            digits_NKB[:, :, into_B] = drawn.digits_NKB.take(from_B, axis=2)
+            counts_KB[:, into_B] = drawn.counts_KB.take(from_B, axis=1)
             hashes_B[into_B] = hashes_BA.ravel()[from_B]
             left.append(rows_B[~found_B])
         pending_B, attempt = np.concatenate(left), attempt + tries
