@@ -87,8 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of our output left (`trivium data show | head`): the interpreter must not flush into the pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except KeyboardInterrupt:
-        return fail("interrupted")
+    except KeyboardInterrupt as error:
+        return fail(str(error) or "interrupted")
     except (PermissionError, NotADirectoryError, IsADirectoryError) as error:
         return fail(f"{error.filename}: {(error.strerror or 'cannot be used').lower()}", 2)
     except OSError as error:

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from trivium.commands.recipes import read_recipe
 from trivium.data.jsonl import write_jsonl
-from trivium.data.show import ShownExample, show_examples, show_expression
+from trivium.data.show import ShownExample, ShownToken, show_examples, show_expression
 from trivium.model.context import model_context
 from trivium.tasks.base import SPLITS
 
@@ -51,12 +51,10 @@ def show(arguments: Sequence[str]) -> None:
 def draw(console: Console, shown: ShownExample) -> None:
     """Print one problem: its text and a table with a column for each token."""
     console.print(Text(shown.text), soft_wrap=True)
-    # A long problem goes over several tables, since a table that is too wide for the screen loses its columns.
-    room = max(8, (console.width - 12) // 6)
-    for start in range(0, len(shown.tokens), room):
-        part = shown.tokens[start : start + room]
+    for part in _parts(shown.tokens, console.width - len("position id") - 3):
         table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
-        table.add_row("token", *(Text("space" if token.text == " " else token.text) for token in part))
+        table.add_column(no_wrap=True)
+        table.add_row("token", *(Text(_word(token)) for token in part))
         table.add_row("id", *(str(token.id) for token in part))
         table.add_row("position id", *(str(token.position) for token in part))
         table.add_row("scored", *("yes" if token.scored else "·" for token in part))
@@ -64,6 +62,24 @@ def draw(console: Console, shown: ShownExample) -> None:
     if tags := dict(shown.example.tags):
         console.print(Text("tags: " + ", ".join(f"{name} {value}" for name, value in tags.items())))
     console.print()
+
+
+def _word(token: ShownToken) -> str:
+    return "space" if token.text == " " else token.text
+
+
+def _parts(tokens: Sequence[ShownToken], room: int) -> list[list[ShownToken]]:
+    """Split tokens over tables that fit into `room` columns of text; a table that is too wide loses its cells."""
+    parts: list[list[ShownToken]] = [[]]
+    left = room
+    for token in tokens:
+        width = 3 + max(len(_word(token)), len(str(token.id)), len(str(token.position)), len("yes"))
+        if width > left and parts[-1]:
+            parts.append([])
+            left = room
+        parts[-1].append(token)
+        left -= width
+    return parts
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,7 @@ def leaves(config: Any) -> dict[str, dict[str, Leaf]]:
         elif isinstance(value, Mapping):
             # The variants of a study: each changes some dotted keys.
             for entry, changes in value.items():
-                doc = f"What {entry!r} has here."
+                doc = f"What the variant {entry!r} has here."
                 found[f"{name}.{entry}"] = {key: Leaf(Any, item, doc) for key, item in changes.items()}
         elif field.init and not _holds_config(hints[name]):
             found[""][name] = Leaf(hints[name], value, docs.get(name, ""))
@@ -137,7 +137,7 @@ def _section_class(section: str, part: Mapping[str, Leaf]) -> type:
         annotation = tyro.conf.arg(name=key, help=leaf.doc or " ", metavar=_metavar(leaf.hint))
         rows.append((f"field{number}", Annotated[kind, annotation], dataclasses.field(default=default)))
     made = dataclasses.make_dataclass("section", rows, frozen=True)
-    made.__doc__ = f"The recipe's {section}."
+    made.__doc__ = " "
     return made
 
 
@@ -194,7 +194,13 @@ def _parse(cls: type[T], arguments: Sequence[str], prog: str, description: str) 
     try:
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(errors):
             parsed, unknown = tyro.cli(
-                cls, prog=prog, description=description, args=list(arguments), return_unknown_args=True
+                # A positional argument that is given would be left out of the help.
+                cls,
+                prog=prog,
+                description=description,
+                args=["--help"] if wants_help(arguments) else list(arguments),
+                return_unknown_args=True,
+                config=(tyro.conf.DisallowNone,),
             )
     except SystemExit as stop:
         if stop.code in (0, None):

@@ -1,11 +1,16 @@
 """A recipe and the flags that override it, as the commands that take one read them."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 from trivium.commands.flags import find_recipe, parse_with_recipe, take_kinds, wants_help
+from trivium.config import load_yaml
+from trivium.model.base import MODELS
 from trivium.registry import UserError
 from trivium.study.recipe import Recipe, load_recipe
+from trivium.tasks.base import TASKS
 
 T = TypeVar("T")
 
@@ -25,10 +30,34 @@ def read_recipe(options: type[T], arguments: Sequence[str], prog: str, descripti
     assert path is not None
     try:
         base = load_recipe(path, kinds)
-    except UserError:
+    except UserError as error:
         # An override may mend the file: its flags are then read with the defaults, and checked with the file below.
         if len(arguments) == 1 or not path.is_file():
             raise
-        base = Recipe()
+        try:
+            base = _defaults(path, kinds)
+        except UserError:
+            raise error from None
     given, overrides = parse_with_recipe(options, base, rest, prog, description)
     return given, load_recipe(path, {**kinds, **overrides})
+
+
+def _defaults(path: Path, kinds: Mapping[str, str]) -> Recipe:
+    """Return a recipe of the kinds that the file and the flags name, with the fields' defaults."""
+    parts = {}
+    for section, registry in (("task", TASKS), ("model", MODELS)):
+        written = load_yaml(path).get(section)
+        kind = kinds.get(f"{section}.kind") or (written.get("kind") if isinstance(written, Mapping) else None)
+        if isinstance(kind, str):
+            parts[section] = _blank(registry.get(kind))
+    return dataclasses.replace(Recipe(), **parts)
+
+
+def _blank(cls: type[T]) -> T:
+    """Return an unchecked `cls` whose required fields are None: enough to list its flags."""
+    made = object.__new__(cls)
+    for field in dataclasses.fields(cls):  # pyright: ignore[reportArgumentType]
+        factory = field.default_factory
+        default = None if field.default is dataclasses.MISSING else field.default
+        object.__setattr__(made, field.name, default if factory is dataclasses.MISSING else factory())
+    return made

@@ -1,0 +1,480 @@
+"""The command line as people meet it: what works says what it did, and bad input gets one or two clear lines."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from trivium import cli
+from trivium.registry import UserError
+
+RECIPE = """\
+task:  {kind: addition, format: reversed, max_digits: 2}
+model: {width: 16, heads: 2, positions: block, layers: "attention*1"}
+train: {steps: 3, batch: 8, eval_every: 3, eval_examples: 8, save_every: 3, precision: float32, threads: 1}
+evaluate: {examples: 8}
+compare:
+  seeds: [0]
+  variants:
+    attention: {model.layers: "attention*1"}
+    local: {model.layers: "attention(window=3)*1"}
+"""
+
+
+def run(capsys, *arguments: object) -> tuple[int, str, str]:
+    """Run the command line in this process; return (exit status, standard output, standard error)."""
+    capsys.readouterr()
+    try:
+        status = cli.main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        status = stop.code if isinstance(stop.code, int) else 1
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(recipe) -> Path:
+    """A finished run of three steps."""
+    runs = recipe.parent / "runs"
+    assert cli.main(["train", str(recipe), "--runs", str(runs)]) == 0
+    (folder,) = runs.glob("tiny-*/own-s0-*")
+    return folder
+
+
+def test_help_lists_every_command_with_a_line(capsys):
+    status, out, _ = run(capsys, "--help")
+    assert status == 0
+    for name, (_, line) in cli.COMMANDS.items():
+        assert f"{name} " in out
+        assert line in out
+
+
+@pytest.mark.parametrize("name", list(cli.COMMANDS))
+def test_every_command_explains_itself(capsys, name):
+    status, out, err = run(capsys, *name.split(), "--help")
+    assert (status, err) == (0, "")
+    assert f"usage: trivium {name}" in out
+
+
+def test_a_command_of_two_words_is_explained_by_its_first(capsys):
+    status, out, _ = run(capsys, "data", "--help")
+    assert status == 0
+    assert "trivium data show" in out
+    assert "trivium data write" in out
+
+
+def test_the_version_is_printed(capsys):
+    assert run(capsys, "--version")[:2] == (0, "trivium 0.1.0\n")
+
+
+def test_train_help_shows_each_field_with_its_docstring_and_the_value_of_the_recipe(capsys, recipe, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")  # wider screens get several columns
+    status, out, _ = run(capsys, "train", recipe, "--help")
+    assert status == 0
+    words = " ".join(out.split())
+    assert "--train.batch INT|null Examples a step, over all devices together" in words
+    assert "--train.steps INT|null Length in optimizer steps" in words
+    assert "(default: 3)" in words
+    assert "--task.max-digits INT" in words
+    assert "--model.layers TEXT" in words
+    assert "attention*1" in words
+    assert "--compare.seeds [INT ...]" in words
+
+
+def test_every_value_of_a_recipe_can_be_given_as_a_flag(capsys, recipe, tmp_path):
+    status, out, err = run(
+        capsys, "train", recipe, "--runs", tmp_path, "--train.steps", 2, "--model.layers", "attention(window=4)*2",
+        "--train.learning_rate=1e-3", "--task.max-digits", "3", "--evaluate.examples", "4", "--train.warmup", "0",
+    )  # fmt: skip
+    assert status == 0, err
+    assert "after 2 steps" in out
+    (config,) = tmp_path.glob("tiny-*/own-s0-*/config.yaml")
+    text = config.read_text()
+    for line in ("layers: attention(window=4)*2", "learning_rate: 0.001", "max_digits: 3", "steps: 2", "warmup: 0"):
+        assert line in text
+
+
+def test_a_flag_with_a_list_takes_words_or_yaml(recipe):
+    from trivium.commands.compare import CompareOptions
+    from trivium.commands.recipes import read_recipe
+
+    for words in (["1", "2"], ["[1, 2]"]):
+        _, given = read_recipe(CompareOptions, [str(recipe), "--compare.seeds", *words], "trivium compare", "")
+        assert given.compare is not None
+        assert given.compare.seeds == (1, 2)
+
+
+def test_a_flag_reaches_into_a_variant_and_into_another_kind_of_task(recipe, tmp_path):
+    from trivium.commands.compare import CompareOptions
+    from trivium.commands.recipes import read_recipe
+
+    words = [str(recipe), "--compare.variants.local.model.layers", "attention(window=2)*1"]
+    _, given = read_recipe(CompareOptions, words, "trivium compare", "")
+    assert given.compare is not None
+    assert given.compare.variants["local"] == {"model.layers": "attention(window=2)*1"}
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "a", "answer": "b"}\n')
+    words = [str(recipe), "--task.kind", "jsonl", *(f"--task.{split}={rows}" for split in ("train", "test"))]
+    _, given = read_recipe(CompareOptions, words, "trivium compare", "")
+    assert given.task.kind == "jsonl"
+
+
+def test_a_recipe_that_a_flag_mends_is_accepted(recipe, tmp_path):
+    from trivium.commands.recipes import read_recipe
+    from trivium.commands.train import TrainOptions
+
+    path = tmp_path / "broken.yaml"
+    path.write_text(RECIPE.replace("steps: 3", "steps: many"))
+    _, given = read_recipe(TrainOptions, [str(path), "--train.steps", "5"], "trivium train", "")
+    assert given.train.steps == 5
+
+
+def test_options_may_stand_before_the_recipe(capsys, recipe, tmp_path):
+    status, out, _ = run(capsys, "train", "--runs", tmp_path, "--train.steps", "1", recipe)
+    assert status == 0
+    assert str(tmp_path) in out
+
+
+def test_training_again_returns_the_finished_run(capsys, recipe, trained):
+    before = {
+        path: path.stat().st_mtime_ns for path in trained.rglob("*") if path.is_file() and "lock" not in path.name
+    }
+    status, out, _ = run(capsys, "train", recipe, "--runs", trained.parent.parent)
+    assert status == 0
+    assert f"run folder: {trained}" in out
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_a_trained_run_is_scored_as_json(capsys, trained):
+    status, out, _ = run(capsys, "eval", trained, "--examples", 5, "--json")
+    scores = json.loads(out)
+    assert status == 0
+    assert scores["exact_match"]["n"] == 5
+    assert scores["split"] == "test"
+    status, out, _ = run(capsys, "eval", trained, "--examples", 5, "--split", "validation")
+    assert status == 0
+    assert "exact match" in out
+
+
+def test_written_problems_are_scored_as_ones_own_data(capsys, recipe, trained, tmp_path):
+    status, out, _ = run(capsys, "data", "write", recipe, "--count", 6, "--out", tmp_path, "--split", "test")
+    assert status == 0
+    assert out.startswith(f"{tmp_path / 'test.jsonl'}: 6 problems")
+    status, out, _ = run(capsys, "eval", trained, "--data", tmp_path / "test.jsonl", "--json")
+    assert status == 0
+    assert json.loads(out)["exact_match"]["n"] == 6
+
+
+def test_a_problem_is_shown_with_its_tokens_positions_and_scored_places(capsys, recipe):
+    status, out, _ = run(capsys, "data", "show", recipe, "--expression", "99+21")
+    rows = {line.split("  ")[0].strip(): line.split() for line in out.splitlines() if line.strip()}
+    assert status == 0
+    assert "99+12=021<end>" in out
+    assert rows["token"][1:] == ["9", "9", "+", "1", "2", "=", "0", "2", "1", "<end>"]
+    assert rows["position id"][2:] == ["1", "2", "0", "1", "2", "0", "1", "2", "3", "0"]
+    assert rows["scored"][1:] == ["·"] * 6 + ["yes"] * 4
+
+
+@pytest.mark.parametrize("width", ["40", "80", "200"])
+def test_a_long_problem_keeps_every_token_on_any_screen(capsys, recipe, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", width)
+    status, out, _ = run(capsys, "data", "show", recipe, "--task.format", "column", "--expression", "99+21", "--model.positions", "learned")  # fmt: skip  # noqa: E501
+    ids = [word for line in out.splitlines() if line.strip().startswith("id ") for word in line.split()[1:]]
+    assert status == 0
+    assert "…" not in out
+    assert len(ids) == len("99+21=") + 1 + len("9+1=10 9+2+1=12") + 1 + len("120") + 1
+
+
+def test_chat_answers_and_leaves_on_quit(capsys, trained, monkeypatch, tmp_path):
+    talk = tmp_path / "lines"
+    talk.write_text("12+34\nwhat?\nquit\n99+99\n")
+    with talk.open() as lines:
+        monkeypatch.setattr(sys, "stdin", lines)
+        status, out, err = run(capsys, "chat", trained)
+    assert (status, err) == (0, "")
+    assert "21+43=" in out
+    assert "'w'" in out or "'W'" in out
+    assert "99+99" not in out
+
+
+def test_an_exported_model_is_read_like_the_run(capsys, trained, tmp_path):
+    assert run(capsys, "export", trained, tmp_path / "model")[0] == 0
+    one = json.loads(run(capsys, "eval", trained, "--examples", 4, "--json")[1])
+    other = json.loads(run(capsys, "eval", tmp_path / "model", "--examples", 4, "--json")[1])
+    assert one == other
+
+
+def test_a_report_is_drawn_from_a_run_folder(capsys, trained):
+    status, out, _ = run(capsys, "report", trained)
+    assert status == 0
+    assert Path(out.strip()).read_text().startswith("<!")
+
+
+def test_the_doctor_knows_operators_extras_and_what_is_registered(capsys):
+    status, out, _ = run(capsys, "doctor", "--json")
+    findings = json.loads(out)
+    assert status == 0
+    assert findings["operators"]["simplicial"]["reference"] == "available"
+    assert "addition" in findings["tasks"]
+    assert "attention" in findings["mixers"]
+    assert "decoder" in findings["models"]
+    assert run(capsys, "doctor")[0] == 0
+
+
+def test_the_doctor_gives_the_command_for_a_missing_extra(monkeypatch):
+    from trivium import doctor
+
+    monkeypatch.setattr(doctor, "EXTRAS", {"hf": ("surely_not_installed",)})
+    assert doctor.examine()["extras"] == {"hf": "missing surely_not_installed: pip install 'trivium[hf]'"}
+
+
+BAD_FLAGS = [
+    ([], "give a recipe: trivium train RECIPE"),
+    (["none.yaml"], "none.yaml: no such file"),
+    (["{recipe}", "--train.stesp", "3"], "unknown flag '--train.stesp'; did you mean '--train.steps'?"),
+    (["{recipe}", "--steps", "3"], "unknown flag '--steps'; did you mean '--train.steps'?"),
+    (["{recipe}", "--train.steps"], "--train.steps"),
+    (["{recipe}", "--train.steps", "many"], "train.steps: expected a whole number, got 'many'"),
+    (["{recipe}", "--train.steps", "1.5"], "train.steps: expected a whole number, got 1.5"),
+    (["{recipe}", "--train.steps", "0"], "train.steps"),
+    (["{recipe}", "--train.batch", "0"], "train.batch"),
+    (["{recipe}", "--train.learning-rate", "fast"], "train.learning_rate: expected a number, got 'fast'"),
+    (["{recipe}", "--train.schedule", "cosin"], "did you mean 'cosine'?"),
+    (["{recipe}", "--train.device", "gpu0"], "train.device"),
+    (["{recipe}", "--train.epochs", "2"], "train"),
+    (["{recipe}", "--model.width", "15"], "width"),
+    (["{recipe}", "--model.heads", "0"], "heads"),
+    (["{recipe}", "--model.layers", "attention(window=0)"], "window"),
+    (["{recipe}", "--model.layers", "atention*2"], "did you mean 'attention'?"),
+    (["{recipe}", "--model.layers", "attention(windw=3)"], "did you mean 'window'?"),
+    (["{recipe}", "--model.layers", "attention*"], "layers"),
+    (["{recipe}", "--model.positions", "blok"], "did you mean 'block'?"),
+    (["{recipe}", "--task.max-digits", "0"], "max_digits"),
+    (["{recipe}", "--task.min-digits", "3"], "min_digits"),
+    (["{recipe}", "--task.base", "1"], "base"),
+    (["{recipe}", "--task.test-fraction", "0.999", "--task.validation-fraction", "0.5"], "fraction"),
+    (["{recipe}", "--task.kind", "adition"], "did you mean 'addition'?"),
+    (["{recipe}", "--variant", "lokal"], "did you mean 'local'?"),
+    (["{recipe}", "another.yaml"], "no place for this argument"),
+    (["{recipe}", "--runs", "{recipe}/below"], "below"),
+    (["{folder}"], "cannot be read"),
+]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"), BAD_FLAGS, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+)
+def test_bad_input_to_train_is_one_clear_line(capsys, recipe, words, message, tmp_path):
+    words = [word.format(recipe=recipe, folder=recipe.parent) for word in words]
+    if "--runs" not in words:
+        words += ["--runs", str(tmp_path / "runs")]
+    assert_refused(run(capsys, "train", *words), message)
+    assert not (tmp_path / "runs").exists(), "a refused command left something behind"
+
+
+def assert_refused(outcome: tuple[int, str, str], *messages: str) -> None:
+    """Exit status 2, nothing on standard output, and at most two lines that hold `messages`."""
+    status, out, err = outcome
+    assert status == 2, err
+    assert out == ""
+    assert 1 <= len(err.strip().splitlines()) <= 2, err
+    assert "Traceback" not in err
+    for message in messages:
+        assert message in err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (RECIPE.replace("width", "widht"), "model.widht: unknown key; did you mean 'width'?"),
+        (RECIPE.replace("heads: 2", "heads: two"), "model.heads: expected a whole number, got 'two'"),
+        (RECIPE.replace("steps: 3,", "steps: 3, steps: 4,"), "key 'steps' is given twice"),
+        (RECIPE.replace("task:  {", "task:  {{"), "not valid YAML"),
+        (RECIPE.replace("kind: addition", "kind: subtraction"), "unknown task 'subtraction'"),
+        (RECIPE + "comparison: 3\n", "comparison: unknown key; did you mean 'compare'?"),
+        ("", "this file holds nothing"),
+        ("train:\n", "train: expected a mapping of keys, got nothing"),
+        (RECIPE.replace("local: {", "attention: {"), "key 'attention' is given twice"),
+    ],
+)
+def test_a_bad_recipe_is_refused_with_its_file_and_key(capsys, tmp_path, text, message):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    assert_refused(run(capsys, "train", path, "--runs", tmp_path / "runs"), message, "bad.yaml")
+
+
+@pytest.mark.parametrize(
+    ("local", "message"),
+    [
+        ("attention(window=99)*1", "are the same"),
+        ("attention*1", "are the same"),
+    ],
+)
+def test_compare_refuses_a_control_that_equals_another_variant(capsys, recipe, tmp_path, local, message):
+    words = [recipe, "--runs", tmp_path / "runs", "--compare.variants.local.model.layers", local]
+    assert_refused(run(capsys, "compare", *words), message)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_block_positions_are_refused_for_a_task_without_digits(capsys, recipe, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "ab", "answer": "c"}\n{"prompt": "ba", "answer": "c"}\n')
+    splits = [f"--task.{split}={rows}" for split in ("train", "validation", "test")]
+    assert_refused(run(capsys, "train", recipe, "--task.kind", "jsonl", *splits, "--runs", tmp_path / "r"), "block")
+
+
+@pytest.mark.parametrize("command", ["eval", "chat", "report", "export"])
+@pytest.mark.parametrize("place", ["missing", "empty", "file"])
+def test_what_is_not_a_run_folder_is_refused(capsys, tmp_path, command, place):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("x")
+    more = [tmp_path / "out"] if command == "export" else []
+    assert_refused(run(capsys, command, tmp_path / place, *more), place)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def model(capsys, trained, tmp_path) -> Path:
+    """A model folder that a test may damage."""
+    assert run(capsys, "export", trained, tmp_path / "model")[0] == 0
+    return tmp_path / "model"
+
+
+def test_truncated_weights_are_refused(capsys, model):
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert_refused(run(capsys, "eval", model), "model.safetensors")
+    weights.write_bytes(b"")
+    assert_refused(run(capsys, "eval", model), "model.safetensors")
+    weights.unlink()
+    assert_refused(run(capsys, "chat", model), "model.safetensors")
+
+
+def test_weights_of_another_model_are_refused(capsys, model):
+    config = model / "config.json"
+    config.write_text(config.read_text().replace('"width": 16', '"width": 32'))
+    assert_refused(run(capsys, "eval", model))
+
+
+def test_a_damaged_model_config_is_refused(capsys, model):
+    (model / "config.json").write_text("{")
+    assert_refused(run(capsys, "eval", model), "config.json")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{not json", "mine.jsonl:2"),
+        ('{"prompt": "1+1="}', "mine.jsonl:2"),
+        ('{"prompt": 3, "answer": "4"}', "mine.jsonl:2"),
+        ("[1, 2]", "mine.jsonl:2"),
+        ('{"prompt": "1+?=", "answer": "4<end>"}', "'?'"),
+        ('{"prompt": "123456789+123456789=", "answer": "4<end>"}', "too long"),
+    ],
+)
+def test_a_bad_line_of_data_is_named_with_file_and_line(capsys, trained, tmp_path, line, message):
+    path = tmp_path / "mine.jsonl"
+    path.write_text('{"prompt": "1+1=", "answer": "2<end>"}\n' + line + "\n")
+    assert_refused(run(capsys, "eval", trained, "--data", path), message, "mine.jsonl")
+
+
+def test_missing_data_is_refused(capsys, trained, tmp_path):
+    assert_refused(run(capsys, "eval", trained, "--data", tmp_path / "none.jsonl"), "none.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["eval", "{run}", "--examples", "0"], "examples"),
+        (["eval", "{run}", "--examples", "few"], "few"),
+        (["eval", "{run}", "--split", "tset"], "tset"),
+        (["eval", "{run}", "--temperature", "-1"], "temperature"),
+        (["eval", "{run}", "--tempertaure", "1"], "did you mean '--temperature'?"),
+        (["eval"], "missing"),
+        (["chat", "{run}", "--temperature", "-1"], "temperature"),
+        (["chat", "{run}", "--max-tokens", "0"], "max_new_tokens"),
+        (["data", "show", "{recipe}", "--expression", "9x+1"], "9x+1"),
+        (["data", "show", "{recipe}", "--count", "0"], "count"),
+        (["data", "write", "{recipe}", "--count", "0", "--out", "out"], "count"),
+        (["data", "write", "{recipe}", "--count", "3", "--out", "{recipe}/below"], "below"),
+        (["data", "write", "{recipe}"], "missing"),
+        (["data"], "unknown command 'data'"),
+        (["data", "shwo"], "did you mean 'data show'?"),
+        (["trian"], "did you mean 'train'?"),
+        (["report"], "give at least one run folder"),
+        (["compare", "{recipe}", "--jobs", "0"], "jobs"),
+        (["export", "{run}", "{recipe}/below"], "below"),
+        (["export", "{run}", "{run}"], "{run}"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_arguments_are_one_clear_line(capsys, recipe, trained, words, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {"run": trained, "recipe": recipe}
+    assert_refused(run(capsys, *[word.format(**names) for word in words]), message.format(**names))
+
+
+@pytest.mark.parametrize(
+    ("flag", "module"),
+    [
+        ("--track.tensorboard=true", "torch.utils.tensorboard"),
+        ("--track.wandb=p", "wandb"),
+        ("--track.trackio=p", "trackio"),
+    ],
+)
+def test_an_extra_that_is_not_installed_is_named_with_the_pip_command(
+    capsys, recipe, tmp_path, monkeypatch, flag, module
+):
+    monkeypatch.setitem(sys.modules, module, None)
+    outcome = run(capsys, "train", recipe, flag, "--runs", tmp_path / "runs")
+    assert_refused(outcome, "pip install 'trivium[track]'")
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "lines"),
+    [
+        (UserError("x: wrong"), 2, ["trivium: x: wrong"]),
+        (UserError("one\ntwo\nthree"), 2, ["trivium: one", "two"]),
+        (KeyboardInterrupt(), 1, ["trivium: interrupted"]),
+        (KeyboardInterrupt("the same command continues"), 1, ["trivium: the same command continues"]),
+        (PermissionError(13, "Permission denied", "/x"), 2, ["trivium: /x: permission denied"]),
+        (NotADirectoryError(20, "Not a directory", "/x/y"), 2, ["trivium: /x/y: not a directory"]),
+        (
+            OSError(28, "No space left on device", "/x"),
+            1,
+            ["trivium: /x: the disk is full; what was written before is kept"],
+        ),
+        (OSError(30, "Read-only file system", "/x"), 2, ["trivium: /x: the file system is read-only"]),
+    ],
+)
+def test_foreseen_failures_are_worded_and_have_their_exit_status(capsys, monkeypatch, error, status, lines):
+    def fail(arguments):
+        raise error
+
+    monkeypatch.setattr(cli, "run", fail)
+    outcome = run(capsys, "anything")
+    assert (outcome[0], outcome[2].splitlines()) == (status, lines)
+
+
+def test_a_bug_shows_its_traceback_and_exits_with_1(capsys, monkeypatch):
+    monkeypatch.setattr(cli, "run", lambda arguments: 1 / 0)
+    status, _, err = run(capsys, "anything")
+    assert status == 1
+    assert "ZeroDivisionError" in err
+
+
+def test_a_diverged_run_ends_with_one_line_and_exit_status_1(capsys, recipe, tmp_path):
+    words = ["--train.learning-rate", "1e30", "--train.clip", "null", "--train.warmup", "0", "--train.steps", "30"]
+    status, _, err = run(capsys, "train", recipe, "--runs", tmp_path, *words)
+    assert status == 1
+    assert "not finite" in err or "nan" in err or "inf" in err
+    assert "Traceback" not in err
