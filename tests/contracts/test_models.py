@@ -61,6 +61,11 @@ def test_a_model_costs_what_its_config_says(config: ModelConfig):
 
 
 @pytest.mark.parametrize("config", EXAMPLES, ids=describe)
+def test_a_step_can_be_captured_since_it_never_waits_for_the_device(config: ModelConfig):
+    checks.check_never_waits(config, CONTEXT)
+
+
+@pytest.mark.parametrize("config", EXAMPLES, ids=describe)
 def test_a_saved_model_comes_back_exactly(config: ModelConfig, tmp_path: Any):
     task_config = AdditionConfig(max_digits=2)
     context = model_context(task_config.build(), config)
@@ -180,6 +185,22 @@ class Miscounted(DecoderConfig):
 
     def state_bytes(self, context: ModelContext, length: int, dtype: torch.dtype) -> int:
         return super().state_bytes(context, length, dtype) + 8 * (self.wrong == "bytes")
+
+
+@dataclass(frozen=True)
+class Waiting(DecoderConfig):
+    """A decoder that asks the device how far the rows are."""
+
+    def build(self, context: ModelContext) -> Any:
+        model = super().build(context)
+        model.register_forward_pre_hook(lambda module, inputs: inputs[1].lengths_B.max().item())
+        return model
+
+
+def test_waiting_for_the_device_is_caught():
+    checks.check_never_waits(DecoderConfig(), CONTEXT)
+    with pytest.raises(RuntimeError, match="meta"):
+        checks.check_never_waits(Waiting(), CONTEXT)
 
 
 @pytest.mark.parametrize("wrong", ["parameters", "flops", "bytes"])

@@ -65,6 +65,8 @@ def test_a_resolved_config_comes_back_equal():
         ({"block_offset": -1, "positions": "block"}, "model.block_offset: -1 is not allowed"),
         ({"widht": 3}, "model.widht: unknown key; did you mean 'width'"),
         ({"backends": {"attention": 3}}, "model.backends.attention: expected text"),
+        ({"backends": {"simplical": "torch"}}, "model.backends: unknown operator 'simplical'; did you"),
+        ({"backends": {"simplicial": "refrence"}}, "model.backends.simplicial: 'refrence' is not allowed; did"),
     ],
 )
 def test_bad_values_are_refused(values, problem):

@@ -48,6 +48,10 @@ class ModelConfig(ABC):
     @abstractmethod
     def state_bytes(self, context: ModelContext, length: int, dtype: torch.dtype) -> int: ...
 
+    def equals_at(self, other: "ModelConfig", length: int) -> bool:
+        """Say whether this model computes the same as `other` on every sequence of up to `length` tokens."""
+        return self == other
+
     @classmethod
     def examples(cls) -> Sequence["ModelConfig"]:
         """Return the configs that the contract tests run."""

@@ -22,6 +22,8 @@ from trivium.model.base import MODELS, LanguageModel, ModelConfig, ModelContext
 from trivium.model.feedforward import FeedForward, FeedForwardKind
 from trivium.model.layers import format_layers, parse_layers
 from trivium.model.positions import PositionKind, Positions, table_rows
+from trivium.ops import dispatch
+from trivium.registry import nearest
 
 # Sizes of published addition models (SPEC, section 4). A preset fills what the recipe leaves out.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -95,6 +97,8 @@ class DecoderConfig(ModelConfig):
             allowed = known.__args__
             if getattr(self, name) not in allowed:
                 raise UserError(f"{name}: {getattr(self, name)!r} is not allowed; allowed: {', '.join(allowed)}")
+        for operator, backend in self.backends.items():
+            _check_backend(operator, backend)
         assert self.mixers
 
     @cached_property
@@ -169,6 +173,14 @@ class DecoderConfig(ModelConfig):
             {"checkpoint_activations": True, "feedforward": "gelu_new", "positions": "block", "block_offset": 3},
         ]
         return [cls(**{"width": 24, "heads": 2, **variant}) for variant in variants]
+
+
+def _check_backend(operator: str, backend: str) -> None:
+    if operator not in dispatch.operators():
+        raise UserError(f"backends: unknown operator {operator!r}; {nearest(operator, dispatch.operators())}")
+    known = ["auto", *dispatch.backends(operator)]
+    if backend not in known:
+        raise UserError(f"backends.{operator}: {backend!r} is not allowed; {nearest(backend, known)}")
 
 
 @dataclass

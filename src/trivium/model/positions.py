@@ -77,8 +77,7 @@ class Positions(nn.Module):
             self.table = nn.Embedding(self.rows, width)
             nn.init.normal_(self.table.weight, std=std)
         if kind == "block":
-            digit_V = torch.zeros(context.vocab_size, dtype=torch.bool)
-            digit_V[list(context.digit_ids)] = True
+            digit_V = torch.tensor([index in context.digit_ids for index in range(context.vocab_size)])
             self.register_buffer("digit_V", digit_V, persistent=False)
 
     def forward(
