@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor
 
 from trivium.mixers.base import State
 from trivium.model.base import LanguageModel, ModelContext
+from trivium.tasks.addition import Addition
+from trivium.tasks.base import Example
 
 
 @dataclass
@@ -70,3 +73,33 @@ class ScriptedModel(LanguageModel):
             logits[told] = 100.0
             return logits
         return torch.as_tensor(told, dtype=torch.float32)
+
+
+def solver(task: Addition, write: Callable[[Example, str], str], max_length: int | None = None) -> ScriptedModel:
+    """A model that reads the sum in its prompt and writes `write(example, written so far)`, symbol by symbol.
+
+    `example` is the problem with its right answer. What `write` returns has as many symbols as were written, and
+    the next. Before the prompt is complete it completes half problems with the operand 1.
+    """
+    alphabet = task.alphabet
+
+    @cache
+    def problem(text: str) -> Example | None:
+        try:
+            operands, complete = task.notation.read_prompt(text)
+        except ValueError:
+            return None
+        return task.example_of(operands) if complete else None
+
+    @cache
+    def script(history: tuple[int, ...]) -> int:
+        text = alphabet.decode(list(history))
+        for end in range(1, len(text) + 1):
+            example = problem(text[:end])
+            if example is not None:
+                written = alphabet.encode(text[end:])
+                wanted = alphabet.encode(write(example, text[end:]))
+                return wanted[len(written)] if len(written) < len(wanted) else alphabet.end_id
+        return alphabet.id_of("1" if text.endswith("+") else "+" if text.count("+") == 0 else task.notation.finish)
+
+    return ScriptedModel(script, len(alphabet), max_length or task.max_length)

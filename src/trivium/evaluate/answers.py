@@ -66,8 +66,8 @@ def evaluate_file(
         if not example.answer.endswith(task.alphabet.end):
             example = dataclasses.replace(example, answer=example.answer + task.alphabet.end)
         try:
-            # The last token of an answer is predicted and never read.
-            check_length(len(task.alphabet.encode(example.prompt + example.answer)) - 1, room)
+            lengths = [len(task.alphabet.encode(text)) for text in (example.prompt, example.answer)]
+            check_length(lengths[0], room, answer=lengths[1])
         except UserError as error:
             raise UserError(f"{path}:{number}: {error}") from None
         examples.append(example)

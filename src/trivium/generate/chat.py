@@ -95,7 +95,7 @@ class Chat:
 
     def _generate(self, example: Example) -> tuple[list[int], list[float], bool]:
         prompt = self.tokenizer.encode(example.prompt)
-        check_length(len(prompt), self.room)
+        check_length(len(prompt), self.room, answer=len(self.tokenizer.encode(example.answer)))
         # Where the end symbol also stands within a prompt, one that completes a half problem ends nothing yet.
         goes_on = not example.answer and self.task.alphabet.end in example.prompt
         tokens: list[int] = []
@@ -181,7 +181,7 @@ def render(reply: Reply, probabilities: bool = False) -> Text:
         text.append("true" if step.true else "false", style="green" if step.true else "bold red")
     if reply.verdict is not None:
         text.append("\n  answer  ")
-        if reply.verdict.answer is not None:
+        if reply.verdict.answer:
             text.append(f"{reply.verdict.answer}  ", style="bold")
         if reply.verdict.correct:
             text.append("right", style="green")

@@ -73,12 +73,20 @@ def longest_input(model: LanguageModel) -> int:
     return getattr(model.config, "max_length", None) or model.context.max_length
 
 
-def check_length(length: int, room: int) -> None:
-    """Raise UserError unless a prompt of `length` tokens can be read by a model that reads `room`."""
-    if length < 1:
+def check_length(prompt: int, room: int, answer: int = 0) -> None:
+    """Raise UserError unless a model that reads `room` tokens can read the prompt and write the answer after it.
+
+    Lengths are in tokens. The last token of an answer is predicted and never read.
+    """
+    if prompt < 1:
         raise UserError("empty prompt: give the model at least one token to continue")
-    if length > room:
-        raise UserError(f"expression too long for the model: {length} tokens, the model reads at most {room}")
+    if prompt > room:
+        raise UserError(f"expression too long for the model: {prompt} tokens, the model reads at most {room}")
+    if answer and prompt + answer - 1 > room:
+        raise UserError(
+            f"expression too long for the model: {prompt} tokens and {answer} of its answer, "
+            f"the model reads at most {room}"
+        )
 
 
 def device_of(model: nn.Module) -> torch.device:
