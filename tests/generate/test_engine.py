@@ -7,6 +7,8 @@ import torch
 from tests.scripted import ScriptedModel
 from trivium.config import UserError
 from trivium.generate.engine import generate, sample, uniforms
+from trivium.model.base import ModelContext
+from trivium.model.decoder import DecoderConfig
 
 END = 0
 
@@ -163,3 +165,36 @@ def test_the_mode_of_every_module_is_put_back():
     generate(model, [[3]], end_id=END, max_new_tokens=3)
     assert model.training
     assert not model.frozen.training
+
+
+@pytest.mark.parametrize("config", DecoderConfig.examples(), ids=lambda config: f"{config.layers}-{config.positions}")
+def test_a_decoder_streams_what_rereading_gives_in_unequal_batches(config):
+    context = ModelContext(vocab_size=12, max_length=24, digit_ids=tuple(range(1, 9)))
+    torch.manual_seed(1)
+    model = config.build(context).double().eval()
+    for parameter in model.parameters():
+        parameter.data.mul_(4)  # decided enough that greedy choices differ from row to row
+    generator = np.random.default_rng(0)
+    prompts = [generator.integers(1, 12, size=1 + i % 6).tolist() for i in range(14)]
+    with torch.no_grad():
+        alone = [reread(model, prompt, 12) for prompt in prompts]
+    assert len({tuple(tokens) for tokens in alone}) > 4
+    for batch in (3, 14):
+        results = generate(model, prompts, end_id=END, max_new_tokens=12, batch=batch, probabilities=True)
+        assert [result.tokens for result in results] == alone
+    longest = max(results, key=lambda result: len(result.tokens))
+    prompt = prompts[results.index(longest)]
+    with torch.no_grad():
+        logits_BTV, _ = model(torch.tensor([prompt + longest.tokens[:-1]]))
+    wanted = logits_BTV[0, len(prompt) - 1 :].softmax(-1).max(-1).values
+    assert longest.probabilities == pytest.approx(wanted.tolist(), abs=1e-10)
+
+
+def test_a_model_that_has_generated_can_still_be_trained():
+    context = ModelContext(vocab_size=12, max_length=24, digit_ids=tuple(range(1, 9)))
+    for config in DecoderConfig.examples():
+        model = config.build(context).train()
+        generate(model, [[1, 2], [3]], end_id=END, max_new_tokens=5)
+        logits_BTV, _ = model(torch.randint(0, 12, (2, 9)))
+        logits_BTV.square().sum().backward()
+        assert all(parameter.grad is not None for parameter in model.parameters())
