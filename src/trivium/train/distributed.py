@@ -3,9 +3,11 @@
 Without torchrun's environment there is one process and every function does nothing or returns its argument.
 """
 
+import atexit
+import inspect
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -45,21 +47,17 @@ def world_of_environment() -> World:
     )
 
 
-@contextmanager
-def connected(world: World, device: torch.device) -> Iterator[None]:
-    """Join the other processes for the time of the context; one that already joined is left as it is."""
+def join(world: World, device: torch.device) -> None:
+    """Meet the other processes, once in the life of this one; it takes its leave when it ends."""
     if world.size == 1 or dist.is_initialized():
-        yield
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
         dist.init_process_group("nccl", timeout=_PATIENCE, device_id=device)
     else:
         dist.init_process_group("gloo", timeout=_PATIENCE)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+    # Not after each run: a group that is made a second time may find the addresses of the first.
+    atexit.register(dist.destroy_process_group)
 
 
 def parallel(model: nn.Module, world: World, device: torch.device) -> nn.Module:
@@ -67,8 +65,11 @@ def parallel(model: nn.Module, world: World, device: torch.device) -> nn.Module:
     if world.size == 1:
         return model
     ids = [device.index] if device.type == "cuda" else None
-    # Buffers (masks, frequencies) are constants of the config: equal everywhere without a broadcast.
-    return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+    # Buffers (masks, frequencies) are constants of the config, equal everywhere without being sent at each step.
+    # torch 2.13 renamed the option and warns of its old name.
+    renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    unsent = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+    return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True, **unsent)
 
 
 def exchange(model: nn.Module, last: bool) -> Any:

@@ -27,9 +27,9 @@ from trivium.tasks.base import Task
 from trivium.train.checkpoint import CheckpointError, newest_good, remove_leftovers, save_checkpoint
 from trivium.train.config import RunConfig
 from trivium.train.distributed import (
-    connected,
     exchange,
     from_first,
+    join,
     parallel,
     sum_over_processes,
     sum_tensor,
@@ -93,7 +93,8 @@ def train(
     validation_indices = task.distinct("validation", options.eval_examples)
     load_extras(config.track)
 
-    with connected(world, device), listening() as request, ExitStack() as held:
+    join(world, device)
+    with listening() as request, ExitStack() as held:
         run = Run(folder, config)
         held.callback(run.close)
         from_first(world, run.open)

@@ -171,9 +171,10 @@ def read_config(folder: str | Path) -> RunConfig:
 
 
 def load_run(folder: str | Path) -> tuple[RunConfig, LanguageModel, CharacterTokenizer, Task]:
-    """Return (config, model, tokenizer, task) of a run: its final model, or that of the newest good checkpoint.
+    """Return (config, model, tokenizer, task) of a run, the model in eval mode.
 
-    Raises UserError if `folder` is not a run folder or has neither.
+    It is the final model, or that of the newest good checkpoint while there is none. Raises UserError if `folder`
+    is not a run folder or has neither.
     """
     folder = Path(folder)
     config = read_config(folder)
@@ -186,4 +187,4 @@ def load_run(folder: str | Path) -> tuple[RunConfig, LanguageModel, CharacterTok
     task = config.task.build()
     model = config.model.build(model_context(task, config.model))
     load_model_tensors(model, read_checkpoint(path)[0], path)
-    return config, model, CharacterTokenizer(task.alphabet), task
+    return config, model.eval(), CharacterTokenizer(task.alphabet), task

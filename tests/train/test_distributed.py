@@ -1,0 +1,114 @@
+"""Several processes under a real torchrun, over gloo."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.train.tiny import rows, tiny_config
+from trivium.config import UserError
+from trivium.train.checkpoint import list_checkpoints, read_checkpoint
+from trivium.train.distributed import world_of_environment
+from trivium.train.loop import train
+
+ROOT = Path(__file__).parents[2]
+
+# Uneven shares (17 rows over two processes), parts, and in the second run a halt at step 6 for the other side to take
+# up. Both runs in one start, because starting is what takes time.
+SCRIPT = """
+import sys
+from pathlib import Path
+from tests.train.tiny import tiny_config
+from trivium.config import UserError
+from trivium.train import loop
+from trivium.train.stop import Interrupted
+
+folder = Path(sys.argv[1])
+reports = []
+loop.train(tiny_config(batch=17, micro_batch=4), folder / "two", on_progress=reports.append)
+assert bool(reports) == loop.world_of_environment().first
+loop.train(tiny_config(batch=17), folder / "begun-by-one")
+
+batch = loop.TrainStream.batch
+def halting(self, step, rank, world):
+    if step == 6 and rank == 1:  # one process alone hears the signal, both stop
+        import os, signal
+        os.kill(os.getpid(), signal.SIGTERM)
+    return batch(self, step, rank, world)
+loop.TrainStream.batch = halting
+try:
+    loop.train(tiny_config(batch=17), folder / "begun-by-two")
+except Interrupted as stopped:
+    assert stopped.step == 6
+else:
+    raise AssertionError("it was to stop")
+loop.TrainStream.batch = batch
+try:
+    loop.train(tiny_config(batch=17, seed=1), folder / "two")
+except UserError as error:
+    assert "another configuration" in str(error)
+else:
+    raise AssertionError("a folder of another configuration was taken")
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Runs by one process ("one"), by two ("two"), and those that one began and two ended and the other way round."""
+    folder = tmp_path_factory.mktemp("runs")
+    train(tiny_config(batch=17), folder / "one")
+    shutil.copytree(folder / "one", folder / "begun-by-one")
+    for name in ("result.json", "checkpoints/step-12"):
+        path = folder / "begun-by-one" / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    (folder / "script.py").write_text(SCRIPT)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(
+        [*command, str(folder / "script.py"), str(folder)], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stderr
+    return folder
+
+
+def assert_close_runs(one, two):
+    first, second = rows(one), rows(two)
+    assert [(row["step"], row["split"], row["tokens"]) for row in first] == [
+        (row["step"], row["split"], row["tokens"]) for row in second
+    ]
+    for key in ("loss", "gradient_norm", "learning_rate"):
+        assert [row[key] for row in first if key in row] == pytest.approx(
+            [row[key] for row in second if key in row], rel=1e-4
+        )
+
+
+def test_two_processes_give_the_losses_of_one(folder):
+    assert_close_runs(folder / "one", folder / "two")
+
+
+def test_a_checkpoint_of_one_process_is_continued_by_two(folder):
+    assert_close_runs(folder / "one", folder / "begun-by-one")
+
+
+def test_a_checkpoint_of_two_processes_is_continued_by_one(folder):
+    assert list_checkpoints(folder / "begun-by-two" / "checkpoints")[-1].name == "step-6"
+    train(tiny_config(batch=17), folder / "begun-by-two")
+    assert_close_runs(folder / "one", folder / "begun-by-two")
+
+
+def test_each_process_keeps_its_own_random_numbers_in_the_checkpoint(folder):
+    tensors, scalars = read_checkpoint(list_checkpoints(folder / "two" / "checkpoints")[-1])
+    assert scalars["world_size"] == 2
+    assert not torch.equal(tensors["rng.cpu.0"], tensors["rng.cpu.1"])
+
+
+def test_a_batch_smaller_than_the_number_of_processes_is_refused(monkeypatch, tmp_path):
+    for name, value in (("WORLD_SIZE", "3"), ("RANK", "1"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    assert (world_of_environment().rank, world_of_environment().size) == (1, 3)
+    with pytest.raises(UserError, match="2 examples cannot be shared by 3 processes"):
+        train(tiny_config(batch=2), tmp_path / "run")

@@ -1,0 +1,106 @@
+import json
+import os
+
+import pytest
+import torch
+
+from tests.train.tiny import tiny_config
+from trivium.config import UserError, to_yaml
+from trivium.train.checkpoint import model_tensors, save_checkpoint
+from trivium.train.loop import train
+from trivium.train.run import Run, load_run, open_run, read_config
+
+
+def test_a_new_run_folder_holds_the_resolved_configuration(tmp_path):
+    open_run(tmp_path / "a" / "run", tiny_config()).close()
+    assert read_config(tmp_path / "a" / "run") == tiny_config()
+    assert (tmp_path / "a" / "run" / "config.yaml").read_text() == to_yaml(tiny_config())
+
+
+def test_a_folder_of_another_configuration_is_refused_with_what_differs_and_left_alone(tmp_path):
+    open_run(tmp_path, tiny_config()).close()
+    before = (tmp_path / "config.yaml").read_bytes()
+    with pytest.raises(UserError, match=r"train\.learning_rate is 0\.003 there and 0\.001 here; give another folder"):
+        open_run(tmp_path, tiny_config(learning_rate=1e-3))
+    assert (tmp_path / "config.yaml").read_bytes() == before
+
+
+def test_fields_that_do_not_change_results_may_differ(tmp_path):
+    open_run(tmp_path, tiny_config()).close()
+    open_run(tmp_path, tiny_config(keep=9, save_every=1)).close()
+
+
+def test_a_folder_that_holds_something_else_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(UserError, match=r"not a run folder: it holds thesis\.tex"):
+        open_run(tmp_path, tiny_config())
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
+    (tmp_path / "run").write_text("a file")
+    with pytest.raises(UserError, match="run: cannot be written"):
+        open_run(tmp_path / "run", tiny_config())
+
+
+def test_two_runs_cannot_hold_one_folder_and_a_stale_lock_does_not_block(tmp_path):
+    first = open_run(tmp_path, tiny_config())
+    with pytest.raises(UserError, match=f"is being trained by another process \\(process {os.getpid()}\\)"):
+        open_run(tmp_path, tiny_config())
+    first.close()
+    (tmp_path / "run.lock").write_text("process 1")
+    open_run(tmp_path, tiny_config()).close()
+
+
+def test_a_folder_that_a_process_left_before_its_configuration_is_taken(tmp_path):
+    (tmp_path / "run.lock").write_text("process 1")
+    (tmp_path / ".config.yaml.00ff.tmp").write_text("ha")
+    open_run(tmp_path, tiny_config()).close()
+    assert read_config(tmp_path) == tiny_config()
+
+
+def test_a_damaged_result_is_reported_as_such(tmp_path):
+    (tmp_path / "result.json").write_text('{"status": ')
+    with pytest.raises(UserError, match=r"result\.json: not valid JSON"):
+        Run(tmp_path, tiny_config()).result()
+
+
+def test_loading_what_is_not_a_run_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no such run folder"):
+        load_run(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="not a run folder"):
+        load_run(tmp_path)
+    open_run(tmp_path, tiny_config()).close()
+    with pytest.raises(UserError, match="no model and no checkpoint yet"):
+        load_run(tmp_path)
+
+
+def test_a_run_loads_its_final_model_or_that_of_its_newest_checkpoint(tmp_path):
+    train(tiny_config(steps=2), tmp_path)
+    config, model, tokenizer, task = load_run(tmp_path)
+    assert config == tiny_config(steps=2)
+    assert tokenizer.decode(task.alphabet.encode("1+2")) == "1+2"
+    (tmp_path / "model").rename(tmp_path / "elsewhere")
+    _, again, _, _ = load_run(tmp_path)
+    assert not again.training
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name])
+
+
+def test_a_run_with_a_checkpoint_of_another_model_is_refused(tmp_path):
+    open_run(tmp_path, tiny_config()).close()
+    save_checkpoint(tmp_path / "checkpoints", 3, model_tensors(torch.nn.Linear(2, 2)), {}, keep=1)
+    with pytest.raises(UserError, match="a checkpoint of another model"):
+        load_run(tmp_path)
+
+
+def test_the_record_of_the_first_start_stays_and_a_continuation_is_added(tmp_path):
+    train(tiny_config(steps=3), tmp_path)
+    first = json.loads((tmp_path / "environment.json").read_text())
+    (tmp_path / "result.json").unlink()
+    train(tiny_config(steps=3, threads=3), tmp_path)
+    second = json.loads((tmp_path / "environment.json").read_text())
+    assert [entry["step"] for entry in second.pop("continued")] == [3]
+    assert first.pop("continued") == []
+    assert second == first
+    assert json.loads((tmp_path / "result.json").read_text())["threads"] == 1
