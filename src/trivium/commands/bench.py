@@ -1,0 +1,63 @@
+"""trivium bench: times with what they are compared to, as a table, JSON, or a file of results."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from trivium.bench.train import SHAPES, bench_train
+from trivium.commands.flags import parse
+
+
+@dataclass(frozen=True)
+class TrainBenchOptions:
+    shape: Literal["all", "2.1M", "0.1M"] = "all"
+    """Model to time: 2.1M (width 256, 4 layers, batch 64 x 32 tokens), 0.1M (the quickstart's size), or both."""
+    repeats: int = 3
+    """Repeats of each cell; the table shows medians."""
+    threads: int | None = None
+    """Processor threads of both programs (default: what torch takes)."""
+    steps: int | None = None
+    """Steps of each repeat (default: 60 and 210)."""
+    json: bool = False
+    """Print the results as JSON on standard output."""
+    out: Path | None = None
+    """File to write the results to, such as benchmarks/results/train.json."""
+
+
+def train(arguments: Sequence[str]) -> None:
+    """Time our training step beside transformers' Trainer."""
+    options = parse(
+        TrainBenchOptions, arguments, "trivium bench train", "Time our training beside transformers' Trainer."
+    )
+    shapes = tuple(SHAPES) if options.shape == "all" else (options.shape,)
+    results = bench_train(shapes, repeats=options.repeats, threads=options.threads, steps=options.steps)
+    _give(results, options.json, options.out)
+
+
+def _give(results: dict[str, Any], as_json: bool, out: Path | None) -> None:
+    text = json.dumps(results, indent=1)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text + "\n")
+    if as_json:
+        print(text)
+        return
+    table = Table(title=f"{results['benchmark']}: {results['unit']}, {results['threads']} threads")
+    for column in ("model", "row", "trivium", "Trainer", "ratio", "note"):
+        table.add_column(column, justify="left" if column in ("model", "row", "note") else "right")
+    for row in results["rows"]:
+        numbers = [f"{row[name]:.2f}" for name in ("trivium", "trainer", "ratio")]
+        table.add_row(row["model"], row["row"], *numbers, Text(row["note"]))
+    console = Console()
+    console.print(table)
+    environment = results["environment"]
+    console.print(
+        f"{environment['processor']}, torch {environment['torch']}, transformers {environment['transformers']}, "
+        f"commit {environment['commit']}"
+    )

@@ -1,0 +1,84 @@
+"""The training benchmark: both programs compute the same, and the table says which row is which."""
+
+import dataclasses
+import json
+import sys
+
+import pytest
+import torch
+
+from trivium import cli
+from trivium.bench import train as bench
+from trivium.model.decoder import Decoder
+from trivium.tasks.addition import AdditionConfig
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """A shape that takes a moment, in place of the real ones."""
+    shape = bench.Shape("0.1M", 16, 2, 2, 24, 4, AdditionConfig(max_digits=2, zero_pad=True), 12)
+    monkeypatch.setattr(bench, "SHAPES", {"0.1M": shape})
+    return shape
+
+
+@pytest.mark.parametrize(("name", "parameters", "tokens"), [("2.1M", 2.1e6, 32), ("0.1M", 0.1e6, 12)])
+def test_both_programs_give_the_same_first_loss_at_the_stated_size(name, parameters, tokens):
+    shape = dataclasses.replace(bench.SHAPES[name], batch=4)
+    gate = bench.check_first_loss(shape)
+    assert gate["trivium"] == pytest.approx(gate["trainer"], rel=bench.TOLERANCE)
+    assert gate["parameters"] == pytest.approx(parameters, rel=0.05)
+    assert gate["tokens"] == tokens
+
+
+def test_nothing_is_timed_when_the_first_losses_differ(tiny, monkeypatch):
+    copy = bench.gpt2_like
+
+    def wrong(ours, shape):
+        theirs = copy(ours, shape)
+        with torch.no_grad():
+            theirs.transformer.h[0].mlp.c_fc.bias.add_(0.1)
+        return theirs
+
+    monkeypatch.setattr(bench, "gpt2_like", wrong)
+    with pytest.raises(RuntimeError, match="the first losses differ"):
+        bench.bench_train(("0.1M",), repeats=1, steps=12)
+
+
+def test_gradients_agree_with_those_of_transformers(tiny):
+    task = tiny.task.build()
+    config = tiny.model()
+    ours = config.build(bench.model_context(task, config))
+    assert isinstance(ours, Decoder)
+    theirs = bench.gpt2_like(ours, tiny)
+    batch = bench.TrainStream(task, 4, 0).batch(0)
+    objective = bench.NextToken()
+    weights_BT = torch.from_numpy(objective.weights(batch))
+    logits_BTV, _ = ours(torch.from_numpy(batch.tokens_BT))
+    (objective.loss_sum(logits_BTV, torch.from_numpy(batch.targets_BT), weights_BT) / weights_BT.sum()).backward()
+    theirs(**bench._features(batch)).loss.backward()
+    torch.testing.assert_close(ours.embedding.weight.grad, theirs.transformer.wte.weight.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_the_table_has_a_row_for_each_precision_and_for_the_defaults(tiny, tmp_path, capsys):
+    out = tmp_path / "results" / "train.json"
+    words = ["bench", "train", "--shape", "0.1M", "--repeats", "1", "--steps", "12", "--threads", "1"]
+    assert cli.main([*words, "--json", "--out", str(out)]) == 0
+    results = json.loads(capsys.readouterr().out)
+    assert results == json.loads(out.read_text())
+    assert [row["row"] for row in results["rows"]] == ["both float32", "both bfloat16", "own defaults"]
+    for row in results["rows"]:
+        assert row["ratio"] == pytest.approx(row["trivium"] / row["trainer"])
+        assert row["trivium"] > 0
+    assert {"torch", "transformers", "commit", "processor"} <= results["environment"].keys()
+
+
+def test_without_transformers_the_pip_command_is_given(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    assert cli.main(["bench", "train"]) == 2
+    assert "pip install 'trivium[hf]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--repeats", "0"], ["--steps", "5"]])
+def test_too_few_steps_or_repeats_are_refused(words, capsys):
+    assert cli.main(["bench", "train", *words]) == 2
+    assert "expected" in capsys.readouterr().err
