@@ -68,7 +68,7 @@ def parallel(model: nn.Module, world: World, device: torch.device) -> nn.Module:
     # Buffers (masks, frequencies) are constants of the config, equal everywhere without being sent at each step.
     # torch 2.13 renamed the option and warns of its old name.
     renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
-    unsent = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+    unsent: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
     return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True, **unsent)
 
 

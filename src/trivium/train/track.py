@@ -4,6 +4,7 @@ import errno
 import importlib
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
@@ -109,7 +110,7 @@ def _wandb(folder: Path, project: str, settings: dict[str, Any]) -> tuple[Callab
     run = wandb.init(
         project=project,
         name=folder.name,
-        id=folder.name,
+        id=re.sub(r"[^\w.-]", "-", folder.name),
         resume="allow",
         dir=folder,
         config=settings,
@@ -136,6 +137,6 @@ def _trackio(
 
     def close() -> None:
         with redirect_stdout(sys.stderr):
-            run.finish()
+            trackio.finish()  # the run's own finish would be repeated, aloud, when the program exits
 
     return lambda scores, at: run.log(scores, step=at), close
