@@ -271,10 +271,15 @@ def test_in_a_terminal_a_key_leaves_without_a_traceback(key, pytestconfig):
         wait_for(b"> ")
         os.write(ours, b"99+21\n")
         wait_for(b"right")
-        seen = b""
+        seen = seen[seen.index(b"right") :]
         wait_for(b"> ")
-        os.write(ours, key)
-        assert process.wait(timeout=60) == 0
+        # CPython's line reader sleeps through a signal that comes just before it waits for keys, so press until it ends.
+        for _ in range(10):
+            os.write(ours, key)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=5)
+                break
+        assert process.returncode == 0
         with contextlib.suppress(OSError):  # a closed terminal reads as an error on Linux
             while chunk := os.read(ours, 4096):
                 seen += chunk
