@@ -273,7 +273,7 @@ def test_in_a_terminal_a_key_leaves_without_a_traceback(key, pytestconfig):
         wait_for(b"right")
         seen = seen[seen.index(b"right") :]
         wait_for(b"> ")
-        # CPython's line reader sleeps through a signal that comes just before it waits for keys, so press until it ends.
+        # CPython's line reader sleeps through a signal that comes just before it waits for keys: press until it ends.
         for _ in range(10):
             os.write(ours, key)
             with contextlib.suppress(subprocess.TimeoutExpired):
