@@ -88,3 +88,12 @@ def test_importing_trivium_does_not_wait_for_torch():
 def test_an_unknown_attribute_is_an_attribute_error():
     with pytest.raises(AttributeError, match="biuld"):
         trivium.biuld  # noqa: B018
+
+
+def test_describing_a_model_does_not_wait_for_the_compiler():
+    code = (
+        "import sys; from trivium.model.decoder import DecoderConfig; "
+        "DecoderConfig(layers='attention + simplicial', backends={'simplicial': 'reference'}); "
+        "assert 'torch._dynamo' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

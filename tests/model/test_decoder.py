@@ -181,9 +181,12 @@ def test_backends_of_the_recipe_reach_the_mixers():
     assert config.mixer_context(context).backends == {"simplicial": "reference", "scan": "torch"}
 
 
-def test_a_step_compiles_without_a_graph_break():
+# torch's own compiler instantiates each autograd.Function, which torch warns of.
+@pytest.mark.filterwarnings("ignore:.*autograd.function.Function.*should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize("layers", ["attention*2", "attention + simplicial(window1=6, window2=3)"])
+def test_the_whole_form_compiles_without_a_graph_break(layers):
     torch._dynamo.reset()
-    model = DecoderConfig(width=24, heads=2, positions="block").build(CONTEXT).eval()
+    model = DecoderConfig(width=24, heads=2, positions="block", layers=layers).build(CONTEXT).eval()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
         torch.testing.assert_close(compiled(tokens())[0], model(tokens())[0])

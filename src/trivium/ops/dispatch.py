@@ -11,8 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from trivium.registry import UserError, nearest
 
 __all__ = ["Backend", "backends", "choose", "chosen", "load", "operators", "register"]
@@ -63,7 +61,6 @@ def chosen() -> dict[str, dict[str, str]]:
     return {operator: dict(choice) for operator, choice in _record.items()}
 
 
-@torch.compiler.assume_constant_result
 def choose(operator: str, requested: str, device_type: str) -> str:
     """Return the name of the backend that serves `requested`; raise UserError if it cannot be had."""
     key = (operator, requested, device_type)
@@ -73,6 +70,10 @@ def choose(operator: str, requested: str, device_type: str) -> str:
         _record[operator] = {"backend": name, "reason": reason}
         _log.info("operator %s on %s: backend %s (%s)", operator, device_type, name, reason)
     return _choices[key]
+
+
+# torch.compiler.assume_constant_result does this and nothing else, but importing it takes more than a second.
+choose.__dict__["_dynamo_marked_constant"] = True
 
 
 def load(operator: str, requested: str, device_type: str) -> Callable[..., Any]:
@@ -88,16 +89,15 @@ def _of(operator: str) -> dict[str, Backend]:
 
 def _decide(operator: str, requested: str, device_type: str) -> tuple[str, str]:
     found = _of(operator)
-    available = [name for name, backend in found.items() if backend.missing() is None]
+    available = ["auto", *(name for name, backend in found.items() if backend.missing() is None)]
     if requested != "auto":
         if requested not in found:
-            allowed = nearest(requested, ["auto", *available])
+            allowed = nearest(requested, available)
             raise UserError(f"operator {operator}: no backend {requested!r} on this machine; {allowed}")
         why = found[requested].missing()
         if why is not None:
-            raise UserError(
-                f"operator {operator}: backend {requested!r} is missing: {why}; available: {', '.join(available)}"
-            )
+            allowed = ", ".join(available)
+            raise UserError(f"operator {operator}: backend {requested!r} is missing: {why}; allowed: {allowed}")
         return requested, "asked for by name"
     passed_over = []
     for name, backend in reversed(found.items()):
@@ -108,4 +108,4 @@ def _decide(operator: str, requested: str, device_type: str) -> tuple[str, str]:
         if why is None:
             return name, "; ".join([suits, *passed_over])
         passed_over.append(f"{name} is missing: {why}")
-    raise UserError(f"operator {operator}: nothing suits {device_type}; ask by name for one of {', '.join(available)}")
+    raise UserError(f"operator {operator}: nothing suits {device_type}; allowed: {', '.join(available[1:])}")
