@@ -170,7 +170,8 @@ class _Trilinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        return _gradients(ctx, *grad_outputs)
+        with torch.autocast(grad_outputs[0].device.type, enabled=False):
+            return _gradients(ctx, *grad_outputs)
 
 
 @once_differentiable
