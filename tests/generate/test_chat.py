@@ -108,6 +108,15 @@ def test_a_half_expression_that_is_never_completed_is_not_right():
     assert len(reply.prompt + reply.generated) == task.max_length + 1
 
 
+def test_an_equals_sign_after_half_an_expression_does_not_complete_it():
+    task = AdditionConfig(format="plain").build()
+    writes = task.alphabet.encode("7+=7<end>")
+    model = ScriptedModel(lambda history: writes[len(history)], len(task.alphabet), task.max_length)
+    reply = Chat(model, CharacterTokenizer(task.alphabet), task).answer("7+")
+    assert reply.generated == "=7<end>"
+    assert (reply.verdict.correct, reply.verdict.reason) == (False, "'7+=' is not a problem")
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

@@ -130,7 +130,7 @@ def repl(chat: Chat, console: Console, *, stdin: TextIO | None = None) -> None:
         lines.reconfigure(errors="replace")
     interactive = lines.isatty()
     if interactive:
-        console.print(HELP, markup=False, highlight=False)
+        console.print(HELP, markup=False, highlight=False, soft_wrap=True)
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  # gives input() its history and editing keys
     always = False
@@ -141,7 +141,7 @@ def repl(chat: Chat, console: Console, *, stdin: TextIO | None = None) -> None:
             if command in ("quit", "exit"):
                 return
             if command == "help":
-                console.print(HELP, markup=False, highlight=False)
+                console.print(HELP, markup=False, highlight=False, soft_wrap=True)
             elif command in ("probabilities", "probs"):
                 always = not always
                 console.print(f"probabilities are {'shown' if always else 'hidden'} from here on", highlight=False)

@@ -144,7 +144,7 @@ class Notation:
             complete = len(parts) == self.operands + 1 and parts[-1] == ""
         else:
             parts = prompt.removesuffix("=").split("+")
-            complete = len(parts) == self.operands and prompt.endswith("=")
+            complete = len(parts) == self.operands and parts[-1] != "" and prompt.endswith("=")
         if parts[-1] == "":
             parts.pop()
         if len(parts) > self.operands or (prompt.endswith("=") and not complete):
