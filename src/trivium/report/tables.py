@@ -35,10 +35,11 @@ def to_rich(table: Table) -> "RichTable":
     rich.box = box.SIMPLE_HEAD
     rich.title_style, rich.caption_style = "bold", "dim"
     for number, column in enumerate(table.columns):
-        # A heading breaks before a number does.
+        # Where room is short, a heading breaks and then a name, but never a number.
         heading = column if table.text else "\n".join(wrap(column, 11))
         justify = "left" if table.text or number == 0 else "right"
-        rich.add_column(Text(heading), justify=justify, no_wrap=not table.text)
+        least = None if table.text or number == 0 else max((len(row[number]) for row in table.rows), default=1)
+        rich.add_column(Text(heading), justify=justify, min_width=least, overflow="fold")
     for row in table.rows:
         # Text, since a name or an answer may hold what rich would read as markup.
         rich.add_row(*(Text(cell) for cell in row))
@@ -54,7 +55,10 @@ def learning_table(results: Mapping[str, Any]) -> Table:
         rows.append(row + [_tokens(variant["tokens_to"][level]) for level in levels])
     columns = ["variant", "exact match", f"against {results['baseline']}"]
     columns += [f"tokens to {percent(float(level), 0)}" for level in levels]
-    note = "Means over seeds, with Student's t intervals at 95 %; differences are paired by seed, in points."
+    note = (
+        "Means over seeds, with Student's t intervals at 95 %; differences are paired by seed, in points. "
+        "(2/3): only 2 of 3 seeds reached it, and the mean is theirs."
+    )
     return Table("What each token taught", columns, rows, note)
 
 
@@ -73,8 +77,8 @@ def cost_table(results: Mapping[str, Any]) -> Table:
             ]
         )
     note = (
-        f"Forward FLOPs and decoding-state bytes at {results['length']} tokens; training tokens/s is the median over "
-        f"seeds, with {results['jobs']} runs side by side."
+        f"× is against {results['baseline']}. Forward FLOPs and decoding-state bytes at {results['length']} tokens; "
+        f"training tokens/s is the median over seeds, with {results['jobs']} runs side by side."
     )
     columns = ["variant", "parameters", "FLOPs/token", "state bytes/token", "tokens/s"]
     return Table("What each variant costs", columns, rows, note)
@@ -163,7 +167,7 @@ def write_interval(values: Mapping[str, Any]) -> str:
     if values["low"] is None:
         return f"{percent(values['mean'])} (one seed)"
     low, high = max(0.0, values["low"]), min(1.0, values["high"])
-    return f"{percent(values['mean'])} ({100 * low:.1f}–{100 * high:.1f})"
+    return f"{percent(values['mean'])} ({100 * low:.1f}–{f'{100 * high:.1f}' if high < 1 else '100'})"
 
 
 def write_points(values: Mapping[str, Any]) -> str:
@@ -183,12 +187,12 @@ def _tokens(values: Mapping[str, Any]) -> str:
     if not values["reached"]:
         return "not reached" if values["seeds"] else MISSING
     text = short_count(values["mean"])
-    return text if values["reached"] == values["seeds"] else f"{text} ({values['reached']}/{values['seeds']} seeds)"
+    return text if values["reached"] == values["seeds"] else f"{text} ({values['reached']}/{values['seeds']})"
 
 
 def _relative(text: str, ratio: float) -> str:
     # Within the tolerance of the match there is nothing to point at.
-    return text if abs(ratio - 1) <= 0.01 else f"{text} ({100 * (ratio - 1):+.1f} %)"
+    return text if abs(ratio - 1) <= 0.01 else f"{text} ×{ratio:.2f}"
 
 
 def _budget(tuning: Sequence[Mapping[str, Any]]) -> str:

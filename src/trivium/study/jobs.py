@@ -176,6 +176,7 @@ class Workers:
     def _bury(self, worker: "_Worker", outcomes: dict[str, Failure | None], on_event: Callable[[Event], None]) -> None:
         self._workers.remove(worker)
         status = worker.process.wait()
+        worker.end(interrupted=False)
         how = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
         if worker.job is None:
             if worker.ready:

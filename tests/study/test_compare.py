@@ -1,0 +1,192 @@
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.study.fake_runs import CRASH_SEED, SLOW_SEED
+from trivium.config import UserError, from_dict
+from trivium.study.compare import compare
+from trivium.study.recipe import Recipe
+
+FAKE = "tests.study.fake_runs:train"
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _workers_find_the_tests(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+
+def recipe_of(seeds, **compare):
+    return from_dict(
+        Recipe,
+        {
+            "name": "study",
+            "task": {"kind": "addition", "format": "reversed", "max_digits": 2},
+            "model": {"width": 16, "heads": 2, "positions": "block"},
+            "train": {"steps": 4, "batch": 8, "eval_every": 2, "eval_examples": 8, "device": "cpu"},
+            "evaluate": {"examples": 10, "samples": 2},
+            "compare": {
+                "seeds": seeds,
+                "variants": {
+                    "attention": {"model.layers": "attention*2"},
+                    "local": {"model.layers": "attention*1 + attention(window=2)*1"},
+                },
+                **compare,
+            },
+        },
+    )
+
+
+def calls(folder):
+    return sum(len(log.read_text().splitlines()) for log in folder.glob("*/calls.log"))
+
+
+def test_a_study_of_real_runs_leaves_results_and_a_report(tmp_path):
+    recipe = recipe_of([0])
+    results = compare(
+        recipe, tmp_path, jobs=1, command=["/somewhere/bin/trivium", "compare", "r.yaml", "--runs", "a b"]
+    )
+    folder = tmp_path / recipe.folder_name
+    assert results["status"] == "finished"
+    assert json.loads((folder / "results.json").read_text()) == results
+    assert results["command"] == "trivium compare r.yaml --runs 'a b'"
+    assert results["environment"]["torch"]
+    assert results["environment"]["differs"] == {}
+    for variant in results["variants"].values():
+        run = variant["seeds"]["0"]
+        assert run["curve"]["step"] == [2, 4]
+        assert run["exact_match"]["n"] == 10
+        assert len(variant["samples"]["wrong"]) <= 2
+        assert (folder / run["run"] / "model").is_dir()
+    page = (folder / "report.html").read_text()
+    assert "trivium compare r.yaml --runs" in page
+    assert "local" in page
+
+
+def test_a_finished_study_is_not_trained_again_and_a_failed_run_is(tmp_path):
+    recipe = recipe_of([0, CRASH_SEED])
+    folder = tmp_path / recipe.folder_name
+    events = []
+    results = compare(recipe, tmp_path, jobs=1, target=FAKE)
+    assert results["status"] == "failed"
+    assert [(failure["variant"], failure["seed"]) for failure in results["failed"]] == [
+        ("attention", CRASH_SEED),
+        ("local", CRASH_SEED),
+    ]
+    assert results["failed"][0]["error"] == "RuntimeError: the sky fell"
+    assert calls(folder) == 4
+    compare(recipe, tmp_path, jobs=1, target=FAKE, on_progress=events.append)
+    assert calls(folder) == 6
+    assert [event.kind for event in events if "-s0-" in event.run] == ["kept", "kept"]
+
+
+def test_every_variant_is_tuned_on_the_same_grid_and_takes_its_best(tmp_path):
+    recipe = recipe_of([0], learning_rates=[1e-3, 3e-3, 3e-2], tuning_seeds=[7])
+    results = compare(recipe, tmp_path, jobs=1, target=FAKE)
+    for variant in results["variants"].values():
+        assert [row["learning_rate"] for row in variant["tuning"]] == [1e-3, 3e-3, 3e-2]
+        # The stand-in learns alike at the two lower rates; the first of equals is taken.
+        assert [row["chosen"] for row in variant["tuning"]] == [True, False, False]
+        assert variant["learning_rate"] == 1e-3
+        assert list(variant["seeds"]) == ["0"]
+    assert calls(tmp_path / recipe.folder_name) == 2 * 3 + 2
+
+
+def start(tmp_path, recipe):
+    """Start a study in a process of its own, and wait until its first run trains."""
+    code = (
+        "import json, sys; from trivium.config import from_dict; from trivium.study.recipe import Recipe;"
+        "from trivium.study.compare import compare;"
+        f"compare(from_dict(Recipe, json.loads(sys.argv[1])), {str(tmp_path)!r}, jobs=1, target={FAKE!r})"
+    )
+    from trivium.config import to_dict
+
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, json.dumps(to_dict(recipe))], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    folder = tmp_path / recipe.folder_name
+    deadline = time.monotonic() + 120
+    while True:
+        runs = folder.glob(f"*-s{SLOW_SEED}-*")
+        slow = [run / "calls.log" for run in runs if not (run / "checkpoint").exists() and (run / "calls.log").exists()]
+        if slow and (words := slow[0].read_text().split()):
+            return process, folder, int(words[0])
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def wait_for_end(process_id):
+    deadline = time.monotonic() + 60
+    while Path(f"/proc/{process_id}/stat").exists():
+        if Path(f"/proc/{process_id}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z":
+            return
+        assert time.monotonic() < deadline, "the worker outlived its study"
+        time.sleep(0.05)
+
+
+def test_a_stopped_study_writes_checkpoints_and_the_same_command_continues_it(tmp_path):
+    recipe = recipe_of([0, SLOW_SEED])
+    process, folder, worker = start(tmp_path, recipe)
+    process.send_signal(signal.SIGTERM)
+    _, words = process.communicate(timeout=60)
+    assert process.returncode not in (0, -signal.SIGTERM)
+    assert "the same command continues" in words
+    wait_for_end(worker)
+    assert len(list(folder.glob("*/checkpoint"))) == 1
+    results = json.loads((folder / "results.json").read_text())
+    assert results["status"] == "interrupted"
+    assert results["variants"]["local"]["seeds"]["0"]["status"] == "finished"
+
+    # Killed outright this time: the worker must find that out by itself, and the lock must not outlive it.
+    process, folder, worker = start(tmp_path, recipe)
+    process.kill()
+    process.communicate()
+    wait_for_end(worker)
+    assert len(list(folder.glob("*/checkpoint"))) == 2
+
+    results = compare(recipe, tmp_path, jobs=1, target=FAKE)
+    assert results["status"] == "finished"
+    # Each run of the first seed was trained once, each slow one was continued once.
+    assert calls(folder) == 2 + 4
+
+
+def test_two_processes_do_not_run_one_study(tmp_path):
+    recipe = recipe_of([0])
+    folder = tmp_path / recipe.folder_name
+    folder.mkdir()
+    code = (
+        "import fcntl, os, sys; f = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT); fcntl.flock(f, fcntl.LOCK_EX);"
+        "os.pwrite(f, str(os.getpid()).encode(), 0); print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(folder / "study.lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(UserError, match=f"another process .id {other.pid}. is running this study"):
+            compare(recipe, tmp_path, jobs=1, target=FAKE)
+        other.communicate()
+
+
+def test_a_folder_that_cannot_be_made_is_the_users_to_mend(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        compare(recipe_of([0]), tmp_path / "file", jobs=1, target=FAKE)
+
+
+def test_a_continued_study_keeps_its_threads(tmp_path):
+    recipe = recipe_of([0])
+    folder = tmp_path / recipe.folder_name
+    folder.mkdir()
+    (folder / "study.json").write_text(json.dumps({"schema": 1, "threads": 2}))
+    from dataclasses import replace
+
+    other = replace(recipe, train=replace(recipe.train, threads=1))
+    with pytest.raises(UserError, match=r"train\.threads: .* was begun with 2 threads a run, and 1 are asked for"):
+        compare(other, tmp_path, jobs=1, target=FAKE)
