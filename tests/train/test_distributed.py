@@ -67,7 +67,7 @@ def folder(tmp_path_factory):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     (folder / "script.py").write_text(SCRIPT)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"}
     ended = subprocess.run(
         [*command, str(folder / "script.py"), str(folder)], cwd=ROOT, env=environment, capture_output=True, text=True
     )

@@ -83,7 +83,7 @@ def tracked(tmp_path_factory):
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}",
         "WANDB_MODE": "offline",
         "HOME": str(folder),
         "TRACKIO_DIR": str(folder / "trackio"),
