@@ -160,7 +160,7 @@ def intervals(rows: Sequence[Row], *, label: str, percent: bool = False, width: 
         if not percent:
             axes.set_xscale("log")
         for place, row in enumerate(rows):
-            _dot_row(axes, row, place, low, high)
+            _dot_row(axes, row, place, (0.0, 1.0) if percent else (low, high))
         axes.set_xlim(low, high)
         axes.set_ylim(len(rows) - 0.45, -0.55)
         axes.set_yticks(range(len(rows)), [row.name for row in rows])
@@ -237,10 +237,10 @@ def _curve(axes: "Axes", curve: Series) -> None:
     )
 
 
-def _dot_row(axes: "Axes", row: Row, place: int, low: float, high: float) -> None:
+def _dot_row(axes: "Axes", row: Row, place: int, bounds: tuple[float, float]) -> None:
     style = row.style
     if row.low is not None and row.high is not None:
-        left, right = max(low, row.low), min(high, row.high)
+        left, right = max(bounds[0], row.low), min(bounds[1], row.high)
         axes.barh(place, right - left, 0.5, left=left, color=style.colour, alpha=0.2, linewidth=0, zorder=2)
     axes.scatter(row.values, [place] * len(row.values), s=14, color=style.colour, alpha=0.55, linewidths=0, zorder=3)
     if row.mean is not None:

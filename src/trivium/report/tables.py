@@ -38,8 +38,8 @@ def to_rich(table: Table) -> "RichTable":
         # Where room is short, a heading breaks and then a name, but never a number.
         heading = column if table.text else "\n".join(wrap(column, 11))
         justify = "left" if table.text or number == 0 else "right"
-        least = None if table.text or number == 0 else max((len(row[number]) for row in table.rows), default=1)
-        rich.add_column(Text(heading), justify=justify, min_width=least, overflow="fold")
+        fixed = number > 0 and not table.text
+        rich.add_column(Text(heading), justify=justify, no_wrap=fixed, overflow="fold")
     for row in table.rows:
         # Text, since a name or an answer may hold what rich would read as markup.
         rich.add_row(*(Text(cell) for cell in row))
