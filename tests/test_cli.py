@@ -218,6 +218,26 @@ def test_a_report_is_drawn_from_a_run_folder(capsys, trained):
     assert Path(out.strip()).read_text().startswith("<!")
 
 
+def test_a_study_ends_with_tables_a_report_and_what_to_try_next(capsys, recipe, tmp_path):
+    status, out, err = run(capsys, "compare", recipe, "--runs", tmp_path / "runs", "--jobs", 1)
+    assert status == 0, err
+    (study,) = (tmp_path / "runs").iterdir()
+    assert "What each token taught" in out
+    last = out.strip().splitlines()[-4:]
+    assert last[0].startswith(f"report:  {study / 'report.html'}")
+    assert last[1].startswith(f"try it:  trivium chat {study}")
+    assert (study / "report.html").is_file()
+    assert Path(last[1].split()[-1]).is_dir()
+    status, out, _ = run(capsys, "compare", recipe, "--runs", tmp_path / "runs", "--jobs", 1, "--json")
+    assert status == 0
+    assert json.loads(out)["status"] == "finished"
+    figure = tmp_path / "pictures" / "curves.svg"
+    status, out, _ = run(capsys, "report", study, "--figure", figure)
+    assert status == 0
+    assert out.splitlines() == [str(study / "report.html"), str(figure)]
+    assert "<svg" in figure.read_text()
+
+
 def test_the_doctor_knows_operators_extras_and_what_is_registered(capsys):
     status, out, _ = run(capsys, "doctor", "--json")
     findings = json.loads(out)
@@ -410,6 +430,7 @@ def test_missing_data_is_refused(capsys, trained, tmp_path):
         (["data", "shwo"], "did you mean 'data show'?"),
         (["trian"], "did you mean 'train'?"),
         (["report"], "give at least one run folder"),
+        (["report", "{run}", "{run}", "--figure", "x.svg"], "--figure: give one study"),
         (["compare", "{recipe}", "--jobs", "0"], "jobs"),
         (["export", "{run}", "{recipe}/below"], "below"),
         (["export", "{run}", "{run}"], "{run}"),
