@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
@@ -135,7 +136,7 @@ def learning_curves(
             axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
         elif all(value > 0 for curve in series for value in curve.values):
             axes.set_yscale("log")
-            _number_axis(axes.yaxis, "{:g}".format)
+            _loss_axis(axes)
         tokens = [count for curve in series for count in curve.tokens if count > 0]
         if tokens:
             _tokens_axis(axes, min(tokens), max(tokens))
@@ -281,19 +282,45 @@ def _limits(values: Sequence[float], percent: bool) -> tuple[float, float]:
 
 
 def _tokens_axis(axes: "Axes", low: float, high: float) -> None:
-    axes.set_xlim(low / 1.06, high * 1.06)
-    _number_axis(axes.xaxis, short_count, decades=math.log10(high / low) if low < high else 1.0)
+    from matplotlib.ticker import FixedLocator, NullFormatter
+
+    low, high = low / 1.06, high * 1.06
+    axes.set_xlim(low, high)
+    inches = axes.get_position().width * axes.figure.get_size_inches()[0]
+    axes.xaxis.set_major_locator(FixedLocator(round_ticks(low, high, most=inches / 0.58)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_formatter(lambda value, _: short_count(value))
 
 
-def _number_axis(axis: Any, write: Any, decades: float = 2.0) -> None:
+def round_ticks(low: float, high: float, most: float) -> list[float]:
+    """Return round numbers within low .. high for a log axis, as many as leave each other 1 / `most` of its length."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    least = math.log10(high / low) / most
+    best: list[float] = []
+    for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7)):
+        for every in (3, 2, 1):
+            ticks = [step * 10.0**power for power in range(first, last + 1, every) for step in steps]
+            ticks = [tick for tick in ticks if low <= tick <= high]
+            gaps = [math.log10(after / before) for before, after in pairwise(ticks)]
+            if len(ticks) > len(best) and min(gaps, default=least) >= least:
+                best = ticks
+    if len(best) >= 2:
+        return best
+    # A short axis: numbers of two digits, each as soon as the one before leaves it room.
+    chosen: list[float] = []
+    for tick in (digits * 10.0 ** (power - 1) for power in range(first, last + 1) for digits in range(10, 100)):
+        if low <= tick <= high and (not chosen or math.log10(tick / chosen[-1]) >= least):
+            chosen.append(tick)
+    return chosen
+
+
+def _loss_axis(axes: "Axes") -> None:
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    subs = (1.0,) if decades > 2.5 else ((1.0, 3.0) if decades > 1.5 else (1.0, 2.0, 5.0))
-    if decades < 0.5:
-        subs = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
-    axis.set_major_locator(LogLocator(base=10.0, subs=subs, numticks=12))
-    axis.set_major_formatter(lambda value, _: write(value))
-    axis.set_minor_formatter(NullFormatter())
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0) if high / low > 30 else (1.0, 2.0, 5.0), numticks=12))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _label_ends(figure: "Figure", axes: "Axes", series: Sequence[Series]) -> None:
@@ -307,7 +334,11 @@ def _label_ends(figure: "Figure", axes: "Axes", series: Sequence[Series]) -> Non
     # Curves that end alike, at 100 % say, are named in the order in which they got there.
     levels = [sum(curve.values) / len(curve.values) for curve in series]
     ranks = {index: rank for rank, index in enumerate(sorted(range(len(series)), key=lambda index: levels[index]))}
-    heights = [float(end[1] - box.y0) * to_points + 1e-3 * ranks[nth] for nth, end in enumerate(ends)]
+    # Ends closer than a quarter of a line count as alike.
+    near = _FONT / 4
+    heights = [
+        near * round(float(end[1] - box.y0) * to_points / near) + 1e-3 * ranks[nth] for nth, end in enumerate(ends)
+    ]
     places = spread(heights, gap=1.3 * _FONT, low=0.0, high=float(box.height) * to_points)
     for curve, end, place in zip(series, ends, places, strict=True):
         y = place / (float(box.height) * to_points)

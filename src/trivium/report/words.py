@@ -64,7 +64,11 @@ def _tokens(results: Mapping[str, Any]) -> str:
             return f"{text} One seed cannot say how much of that is chance."
         decided = [name for name in ratios if name not in undecided]
         if undecided:
-            text += f" The interval of {_list(undecided)} includes 1: these seeds do not tell it from {baseline}."
+            one = len(undecided) == 1
+            text += (
+                f" The {'interval' if one else 'intervals'} of {_list(undecided)} {'includes' if one else 'include'}"
+            )
+            text += f" 1: these seeds do not tell {'it' if one else 'them'} from {baseline}."
         if decided:
             fewer = [name for name in decided if ratios[name]["mean"] < 1]
             more = [name for name in decided if ratios[name]["mean"] > 1]
