@@ -286,7 +286,7 @@ def _tokens_axis(axes: "Axes", low: float, high: float) -> None:
 
     low, high = low / 1.06, high * 1.06
     axes.set_xlim(low, high)
-    inches = axes.get_position().width * axes.figure.get_size_inches()[0]
+    inches = axes.get_window_extent().width / axes.figure.dpi
     axes.xaxis.set_major_locator(FixedLocator(round_ticks(low, high, most=inches / 0.58)))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_formatter(lambda value, _: short_count(value))
