@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from trivium.config import UserError, config_hash, from_dict, to_dict
+from trivium.tasks import addition, addition_sampling
 from trivium.tasks.addition import AdditionConfig
-from trivium.tasks.base import ANSWER, CHAIN, PROMPT, TASKS, TaskConfig
+from trivium.tasks.base import ANSWER, CHAIN, PROMPT, TASKS, Batch, TaskConfig
 
 
 @pytest.mark.parametrize(
@@ -164,15 +165,28 @@ def test_a_finite_training_set_has_a_size():
     assert len(AdditionConfig(train_examples=7).build().distinct("train", 100)) <= 7
 
 
-def test_batches_that_follow_each_other_are_those_that_are_asked_for_alone():
-    config = AdditionConfig(max_digits=3)
+@pytest.mark.parametrize(("rows", "stride"), [(256, 256), (1000, 1000), (100, 300), (3000, 3000)])
+@pytest.mark.parametrize("format", ["reversed", "delimited", "column"])
+def test_batches_that_follow_each_other_are_those_that_are_asked_for_alone(format, rows, stride):
+    config = AdditionConfig(format=format, max_digits=3)
     in_order = config.build()
-    for step in range(12):
-        batch = in_order.batch("train", 1000 * step, 1000)
-        alone = config.build().batch("train", 1000 * step, 1000)
-        assert np.array_equal(batch.tokens_BT, alone.tokens_BT)
-        assert np.array_equal(batch.regions_BT, alone.regions_BT)
+    for start in range(0, 12_000, stride):
+        batch, alone = in_order.batch("train", start, rows), config.build().batch("train", start, rows)
+        for name in Batch.__dataclass_fields__:
+            ours, theirs = getattr(batch, name), getattr(alone, name)
+            assert ours.dtype == theirs.dtype
+            assert np.array_equal(ours, theirs), name
+            ours[:] = 0  # what a caller does to its batch stays out of the next
     assert np.array_equal(in_order.batch("test", 12000, 5).tokens_BT, config.build().batch("test", 12000, 5).tokens_BT)
+
+
+def test_small_batches_in_order_are_drawn_many_at_once(monkeypatch):
+    draws = []
+    monkeypatch.setattr(addition, "draw", lambda *arguments: draws.append(1) or addition_sampling.draw(*arguments))
+    task = AdditionConfig().build()
+    for step in range(64):
+        task.batch("train", 64 * step, 64)
+    assert len(draws) == 2, "the first batch, which follows none, and one block"
 
 
 def test_distinct_problems_are_those_that_one_by_one_search_finds():

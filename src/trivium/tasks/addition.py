@@ -16,7 +16,9 @@ from trivium.tasks.addition_sampling import SMALLEST_FRACTION, Space, check_spli
 from trivium.tasks.answers import chain_regions
 from trivium.tasks.base import TASKS, Batch, Example, Split, Step, Task, TaskConfig, Verdict
 
-BLOCK = 4096  # problems of one draw: enough that numpy's overhead by the call is small
+# Small batches that follow each other are cut from a block of problems: numpy's overhead is by the call.
+BLOCK = 4096
+BLOCK_TOKENS = 2**20
 
 
 @TASKS.register("addition")
@@ -132,8 +134,9 @@ class Addition(Task):
             self.alphabet.encode(self.render(*[config.base**config.max_digits - 1] * config.operands))
         )
         self._encoder = Encoder(self.notation, config.max_digits)
-        self._expected: tuple[Split, int] | None = None  # where the next batch starts if batches follow each other
-        self._block: tuple[tuple[Split, int], Problems] | None = None
+        self._block_rows = min(BLOCK, BLOCK_TOKENS // self.max_length)
+        self._last: tuple[Split, int] | None = None  # split and first index of the last batch
+        self._block: tuple[tuple[Split, int], Batch] | None = None
 
     def size(self, split: Split) -> int | None:
         return self.config.train_examples if split == "train" else None
@@ -170,24 +173,28 @@ class Addition(Task):
         return draw(self.config.space, self.config.seed, split, indices_B)
 
     def gather(self, split: Split, indices: np.ndarray, stage: int = 0) -> Batch:
-        return self._encoder.encode(self._draw_in_order(split, np.asarray(indices, dtype=np.int64)))
-
-    def _draw_in_order(self, split: Split, indices_B: np.ndarray) -> Problems:
-        """Return the same problems as `_draw`; batches that follow each other are cut from one larger draw."""
-        rows = len(indices_B)
-        if not rows or (np.diff(indices_B) != 1).any():
-            return self._draw(split, indices_B)[0]
-        start = int(indices_B[0])
-        in_order = self._expected == (split, start)
-        self._expected = (split, start + rows)
-        block, offset = divmod(start, BLOCK)
-        if not in_order or offset + rows > BLOCK:
-            return self._draw(split, indices_B)[0]
+        indices_B = np.asarray(indices, dtype=np.int64)
+        if not self._follows(split, indices_B):
+            return self._encoded(split, indices_B)
+        block, offset = divmod(int(indices_B[0]), self._block_rows)
+        if offset + len(indices_B) > self._block_rows:
+            return self._encoded(split, indices_B)
         if self._block is None or self._block[0] != (split, block):
-            self._block = (split, block), self._draw(split, np.arange(block * BLOCK, (block + 1) * BLOCK))[0]
-        drawn = self._block[1]
-        part = slice(offset, offset + rows)
-        return Problems(drawn.base, drawn.digits_NKB[:, :, part], drawn.counts_KB[:, part])
+            first = block * self._block_rows
+            self._block = (split, block), self._encoded(split, np.arange(first, first + self._block_rows))
+        return self._block[1].take(np.arange(offset, offset + len(indices_B)))
+
+    def _encoded(self, split: Split, indices_B: np.ndarray) -> Batch:
+        return self._encoder.encode(self._draw(split, indices_B)[0])
+
+    def _follows(self, split: Split, indices_B: np.ndarray) -> bool:
+        """Say whether a small batch comes soon after the last one, as the steps of training or one's share of them."""
+        rows, last = len(indices_B), self._last
+        if not 0 < rows <= self._block_rows // 4 or (np.diff(indices_B) != 1).any():
+            return False
+        start = int(indices_B[0])
+        self._last = split, start
+        return last is not None and last[0] == split and 0 < start - last[1] <= 4 * rows
 
     def distinct(self, split: Split, count: int, stage: int = 0) -> np.ndarray:
         size = self.size(split)

@@ -167,34 +167,30 @@ class Encoder:
             self._number(answer_MB, counts_B, self.notation.least_first),
             self._symbol(alphabet.end, len(counts_B)),
         ]
-        slots_BS = np.ascontiguousarray(np.concatenate([*prompt, *chain, *answer]).T)
-        used_BS = slots_BS >= 0
+        slots_SB = np.concatenate([*prompt, *chain, *answer])
+        used_SB = slots_SB >= 0
         prompt_end = sum(map(len, prompt))
         chain_end = prompt_end + sum(map(len, chain))
-        prompt_lengths_B = used_BS[:, :prompt_end].sum(axis=1)
-        answer_starts_B = prompt_lengths_B + used_BS[:, prompt_end:chain_end].sum(axis=1) if chain else prompt_lengths_B
-        lengths_B = answer_starts_B + used_BS[:, chain_end:].sum(axis=1) - 1
+        prompt_lengths_B = used_SB[:prompt_end].sum(axis=0)
+        answer_starts_B = prompt_lengths_B + used_SB[prompt_end:chain_end].sum(axis=0)
+        lengths_B = answer_starts_B + used_SB[chain_end:].sum(axis=0) - 1
         longest = int(lengths_B.max(initial=-1)) + 1
 
-        places_T = np.arange(longest)
-        written_BT = np.full((len(lengths_B), longest), alphabet.pad_id, dtype=np.int64)
+        # Small types until the end: fresh memory for large temporaries costs more than what is computed in it.
+        places_T = np.arange(longest, dtype=np.int32)
+        prompts_B1, answers_B1, ends_B1 = (
+            bound_B[:, None].astype(np.int32) for bound_B in (prompt_lengths_B, answer_starts_B, lengths_B)
+        )
+        written_BT = np.full((len(lengths_B), longest), alphabet.pad_id, dtype=np.int8)
         # Both masks walk row by row, so the k-th used slot of a row lands in its k-th place.
-        written_BT[places_T <= lengths_B[:, None]] = slots_BS[used_BS]
-        tokens_BT, targets_BT = written_BT[:, :-1], written_BT[:, 1:]
-        targets_at_T = places_T[1:]
+        written_BT[places_T <= ends_B1] = np.ascontiguousarray(slots_SB.T)[np.ascontiguousarray(used_SB.T)]
+        tokens_BT, targets_BT = written_BT[:, :-1].astype(np.int64), written_BT[:, 1:].astype(np.int64)
         if alphabet.pad != alphabet.end:
-            tokens_BT = np.where(places_T[:-1] < lengths_B[:, None], tokens_BT, alphabet.pad_id)
+            tokens_BT[places_T[:-1] == ends_B1] = alphabet.pad_id
         regions_BT = np.full(targets_BT.shape, ANSWER, dtype=np.uint8)
         if chain:
-            regions_BT[targets_at_T < answer_starts_B[:, None]] = CHAIN
-        regions_BT[targets_at_T < prompt_lengths_B[:, None]] = PROMPT
-        regions_BT[targets_at_T > lengths_B[:, None]] = PAD
+            regions_BT[places_T[1:] < answers_B1] = CHAIN
+        regions_BT[places_T[1:] < prompts_B1] = PROMPT
+        regions_BT[places_T[1:] > ends_B1] = PAD
         weights_BT = ((regions_BT == ANSWER) | (regions_BT == CHAIN)).astype(np.float32)
-        return Batch(
-            np.ascontiguousarray(tokens_BT),
-            np.ascontiguousarray(targets_BT),
-            weights_BT,
-            regions_BT,
-            lengths_B,
-            prompt_lengths_B,
-        )
+        return Batch(tokens_BT, targets_BT, weights_BT, regions_BT, lengths_B, prompt_lengths_B)

@@ -68,6 +68,19 @@ class Batch:
     def __len__(self) -> int:
         return len(self.tokens_BT)
 
+    def take(self, rows: np.ndarray) -> "Batch":
+        """Return a copy of `rows` (indices), cut to the longest of them."""
+        lengths_B = self.lengths_B[rows]
+        longest = int(lengths_B.max(initial=0))
+        return Batch(
+            self.tokens_BT[:, :longest].take(rows, axis=0),
+            self.targets_BT[:, :longest].take(rows, axis=0),
+            self.weights_BT[:, :longest].take(rows, axis=0),
+            self.regions_BT[:, :longest].take(rows, axis=0),
+            lengths_B,
+            self.prompt_lengths_B[rows],
+        )
+
 
 @dataclass(frozen=True)
 class TaskConfig(ABC):

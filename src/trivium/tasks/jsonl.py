@@ -203,16 +203,7 @@ class Jsonl(Task):
         whole, rows = self._collated[split], np.asarray(indices, dtype=np.int64)
         if len(rows) and (rows.min() < 0 or rows.max() >= len(whole)):
             raise IndexError(f"the {split} split has {len(whole)} problems, numbers {rows.min()} to {rows.max()} asked")
-        lengths_B = whole.lengths_B[rows]
-        longest = int(lengths_B.max(initial=0))
-        return Batch(
-            whole.tokens_BT[rows, :longest],
-            whole.targets_BT[rows, :longest],
-            whole.weights_BT[rows, :longest],
-            whole.regions_BT[rows, :longest],
-            lengths_B,
-            whole.prompt_lengths_B[rows],
-        )
+        return whole.take(rows)
 
     def canonical(self, example: Example) -> str:
         return example.prompt
