@@ -98,6 +98,10 @@ def test_the_delimiter_ends_a_delimited_answer(text, correct):
         ("<think>9+1=10 9+2+1=12</think><end>", False),
         ("<think>9+1=10 9+2+1=12 120<end>", False),
         ("<think>9+1=10</think>9+2+1=12</think>120<end>", False),
+        ("9<think>9+1=10 9+2+1=12</think>120<end>", False),  # an answer stands before the chain
+        ("120<think>9+1=10 9+2+1=12</think>120<end>", False),
+        ("120</think>120<end>", False),
+        ("<think></think>120<end>", True),
     ],
 )
 def test_what_follows_the_chain_decides(text, correct):

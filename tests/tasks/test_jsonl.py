@@ -81,6 +81,23 @@ def test_an_answer_is_right_only_when_equal(tmp_path):
         assert task.verify(example, text).correct is correct
 
 
+@pytest.mark.parametrize(
+    ("prompt", "answer", "wrong"), [("7", "7", "77"), ("ab", "abab", "ababab"), ("1", "12", "112")]
+)
+def test_an_answer_that_begins_with_its_prompt_is_not_mistaken_for_the_prompt(tmp_path, prompt, answer, wrong):
+    task = JsonlConfig(train=write(tmp_path / "train.jsonl", row(prompt, answer))).build()
+    example = task.example("train", 0)
+    assert task.verify(example, answer + "<end>").correct
+    assert not task.verify(example, wrong + "<end>").correct
+
+
+def test_a_chain_may_be_opened_by_the_prompt(tmp_path):
+    task = JsonlConfig(train=write(tmp_path / "train.jsonl", row("1+1=<think>", "one more</think>2"))).build()
+    example = task.example("train", 0)
+    assert task.verify(example, "more</think>2<end>").correct
+    assert not task.verify(example, "more</think>1<end>").correct
+
+
 def test_a_test_problem_that_is_also_trained_on_is_refused_with_both_places(tmp_path):
     train = write(tmp_path / "train.jsonl", row("1+1=", "2"), row("1+2=", "3"))
     test = write(tmp_path / "test.jsonl", row("2+2=", "4"), row("1+2=", "3"))

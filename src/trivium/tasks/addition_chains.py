@@ -12,7 +12,7 @@ from trivium.tasks.base import Example, Step, Verdict
 def verify(notation: Notation, example: Example, text: str) -> Verdict:
     """See `Addition.verify`."""
     if example.answer:
-        return judge(notation.alphabet, example.answer, text.removeprefix(example.prompt))
+        return judge(notation.alphabet, example, text)
     # In a half problem the + that ends a delimited prompt is the one after as many numbers as the task has.
     whole = example.prompt + text
     shape = r"\+" + r"\w+\+" * notation.operands if notation.format == "delimited" else r"[\w+]*="
@@ -25,7 +25,8 @@ def verify(notation: Notation, example: Example, text: str) -> Verdict:
         return Verdict(False, None, f"{match.group()!r} is not a problem")
     if not complete:
         return Verdict(False, None, f"{match.group()!r} is not a problem")
-    return judge(notation.alphabet, notation.write_answer(operands), whole[match.end() :])
+    problem = Example("", notation.write_answer(operands))
+    return judge(notation.alphabet, problem, whole[match.end() :])
 
 
 def _chain_of(text: str) -> str | None:

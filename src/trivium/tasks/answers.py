@@ -27,20 +27,26 @@ def strip_end(alphabet: Alphabet, text: str) -> tuple[str, bool]:
             return text, ended
 
 
-def judge(alphabet: Alphabet, wanted: str, text: str) -> Verdict:
-    """Compare the answers of `text` and `wanted`, which stand between `</think>`, if any, and the end symbol.
+def judge(alphabet: Alphabet, example: Example, text: str) -> Verdict:
+    """Compare the answers of `text` and `example`, which stand between `</think>`, if any, and the end symbol.
 
-    Equality is exact: a prefix, an extension or an answer without end is wrong.
+    Equality is exact: a prefix, an extension or an answer without end is wrong, and so is text before `<think>`. A
+    prompt left in front of `text` is taken off, unless the wanted text begins with the same.
     """
+    wanted = strip_end(alphabet, example.answer)[0]
+    if not wanted.startswith(example.prompt):
+        text = text.removeprefix(example.prompt)
     body, ended = strip_end(alphabet, text)
-    _, closing, answer = body.partition(THINK_END)
+    chain, closing, answer = body.partition(THINK_END)
+    # A wanted chain without `<think>` at its start was opened by the prompt.
+    opened = THINK_END in wanted and not wanted.startswith(THINK)
     if not closing:
         answer = body
         if body.startswith(THINK):
             return Verdict(False, None, f"the chain has no {THINK_END}")
-    expected = strip_end(alphabet, wanted)[0]
-    if THINK_END in expected:
-        expected = expected.partition(THINK_END)[2]
+    elif not opened and not chain.startswith(THINK):
+        return Verdict(False, None, f"the chain does not start with {THINK}")
+    expected = wanted.partition(THINK_END)[2] if THINK_END in wanted else wanted
     if not ended:
         return Verdict(False, answer or None, "the answer does not end")
     if answer != expected:

@@ -216,7 +216,7 @@ class Jsonl(Task):
 
         A prompt left in front of `text` is taken off, and a chain of thought up to `</think>` is not compared.
         """
-        return judge(self.alphabet, example.answer, text.removeprefix(example.prompt))
+        return judge(self.alphabet, example, text)
 
 
 def _symbols_of(row: Example) -> list[str]:
