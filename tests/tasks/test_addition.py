@@ -26,12 +26,15 @@ from trivium.tasks.base import ANSWER, CHAIN, PROMPT, TASKS, Batch, TaskConfig
         ({"separator": "1"}, "separator: expected"),
         ({"separator": "ab"}, "separator: expected"),
         ({"separator": "<end>"}, "separator: expected"),
+        ({"separator": "<think>"}, "separator: expected"),
         ({"train_examples": 0}, "train_examples: expected"),
         # One bit and one bit: three sums, too few for three splits.
         ({"base": 2, "max_digits": 1}, "split has 0 of the 3 sums"),
         # Nine numbers make 45 sums, and a stratum of those cannot fill three splits.
         ({"base": 3, "max_digits": 2, "stratify": "carry"}, "with a longest carry chain of"),
         ({"max_digits": 200, "stratify": "carry"}, "use fewer digits"),
+        # Its tables would take minutes.
+        ({"operands": 100, "max_digits": 1, "stratify": "carry"}, "use fewer operands"),
     ],
 )
 def test_an_impossible_value_is_refused_with_one_line(values, message):

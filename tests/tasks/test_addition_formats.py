@@ -105,12 +105,21 @@ def test_a_typed_expression_becomes_the_prompt_that_the_model_knows(config, type
         ("1+2=3", "nothing may follow the ="),
         ("1-2", "character '-' at place 2"),
         ("1+A", "character 'A' at place 3"),
+        (" 1 - 2", "character '-' at place 4"),
     ],
 )
 def test_an_expression_of_another_shape_is_refused(typed, message):
     with pytest.raises(UserError, match=message.replace("+", r"\+")) as error:
         AdditionConfig(format="plain").build().parse(typed)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("typed", ["ß+1", "ı+1", "ſ+1", "１+1", "²+1", "1\t+1"])
+def test_a_character_that_resembles_a_digit_is_refused_as_it_was_typed(typed):
+    character = next(character for character in typed if character not in "1+")
+    with pytest.raises(UserError) as error:
+        AdditionConfig(format="plain", base=36).build().parse(typed)
+    assert f"character {character!r}" in str(error.value)
 
 
 FORMATS = st.sampled_from(["plain", "reversed", "delimited", "column", "reversed_chain"])

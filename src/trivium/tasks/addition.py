@@ -11,9 +11,9 @@ import numpy as np
 from trivium.config import UserError
 from trivium.tasks import addition_chains
 from trivium.tasks.addition_arrays import Encoder, Problems
-from trivium.tasks.addition_formats import Format, Notation, columns_of
+from trivium.tasks.addition_formats import END, NOOP, Format, Notation, columns_of
 from trivium.tasks.addition_sampling import SMALLEST_FRACTION, Space, check_splits, draw
-from trivium.tasks.answers import chain_regions
+from trivium.tasks.answers import THINK, chain_regions
 from trivium.tasks.base import TASKS, Batch, Example, Split, Step, Task, TaskConfig, Verdict
 
 # Small batches that follow each other are cut from a block of problems: numpy's overhead is by the call.
@@ -76,7 +76,7 @@ class AdditionConfig(TaskConfig):
                 f"test_fraction: {self.test_fraction} and validation_fraction {self.validation_fraction} "
                 "leave nothing to train on"
             )
-        if not re.fullmatch(r"[^0-9A-Za-z+=<>]|<\w+>", self.separator) or self.separator in ("<end>", "<noop>"):
+        if not re.fullmatch(r"[^0-9A-Za-z+=<>]|<\w+>", self.separator) or self.separator in (END, THINK, NOOP):
             raise UserError(
                 f"separator: expected one character that no number or sum uses, or <name>, got {self.separator!r}"
             )

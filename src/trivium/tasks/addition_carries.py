@@ -23,17 +23,21 @@ LARGEST_TABLE = 2**24
 class CarrySampler:
     """Draws sums of `operands` numbers, digit counts uniform in min_digits..max_digits, with a given longest chain.
 
-    Raises UserError when its table would hold more than 2^24 numbers (about 100 digits for two operands).
+    Raises UserError when a table of it would hold more than 2^24 numbers (more than about 100 digits for two operands,
+    or 17 operands in base 10).
     """
 
     def __init__(self, base: int, operands: int, min_digits: int, max_digits: int):
         self.base, self.operands = base, operands
         self.min_digits, self.max_digits = min_digits, max_digits
         runs = max_digits + 1
-        if max_digits * runs * (operands + 1) * operands * runs * 2 > LARGEST_TABLE:
+        ahead = max_digits * runs * (operands + 1) * operands * runs * 2
+        ladders = (operands + 1) ** 2 * operands**2 * (operands * (base - 1) + 1)
+        if max(ahead, ladders) > LARGEST_TABLE:
+            fewer = "digits" if ahead > ladders else "operands"
             raise UserError(
-                f"stratify: carry-stratified sums of {operands} numbers of up to {max_digits} digits need too large a "
-                "table; use fewer digits, or stratify: uniform"
+                f"stratify: carry-stratified sums of {operands} numbers of up to {max_digits} digits in base {base} "
+                f"need too large a table; use fewer {fewer}, or stratify: uniform"
             )
 
     def _sum_weights(self, lowest: int) -> np.ndarray:

@@ -158,10 +158,11 @@ class Notation:
         operand without digits, or a number of operands that the format does not have.
         """
         shape = f"write a sum of {self.operands} numbers in base {self.base}, digits {self.digit_range}"
+        for place, character in enumerate(expression, start=1):
+            # Upper case of some foreign letters is an ASCII letter, or two of them.
+            if not character.isascii() or character.upper() not in DIGITS[: self.base] + "+= ":
+                raise UserError(f"character {character!r} at place {place} of {expression!r}: {shape}")
         typed = expression.replace(" ", "").upper()
-        for place, character in enumerate(typed):
-            if character not in DIGITS[: self.base] + "+=":
-                raise UserError(f"character {character!r} at place {place + 1} of {expression!r}: {shape}")
         body, equals, rest = typed.partition("=")
         if rest:
             raise UserError(f"{expression!r}: nothing may follow the =; {shape}")
