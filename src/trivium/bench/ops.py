@@ -47,8 +47,8 @@ class SimplicialShape:
         return f"B{self.batch} T{self.tokens} {heads} D{self.head_width} {self.window1}x{self.window2}"
 
     def reference_bytes(self, tokens: int) -> int:
-        """Return about what the reference holds at its peak in float32: four tensors of all triples."""
-        return 4 * 4 * self.batch * self.heads * tokens**3
+        """Return about what the reference holds at its peak in float32: three tensors of all triples."""
+        return 4 * 3 * self.batch * self.heads * tokens**3
 
     def flops(self) -> int:
         """Return 4 D per allowed (head, j, k) forward, and 2.5 times that backward."""

@@ -35,7 +35,7 @@ def reference(
         k2, v2 = (x + b.to(wide).repeat_interleave(groups, dim=0) for x, b in ((k2, bias[0]), (v2, bias[1])))
     q = scale * q
     logits = determinant(q, k1, k2) if form == "determinant" else torch.einsum("bihd,bjhd,bkhd->bhijk", q, k1, k2)
-    logits = logits.masked_fill_(~(read1[..., :, None] & read2[..., None, :]), -torch.inf)
+    logits = logits.masked_fill(~(read1[..., :, None] & read2[..., None, :]), -torch.inf)
     weights = logits.flatten(-2).softmax(-1).view_as(logits)
     return torch.einsum("bhijk,bkhd,bjhd->bihd", weights, v2, v1).to(out_dtype)
 
