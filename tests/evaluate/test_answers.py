@@ -125,6 +125,7 @@ def test_a_file_may_leave_the_end_symbol_and_tags_out(tmp_path):
         ('{"prompt": "1+2=", "ansver": "3"}', "unknown key 'ansver'"),
         ('{"prompt": "1+2="}', "answer is missing"),
         ('{"prompt": "1+2=", "answer": 3}', "answer is not text"),
+        ('{"prompt": "1+2=", "answer": "3<end>3"}', "the answer goes on behind <end>"),
         ('{"prompt": "1+2=", "answer": "3"', "not JSON"),
         ('{"prompt": "12345678+12345=", "answer": "12358023"}', "too long for the model: 15 tokens"),
         ('{"prompt": "1234+1234=", "answer": "2468"}', "too long for the model: 10 tokens and 5 of its answer"),

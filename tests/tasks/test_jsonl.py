@@ -32,6 +32,8 @@ def row(prompt: str, answer: str, **tags: object) -> dict[str, object]:
         ({"prompt": "1+1=", "answer": "2", "tag": {}}, "unknown key 'tag'"),
         ({"prompt": "1+1=", "answer": "2", "tags": [1]}, "tags are not"),
         ({"prompt": "1+1=", "answer": "2", "tags": {"digits": 1.5}}, "tags are not"),
+        ("[" * 100_000, "not JSON"),
+        ({"prompt": "1+1=\ud800", "answer": "2"}, "prompt holds half a surrogate pair"),
     ],
 )
 def test_a_malformed_line_is_named_by_file_and_number(tmp_path, line, message):
@@ -53,6 +55,27 @@ def test_a_missing_an_empty_and_an_unreadable_file_are_told_apart(tmp_path):
     (tmp_path / "latin.jsonl").write_bytes(b'{"prompt": "\xe9"}')
     with pytest.raises(UserError, match="cannot be read"):
         read_rows(tmp_path / "latin.jsonl")
+
+
+def test_windows_line_ends_and_a_byte_order_mark_change_nothing(tmp_path):
+    path = tmp_path / "train.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"prompt": "1+1=", "answer": "2"}\r\n\r\n{"prompt": "1+2=", "answer": "3"}')
+    assert [(row.prompt, row.answer) for row in read_rows(path)] == [("1+1=", "2"), ("1+2=", "3")]
+
+
+def test_an_answer_that_goes_on_behind_its_end_is_refused(tmp_path):
+    train = write(tmp_path / "train.jsonl", row("1+1=", "2<end>"), row("1+2=", "3<end>4"))
+    with pytest.raises(UserError, match=r"train\.jsonl:2: the answer goes on behind <end>"):
+        JsonlConfig(train=train).build()
+
+
+def test_no_symbol_reaches_from_the_prompt_into_the_answer(tmp_path):
+    train = write(tmp_path / "train.jsonl", row("a<", "b>c"), row("<b>", "c"))
+    task = JsonlConfig(train=train).build()
+    batch = task.batch("train", 0, 1)
+    assert batch.prompt_lengths_B[0] == 2
+    tokens = [*batch.tokens_BT[0], batch.targets_BT[0, -1]]
+    assert [task.alphabet.symbols[token] for token in tokens] == ["a", "<", "b", ">", "c", "<end>"]
 
 
 def test_rows_are_read_with_their_tags(tmp_path):
@@ -135,7 +158,7 @@ def test_a_resolved_config_builds_where_the_files_are_not(tmp_path):
 def test_an_explicit_alphabet_must_hold_every_character(tmp_path):
     train = write(tmp_path / "train.jsonl", row("1+1=", "2"))
     assert JsonlConfig(train=train, alphabet=("2", "1", "=", "+", "<end>")).build().alphabet.id_of("2") == 0
-    with pytest.raises(UserError, match=r"train\.jsonl: character '2'"):
+    with pytest.raises(UserError, match=r"train\.jsonl:1: character '2'"):
         JsonlConfig(train=train, alphabet=("1", "=", "+", "<end>")).build()
     with pytest.raises(UserError, match="alphabet"):
         JsonlConfig(train=train, alphabet=("1", "1", "<end>"))
@@ -143,7 +166,7 @@ def test_an_explicit_alphabet_must_hold_every_character(tmp_path):
         JsonlConfig(train=train, alphabet=("1",))
     with pytest.raises(UserError, match="max_length"):
         JsonlConfig(train=train, max_length=1)
-    with pytest.raises(UserError, match="max_length: 4 is given"):
+    with pytest.raises(UserError, match=r"max_length: 4 is given, .*train\.jsonl:1 has a problem of 6 tokens"):
         JsonlConfig(train=train, max_length=4).build().batch("train", 0, 1)
 
 

@@ -41,7 +41,7 @@ def show_example(
 ) -> ShownExample:
     """Return the tokens of one problem; `positions` names the ids: runs of digits, or places in the sequence."""
     alphabet = task.alphabet
-    ids = alphabet.encode(example.prompt + example.answer)
+    ids = alphabet.encode(example.prompt) + alphabet.encode(example.answer)
     regions = task.regions(example)
     weights = [0.0, *task.encode(example)[2]] if ids else []
     array = np.array(ids, dtype=np.int64)

@@ -1,6 +1,5 @@
 """Score a model by the answers that it generates: every rate with its interval, sliced by the problems' tags."""
 
-import dataclasses
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from trivium.evaluate.teacher import score_batches
 from trivium.generate.engine import check_length, generate, longest_input
 from trivium.model.base import LanguageModel
 from trivium.tasks.base import Batch, Example, Split, Task, Verdict
-from trivium.tasks.jsonl import SHAPE, numbered_rows
+from trivium.tasks.jsonl import SHAPE, ended, numbered_rows
 
 
 def evaluate(
@@ -63,8 +62,7 @@ def evaluate_file(
     examples = []
     room = longest_input(model)
     for number, example in numbered_rows(Path(path)):
-        if not example.answer.endswith(task.alphabet.end):
-            example = dataclasses.replace(example, answer=example.answer + task.alphabet.end)
+        example = ended(example, task.alphabet.end, f"{path}:{number}")
         try:
             lengths = [len(task.alphabet.encode(text)) for text in (example.prompt, example.answer)]
             check_length(lengths[0], room, answer=lengths[1])

@@ -172,7 +172,8 @@ class Task(ABC):
 
         By default next-token prediction: tokens are prompt + answer without the last, targets without the first.
         """
-        ids = self.alphabet.encode(example.prompt + example.answer)
+        # Apart, since a model reads the prompt alone: a symbol that reached from it into the answer would be lost.
+        ids = self.alphabet.encode(example.prompt) + self.alphabet.encode(example.answer)
         weights = [float(region in (CHAIN, ANSWER)) for region in self.regions(example)[1:]]
         return ids[:-1], ids[1:], weights
 

@@ -24,7 +24,7 @@ _SYMBOLS = re.compile(r"</?[A-Za-z_]\w*>|.", flags=re.DOTALL)
 def _parse_row(line: str, where: str) -> Example:
     try:
         row: Any = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not JSON ({error}); {SHAPE}") from None
     if not isinstance(row, dict):
         raise UserError(f"{where}: not an object; {SHAPE}")
@@ -36,6 +36,8 @@ def _parse_row(line: str, where: str) -> Example:
             raise UserError(f"{where}: {key} is {'missing' if key not in row else 'not text'}; {SHAPE}")
         if not row[key]:
             raise UserError(f"{where}: {key} is empty; {SHAPE}")
+        if any("\ud800" <= character <= "\udfff" for character in row[key]):
+            raise UserError(f"{where}: {key} holds half a surrogate pair, which no file can hold")
     tags = row.get("tags", {})
     if not isinstance(tags, dict) or any(
         isinstance(value, bool) or not isinstance(value, int | str) for value in tags.values()
@@ -47,7 +49,7 @@ def _parse_row(line: str, where: str) -> Example:
 def numbered_rows(path: Path) -> Iterator[tuple[int, Example]]:
     """Yield (line number, problem) of a JSONL file as it stands; the errors are those of `read_rows`."""
     try:
-        with path.open(encoding="utf-8") as lines:
+        with path.open(encoding="utf-8-sig") as lines:  # some editors put a byte order mark first
             for number, line in enumerate(lines, start=1):
                 if line.strip():
                     yield number, _parse_row(line, f"{path}:{number}")
@@ -55,6 +57,14 @@ def numbered_rows(path: Path) -> Iterator[tuple[int, Example]]:
         raise UserError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
+
+
+def ended(example: Example, end: str, where: str) -> Example:
+    """Return `example` with `end` after its answer; UserError when an earlier `end` would cut the answer short."""
+    body = example.answer.removesuffix(end)
+    if end in body:
+        raise UserError(f"{where}: the answer goes on behind {end}, which ends it")
+    return dataclasses.replace(example, answer=body + end)
 
 
 def read_rows(path: str | Path) -> list[Example]:
@@ -134,47 +144,53 @@ class Jsonl(Task):
         symbols = config.alphabet or self._symbols(config.digits)
         digits = tuple(digit for digit in dict.fromkeys(config.digits) if digit in symbols)
         self.alphabet = Alphabet(symbols, digits)
-        self.max_length = config.max_length or max(self._lengths)
+        self.max_length = config.max_length or self._longest[0]
         self.config = dataclasses.replace(config, alphabet=symbols, max_length=self.max_length)
 
     @cached_property
-    def _rows(self) -> dict[Split, list[Example]]:
-        """The problems of each split that has a file, answers ended."""
-        rows: dict[Split, list[Example]] = {}
+    def _numbered(self) -> dict[Split, list[tuple[str, Example]]]:
+        """File and line, and problem, of each row of each split that has a file; answers ended."""
+        numbered: dict[Split, list[tuple[str, Example]]] = {}
         seen: dict[str, str] = {}
         for split in SPLITS:
             path = self._paths[split]
             if path is None:
                 continue
             here: dict[str, str] = {}
-            rows[split] = []
+            numbered[split] = []
             for number, row in numbered_rows(path):
+                where = f"{path}:{number}"
                 if row.prompt in seen:
-                    raise UserError(f"{path}:{number}: prompt {row.prompt!r} stands also at {seen[row.prompt]}")
-                here.setdefault(row.prompt, f"{path}:{number}")
-                answer = row.answer if row.answer.endswith(END) else row.answer + END
-                rows[split].append(dataclasses.replace(row, answer=answer))
-            if not rows[split]:
+                    raise UserError(f"{where}: prompt {row.prompt!r} stands also at {seen[row.prompt]}")
+                here.setdefault(row.prompt, where)
+                numbered[split].append((where, ended(row, END, where)))
+            if not numbered[split]:
                 raise UserError(f"{path}: holds no problems; {SHAPE}")
             seen |= here
-        return rows
+        return numbered
+
+    @cached_property
+    def _rows(self) -> dict[Split, list[Example]]:
+        return {split: [row for _, row in numbered] for split, numbered in self._numbered.items()}
 
     def _symbols(self, digits: str) -> tuple[str, ...]:
-        found = {symbol for rows in self._rows.values() for row in rows for symbol in _symbols_of(row)}
+        texts = (text for rows in self._rows.values() for row in rows for text in (row.prompt, row.answer))
+        found = {symbol for text in texts for symbol in _SYMBOLS.findall(text)}
         first = [digit for digit in dict.fromkeys(digits) if digit in found]
         return (*first, *sorted(found - set(first) - {END}, key=lambda symbol: (len(symbol), symbol)), END)
 
     @cached_property
-    def _lengths(self) -> list[int]:
-        """Tokens of every problem of the files."""
-        lengths = []
-        for split, rows in self._rows.items():
-            for row in rows:
+    def _longest(self) -> tuple[int, str]:
+        """Tokens of the longest problem of the files, and where it stands."""
+        longest = 0, ""
+        for numbered in self._numbered.values():
+            for where, row in numbered:
                 try:
-                    lengths.append(len(self.alphabet.encode(row.prompt + row.answer)))
+                    length = len(self.encode(row)[0]) + 1
                 except UserError as error:
-                    raise UserError(f"{self._paths[split]}: {error}") from None
-        return lengths
+                    raise UserError(f"{where}: {error}") from None
+                longest = max(longest, (length, where), key=lambda found: found[0])
+        return longest
 
     def _split(self, split: Split) -> list[Example]:
         if self._paths[split] is None:
@@ -183,10 +199,9 @@ class Jsonl(Task):
 
     @cached_property
     def _collated(self) -> dict[Split, Batch]:
-        if max(self._lengths) > self.max_length:
-            raise UserError(
-                f"max_length: {self.max_length} is given, the files have a problem of {max(self._lengths)} tokens"
-            )
+        length, where = self._longest
+        if length > self.max_length:
+            raise UserError(f"max_length: {self.max_length} is given, {where} has a problem of {length} tokens")
         return {split: self.collate(rows) for split, rows in self._rows.items()}
 
     def size(self, split: Split) -> int | None:
@@ -217,7 +232,3 @@ class Jsonl(Task):
         A prompt left in front of `text` is taken off, and a chain of thought up to `</think>` is not compared.
         """
         return judge(self.alphabet, example, text)
-
-
-def _symbols_of(row: Example) -> list[str]:
-    return _SYMBOLS.findall(row.prompt + row.answer)
