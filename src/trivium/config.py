@@ -160,7 +160,9 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             except UserError as error:
                 problems.append(str(error))
         if len(problems) == 1:
-            raise UserError(problems[0] + (" or null" if type(None) in arguments else ""))
+            # Of a section that may be null, only the section itself may, not what is wrong inside it.
+            own = type(None) in arguments and problems[0].startswith(f"{where}: ")
+            raise UserError(problems[0] + (" or null" if own else ""))
         raise UserError(f"{where}: expected {_name(hint)}, got {_describe(value)}")
     if origin is Literal:
         if value in arguments and not (isinstance(value, bool) and True not in arguments and False not in arguments):
