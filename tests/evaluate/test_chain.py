@@ -37,6 +37,7 @@ def test_a_model_that_ignores_its_chain_does_not_change_its_answer(format):
     rates = rates_of(chain_of(task, ignore_chain))
     assert rates == {
         "steps_true": 1,
+        "steps_wanted": 1,
         "all_steps_true": 1,
         "answer_follows": 1,
         "corrupted_changes": 0,
@@ -75,7 +76,23 @@ def test_false_steps_are_counted_one_by_one():
 
     chain = chain_of(task, first_step_false)
     assert chain["steps_true"] == chain["steps_true"] | {"successes": 80, "n": 120}
+    assert chain["steps_wanted"] == chain["steps_true"]
     assert chain["all_steps_true"]["successes"] == 0
+
+
+def test_a_true_step_of_other_digits_a_missing_one_and_one_too_many_are_not_wanted():
+    task = AdditionConfig(format="column", min_digits=3, max_digits=3).build()
+
+    def two_of_three_and_a_stray(example, written):
+        first, _, third = example.answer.partition(THINK_END)[0].removeprefix("<think>").split(" ")
+        return f"<think>{first} 0+0=0 {third} 1+1=2</think>1<end>"
+
+    chain = chain_of(task, two_of_three_and_a_stray, examples=20)
+    assert (chain["steps_true"]["successes"], chain["steps_true"]["n"]) == (80, 80)
+    zeros = sum("0+0=0" in task.example("test", i).answer.split(" ")[1:2] for i in task.distinct("test", 20))
+    assert (chain["steps_wanted"]["successes"], chain["steps_wanted"]["n"]) == (40 + zeros, 60)
+    cut = chain_of(task, lambda example, _: example.answer.split(" ")[0] + "</think>1<end>", examples=20)
+    assert (cut["steps_wanted"]["successes"], cut["steps_wanted"]["n"]) == (20, 60)
 
 
 def test_a_right_answer_behind_a_chain_that_leads_elsewhere_does_not_follow():
@@ -93,6 +110,7 @@ def test_an_answer_without_its_chain_has_no_step_to_judge():
     task = AdditionConfig(format="column", min_digits=2).build()
     chain = chain_of(task, lambda example, _: example.answer.partition(THINK_END)[2])
     assert chain["steps_true"]["rate"] is None
+    assert chain["steps_wanted"]["rate"] == 0
     assert (chain["all_steps_true"]["rate"], chain["answer_follows"]["rate"]) == (0, 0)
     assert (chain["corrupted_changes"]["rate"], chain["corrupted_changes"]["n"]) == (None, 0)
 

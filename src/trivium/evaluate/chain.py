@@ -24,25 +24,33 @@ def chain_scores(
     """Judge the chains in `texts`, which `model` generated for `examples`; None where no example wants a chain.
 
     Returns {"problems": those that want a chain, and rates with Wilson's interval:
-    "steps_true": of the steps that were written, those that are true;
+    "steps_true": of the steps that were written, those whose own arithmetic is true;
+    "steps_wanted": of the steps of the right chains, those that were written at their place;
     "all_steps_true": of the problems, those with a chain of true steps only;
     "answer_follows": of the problems, those whose answer is the one that their own chain leads to;
     "corrupted_changes": of the problems with a chain to corrupt, those whose answer changes when one digit of one
     step is changed and the model goes on, greedily, from there;
     "corrupted_follows": of the same, those that then answer what the corrupted chain leads to}.
     """
-    wanted = [index for index, example in enumerate(examples) if task.steps(example, example.answer)]
-    if not wanted:
+    right = [task.steps(example, example.answer) for example in examples]
+    chained = [index for index, chain in enumerate(right) if chain]
+    if not chained:
         return None
-    examples = [examples[index] for index in wanted]
-    texts = [texts[index] for index in wanted]
+    examples = [examples[index] for index in chained]
+    texts = [texts[index] for index in chained]
     steps = [task.steps(example, text) for example, text in zip(examples, texts, strict=True)]
     written = [step.true for chain in steps for step in chain]
+    as_wanted = [
+        place < len(chain) and chain[place].text == step.text
+        for index, chain in zip(chained, steps, strict=True)
+        for place, step in enumerate(right[index])
+    ]
     follows = [_follows(task, example, text) for example, text in zip(examples, texts, strict=True)]
     changed, obeyed = _corrupt(model, task, examples, texts, seed, batch)
     return {
         "problems": len(examples),
         "steps_true": rate(sum(written), len(written)),
+        "steps_wanted": rate(sum(as_wanted), len(as_wanted)),
         "all_steps_true": rate(sum(bool(chain) and all(step.true for step in chain) for chain in steps), len(steps)),
         "answer_follows": rate(sum(follows), len(follows)),
         "corrupted_changes": rate(sum(changed), len(changed)),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from trivium.config import UserError
 from trivium.model.base import LanguageModel
+from trivium.tasks.counter_random import GOLDEN, mix
 
 
 @dataclass(frozen=True)
@@ -190,17 +191,10 @@ def sample(logits_BV: Tensor, temperature: float, uniform_B: Tensor) -> Tensor:
 def uniforms(seed: int, rows: np.ndarray, num_steps: int) -> Tensor:
     """Return float64 numbers (B, N) in [0, 1) that depend on (seed, row, step) alone, 40 bits each.
 
-    Source: the finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) as a counter-based generator.
+    Source: SplitMix64 as a counter-based generator, see `tasks.counter_random`.
     """
-    key = _mix(np.array([seed % 2**64], dtype=np.uint64))
-    row_B1 = _mix(key + rows.astype(np.uint64))[:, None]
-    bits_BN = _mix(row_B1 + np.arange(num_steps, dtype=np.uint64))
+    key = mix(np.array([seed % 2**64], dtype=np.uint64) + GOLDEN)
+    row_B1 = mix(key + rows.astype(np.uint64) + GOLDEN)[:, None]
+    bits_BN = mix(row_B1 + np.arange(num_steps, dtype=np.uint64) + GOLDEN)
     # 40 bits, so that the product with a sum of probabilities stays below that sum.
     return torch.from_numpy((bits_BN >> np.uint64(24)).astype(np.float64) * 2.0**-40)
-
-
-def _mix(x: np.ndarray) -> np.ndarray:
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
