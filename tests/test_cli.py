@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from trivium import cli
+from trivium.commands.eval import show as show_scores
 from trivium.registry import UserError
 
 RECIPE = """\
@@ -349,6 +350,25 @@ def test_block_positions_are_refused_for_a_task_without_digits(capsys, recipe, t
     rows.write_text('{"prompt": "ab", "answer": "c"}\n{"prompt": "ba", "answer": "c"}\n')
     splits = [f"--task.{split}={rows}" for split in ("train", "validation", "test")]
     assert_refused(run(capsys, "train", recipe, "--task.kind", "jsonl", *splits, "--runs", tmp_path / "r"), "block")
+
+
+def test_scores_of_nothing_are_printed_as_such(capsys):
+    nothing = {"rate": None, "low": 0.0, "high": 1.0, "successes": 0, "n": 0}
+    show_scores(
+        {
+            "task": "addition",
+            "task_version": 1,
+            "split": "test",
+            "examples": 1,
+            "exact_match": {"rate": 0.0, "low": 0.0, "high": 0.8, "successes": 0, "n": 1},
+            "token_accuracy": 0.0,
+            "generated_tokens_per_problem": 3.0,
+            "by_tag": {},
+            "chain": {"problems": 1, "steps_true": nothing},
+            "samples": {"right": [], "wrong": []},
+        }
+    )
+    assert "chain, steps true: none to judge (0 of 0)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", ["eval", "chat", "report", "export"])

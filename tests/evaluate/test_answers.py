@@ -117,6 +117,17 @@ def test_a_file_may_leave_the_end_symbol_and_tags_out(tmp_path):
     assert result["by_tag"] == {}
 
 
+def test_tags_of_a_file_are_sliced_numbers_first_and_none_is_lost(tmp_path):
+    task = AdditionConfig(format="plain").build()
+    path = tmp_path / "mine.jsonl"
+    tags = [10, "1", "b", 1, "²", 2, -3]
+    rows = [{"prompt": f"{i}+2=", "answer": str(i + 2), "tags": {"kind": tag}} for i, tag in enumerate(tags)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    slices = evaluate_file(solver(task, right), task, path, EvaluateConfig())["by_tag"]["kind"]
+    assert {value: entry["n"] for value, entry in slices.items()} == {"-3": 1, "1": 2, "2": 1, "10": 1, "b": 1, "²": 1}
+    assert list(slices) == ["-3", "1", "2", "10", "b", "²"]
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

@@ -82,6 +82,7 @@ def show(scores: dict[str, Any]) -> None:
     console.print(f"generated tokens a problem: {scores['generated_tokens_per_problem']:.1f}")
     for name, rate in (scores["chain"] or {}).items():
         if isinstance(rate, dict) and "rate" in rate:
-            console.print(f"chain, {name.replace('_', ' ')}: {rate['rate']:.1%} ({rate['successes']} of {rate['n']})")
+            share = f"{rate['rate']:.1%}" if rate["n"] else "none to judge"
+            console.print(f"chain, {name.replace('_', ' ')}: {share} ({rate['successes']} of {rate['n']})")
     for sample in scores["samples"]["wrong"][:3]:
         console.print(f"wrong: {sample['prompt']}{sample['generated']}  wanted {sample['wanted']}", markup=False)

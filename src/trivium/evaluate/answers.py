@@ -1,5 +1,6 @@
 """Score a model by the answers that it generates: every rate with its interval, sliced by the problems' tags."""
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -117,18 +118,20 @@ def _scores(
 
 
 def _by_tag(examples: Sequence[Example], correct: Sequence[bool]) -> dict[str, dict[str, Any]]:
-    slices: dict[str, dict[int | str, list[bool]]] = defaultdict(lambda: defaultdict(list))
+    # As text, since JSON knows no other keys: a file's 1 and "1" are one slice.
+    slices: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
     for example, right in zip(examples, correct, strict=True):
         for tag, value in example.tags.items():
-            slices[tag][value].append(right)
-    # Numbers in their order, then words; as text, since JSON knows no other keys.
+            slices[tag][str(value)].append(right)
     return {
-        tag: {
-            str(value): rate(sum(values[value]), len(values[value]))
-            for value in sorted(values, key=lambda value: (isinstance(value, str), value))
-        }
+        tag: {value: rate(sum(values[value]), len(values[value])) for value in sorted(values, key=_numbers_first)}
         for tag, values in slices.items()
     }
+
+
+def _numbers_first(value: str) -> tuple[bool, int, str]:
+    is_number = re.fullmatch("-?[0-9]{1,4000}", value) is not None
+    return (not is_number, int(value) if is_number else 0, value)
 
 
 def _samples(
