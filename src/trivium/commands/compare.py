@@ -1,6 +1,7 @@
 """trivium compare: a recipe's variants side by side, a table, and report.html."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,9 +60,12 @@ def show(results: dict[str, Any], folder: Path) -> None:
     console = Console()
     for table in (learning_table(results), cost_table(results)):
         console.print(to_rich(table))
+    # Where several learned it all, the one that needed the fewest tokens.
+    level = f"{max(results['thresholds'], default=0):g}"
+    finished = [variant for variant in results["variants"].values() if variant["exact_match"]["mean"] is not None]
     best = max(
-        (variant for variant in results["variants"].values() if variant["exact_match"].get("mean") is not None),
-        key=lambda variant: variant["exact_match"]["mean"],
+        finished,
+        key=lambda each: (each["exact_match"]["mean"], -(each["tokens_to"].get(level, {}).get("mean") or math.inf)),
         default=None,
     )
     print(f"report:  {folder / 'report.html'}  (open it in a browser; it needs no network)")

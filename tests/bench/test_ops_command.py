@@ -1,0 +1,42 @@
+"""`trivium bench ops`: one row a backend, against the reference."""
+
+import json
+
+import pytest
+
+from trivium import cli
+
+SMALL = ["--batch", "1", "--tokens", "12", "--head-width", "6", "--window1", "4", "--window2", "2", "--repeats", "1"]
+
+
+def test_each_backend_has_a_row_beside_the_reference(tmp_path, capsys):
+    out = tmp_path / "results" / "ops.json"
+    assert cli.main(["bench", "ops", *SMALL, "--json", "--out", str(out), "--threads", "1"]) == 0
+    results = json.loads(capsys.readouterr().out)
+    assert results == json.loads(out.read_text())
+    rows = {row["backend"]: row for row in results["rows"]}
+    assert {"reference", "torch"} <= rows.keys()
+    assert rows["reference"]["times_as_fast"] == 1
+    assert rows["torch"]["tokens"] == 12
+
+
+def test_a_table_is_printed_for_people(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    assert cli.main(["bench", "ops", *SMALL, "--backends", "reference"]) == 0
+    out, err = capsys.readouterr()
+    assert "B1 T12 H4 D6 4x2" in out
+    assert "reference" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--tokens", "0"], "--tokens: expected 1 or more"),
+        (["--kv-heads", "3"], "do not divide"),
+        (["--backends", "tritom"], "tritom"),
+        (["--device", "cuda:9"], "cuda:9"),
+    ],
+)
+def test_sizes_and_backends_that_cannot_be_are_refused(words, message, capsys):
+    assert cli.main(["bench", "ops", *SMALL, *words]) == 2
+    assert message in capsys.readouterr().err
