@@ -11,6 +11,7 @@ from trivium import cli
 from trivium.bench import train as bench
 from trivium.model.decoder import Decoder
 from trivium.tasks.addition import AdditionConfig
+from trivium.train import precision
 
 
 @pytest.fixture
@@ -59,17 +60,34 @@ def test_gradients_agree_with_those_of_transformers(tiny):
     torch.testing.assert_close(ours.embedding.weight.grad, theirs.transformer.wte.weight.grad, rtol=1e-4, atol=1e-6)
 
 
-def test_the_table_has_a_row_for_each_precision_and_for_the_defaults(tiny, tmp_path, capsys):
+@pytest.mark.parametrize("native", [True, False])
+def test_the_results_have_a_row_for_each_precision_and_for_the_defaults(tiny, tmp_path, capsys, monkeypatch, native):
+    for module in (bench, precision):
+        monkeypatch.setattr(module, "has_bfloat16", lambda device: (native, "as the test says"))
     out = tmp_path / "results" / "train.json"
     words = ["bench", "train", "--shape", "0.1M", "--repeats", "1", "--steps", "12", "--threads", "1"]
     assert cli.main([*words, "--json", "--out", str(out)]) == 0
     results = json.loads(capsys.readouterr().out)
     assert results == json.loads(out.read_text())
-    assert [row["row"] for row in results["rows"]] == ["both float32", "both bfloat16", "own defaults"]
-    for row in results["rows"]:
-        assert row["ratio"] == pytest.approx(row["trivium"] / row["trainer"])
-        assert row["trivium"] > 0
+    rows = {row["row"]: row for row in results["rows"]}
+    assert list(rows) == ["both float32", "both bfloat16", "own defaults"]
+    # Where bfloat16 would only be emulated it is nobody's training, and the row says why it has no numbers.
+    assert ("ratio" in rows["both bfloat16"]) == native
+    assert native or rows["both bfloat16"]["note"] == "not timed: as the test says"
+    assert f"trivium picks {'bfloat16' if native else 'float32'}" in rows["own defaults"]["note"]
+    for row in rows.values():
+        if "ratio" in row:
+            assert row["trivium"] > 0
+            assert row["ratio"] == pytest.approx(row["trivium"] / row["trainer"])
     assert {"torch", "transformers", "commit", "processor"} <= results["environment"].keys()
+
+
+def test_the_results_are_a_table_for_people(tiny, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert cli.main(["bench", "train", "--shape", "0.1M", "--repeats", "1", "--steps", "12", "--threads", "1"]) == 0
+    out = capsys.readouterr().out
+    for words in ("both float32", "both bfloat16", "own defaults", "ratio"):
+        assert words in out
 
 
 def test_without_transformers_the_pip_command_is_given(monkeypatch, capsys):
