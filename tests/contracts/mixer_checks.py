@@ -171,6 +171,17 @@ def check_select_and_reset(mixer: Any) -> None:
     assert_equal(y_BTD, whole[:, 2:])
 
 
+@torch.no_grad()
+def check_output(mixer: Any) -> None:
+    """`out` is the last map: what it gives is all that the mixer gives, so that scaling it scales that."""
+    x_BTD = random_input(mixer)
+    before, _ = mixer(x_BTD)
+    for parameter in mixer.out.parameters():
+        parameter.mul_(0.5)
+    after, _ = mixer(x_BTD)
+    assert_equal(after, before / 2)
+
+
 def check_bfloat16(mixer: Any) -> None:
     """Under autocast both forms run, and stay near the float32 result."""
     x_BTD = random_input(mixer)

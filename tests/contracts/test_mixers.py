@@ -26,6 +26,7 @@ BEHAVIOURS = (
     checks.check_functional,
     checks.check_in_place,
     checks.check_select_and_reset,
+    checks.check_output,
 )
 
 
@@ -153,6 +154,16 @@ class MovesItsState(Buggy):
         return y_BTD, state and state._map(torch.Tensor.clone)
 
 
+class AddsBehindItsOutput(Buggy):
+    def __init__(self, config: Any):
+        super().__init__(config)
+        self.out = self.mixer.out
+
+    def forward(self, x_BTD: torch.Tensor, state: Any = None, **options: Any) -> Any:
+        y_BTD, state = self.mixer(x_BTD, state, **options)
+        return y_BTD + 1e-3 * x_BTD, state
+
+
 @sound_mixers
 def test_the_streaming_check_catches_a_window_off_by_one(config: Any):
     for field in (item.name for item in dataclasses.fields(config) if item.name.startswith("window")):
@@ -209,6 +220,12 @@ def test_the_select_and_reset_check_catches_either_mistake(config: Any, monkeypa
             patch.setattr(State, name, mistake)
             with pytest.raises((AssertionError, RuntimeError)):
                 checks.check_select_and_reset(checks.build(config, EVEN))
+
+
+@sound_mixers
+def test_the_output_check_catches_what_goes_round_the_last_map(config: Any):
+    with pytest.raises(AssertionError):
+        checks.check_output(AddsBehindItsOutput(config))
 
 
 @pytest.mark.parametrize("cost", ["num_params", "state_bytes", "flops_per_token"])

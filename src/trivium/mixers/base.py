@@ -27,7 +27,6 @@ class MixerContext:
     max_length: int
     positions: str = "none"
     rotary_base: float = 10_000.0
-    dropout: float = 0.0
     backends: Mapping[str, str] = field(default_factory=dict)
 
     def backend(self, operator: str) -> str:
@@ -119,7 +118,13 @@ class MixerConfig(ABC):
 
 
 class Mixer(nn.Module, ABC):
-    """A way in which tokens exchange information."""
+    """A way in which tokens exchange information.
+
+    `out` is its last map, into the residual stream: the model scales down the weights that it starts with, so that
+    depth doesn't change the stream's size.
+    """
+
+    out: nn.Linear
 
     @abstractmethod
     def init_state(self, batch: int, max_length: int, device: torch.device | str, dtype: torch.dtype) -> Any:

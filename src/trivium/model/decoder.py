@@ -118,7 +118,6 @@ class DecoderConfig(ModelConfig):
             heads=self.heads,
             max_length=self.max_length or context.max_length,
             positions=self.positions,
-            dropout=self.dropout,
             backends={**context.backends, **self.backends},
         )
 
@@ -251,9 +250,7 @@ class Decoder(LanguageModel):
         mixer_context = config.mixer_context(context)
         mixers = [_build_mixer(mixer, mixer_context) for mixer in config.mixers]
         for mixer in mixers:
-            out = getattr(mixer, "out", None)  # the mixers' name for their last map
-            if isinstance(out, nn.Linear):
-                out.weight.data.mul_(shrink)
+            mixer.out.weight.data.mul_(shrink)
         self.blocks = nn.ModuleList(Block(config, mixer, std, std * shrink) for mixer in mixers)
         self.norm = (nn.LayerNorm if config.norm == "layernorm" else nn.RMSNorm)(config.width, eps=1e-5)
         self.head = None if config.tied else nn.Linear(config.width, context.vocab_size, bias=False)
