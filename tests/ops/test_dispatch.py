@@ -37,6 +37,15 @@ def test_a_backend_asked_for_by_name_is_recorded_as_that():
     assert dispatch.chosen() == {"simplicial": {"backend": "reference", "reason": "asked for by name"}}
 
 
+def test_each_run_of_a_process_records_its_own_choices():
+    compute()
+    compute(backend="reference")
+    dispatch.forget()
+    assert dispatch.chosen() == {}
+    compute()  # decided before, and still recorded
+    assert dispatch.chosen()["simplicial"]["backend"] == "torch"
+
+
 def test_a_new_backend_is_a_few_lines_and_auto_takes_it_where_it_suits():
     backend = Backend(lambda: lambda q, *rest, **options: q + 41, suits=lambda device: f"a kernel for {device}")
     dispatch.register("simplicial", "triton", backend)
@@ -73,7 +82,7 @@ def test_an_unknown_operator_or_backend_name_is_refused():
 
 
 def test_every_operator_has_a_reference_and_runs_on_a_cpu():
-    assert "simplicial" in dispatch.operators()
+    assert {"attention", "simplicial"} <= set(dispatch.operators())
     for operator in dispatch.operators():
         assert dispatch.backends(operator)["reference"] is None
         assert dispatch.choose(operator, "auto", "cpu") in dispatch.backends(operator)

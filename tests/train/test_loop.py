@@ -50,6 +50,31 @@ def test_a_finished_run_folder_holds_everything_that_a_reader_needs(finished):
     assert environment["torch"] == torch.__version__
 
 
+def test_runs_of_one_process_record_each_their_own_operators_and_why(tmp_path):
+    layers = "simplicial(window1=4, window2=2)*1"
+    models = [
+        {"layers": layers},
+        {"layers": layers, "backends": {"simplicial": "reference"}},
+        {"layers": layers},  # chosen before, recorded again
+        {"layers": "attention*1"},
+    ]
+    records = []
+    for number, model in enumerate(models):
+        train(tiny_config(model, steps=1), tmp_path / str(number))
+        records.append(json.loads((tmp_path / str(number) / "environment.json").read_text())["operators"])
+    assert [list(record) for record in records] == [["simplicial"]] * 3 + [["attention"]]
+    assert [record["simplicial"]["backend"] for record in records[:3]] == ["torch", "reference", "torch"]
+    assert records[1]["simplicial"]["reason"] == "asked for by name"
+    assert "scaled_dot_product_attention" in records[3]["attention"]["reason"]
+
+
+@pytest.mark.parametrize("mixer", ["attention", "simplicial"])
+def test_every_norm_trains_under_bfloat16_autocast_without_a_warning(mixer, tmp_path):
+    model = {"layers": f"{mixer}(qk_norm=true)*2", "norm": "rmsnorm", "feedforward": "swiglu", "dropout": 0.1}
+    result = train(tiny_config(model, steps=2, precision="bfloat16"), tmp_path / "run")
+    assert (result["precision"], result["step"]) == ("bfloat16", 2)
+
+
 def test_rows_come_when_they_are_due_and_count_tokens_and_examples(finished):
     folder, result, _ = finished
     train_rows, validation_rows = rows(folder, "train"), rows(folder, "validation")

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 
 from trivium.mixers import cache
 from trivium.mixers.base import MIXERS, Mixer, MixerConfig, MixerContext, State
 from trivium.mixers.heads import HeadNorm, check_count, num_kv_heads
 from trivium.mixers.rotary import count_positions, rotate
+from trivium.ops.attention import attention
 from trivium.ops.pairs import allowed_pairs
 from trivium.registry import UserError
 
@@ -90,6 +90,7 @@ class Attention(Mixer):
         super().__init__()
         self.heads, self.kv_heads = context.heads, num_kv_heads(context, config.kv_heads)
         self.head_width, self.window = context.head_width, config.window
+        self.backend = context.backend("attention")
         self.rotary_base = context.rotary_base if context.positions == "rotary" else None
         if self.rotary_base is not None and self.head_width % 2:
             raise UserError(f"positions: rotary needs an even head width, {context.width}/{context.heads} is odd")
@@ -134,12 +135,12 @@ class Attention(Mixer):
     def _whole(self, q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, documents_BT: Tensor | None) -> Tensor:
         tokens = q_BTHK.shape[1]
         if documents_BT is None and (self.window is None or self.window >= tokens):
-            return self._attend(q_BTHK, k_BTGK, v_BTGK, None)
+            return attention(q_BTHK, k_BTGK, v_BTGK, backend=self.backend)
         place_1T = torch.arange(tokens, device=q_BTHK.device)[None]
         allowed_BTS = cache.visible(place_1T, place_1T, self.window)
         if documents_BT is not None:
             allowed_BTS = allowed_BTS & (documents_BT[:, :, None] == documents_BT[:, None, :])
-        return self._attend(q_BTHK, k_BTGK, v_BTGK, allowed_BTS)
+        return attention(q_BTHK, k_BTGK, v_BTGK, allowed_BTS, backend=self.backend)
 
     def _continue(
         self, q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, state: AttentionState, added_B: Tensor | None
@@ -154,17 +155,6 @@ class Attention(Mixer):
         else:
             query_BT = cache.query_positions(past_B, added_B, tokens)
             (keys, values), (k_BSGK, v_BSGK), position_BS = cache.extend(rings, news, past_B, added_B)
-            y_BTHK = self._attend(q_BTHK, k_BSGK, v_BSGK, cache.visible(query_BT, position_BS, self.window))
+            allowed_BTS = cache.visible(query_BT, position_BS, self.window)
+            y_BTHK = attention(q_BTHK, k_BSGK, v_BSGK, allowed_BTS, backend=self.backend)
         return y_BTHK, AttentionState(cache.advance(past_B, added_B, tokens), keys, values)
-
-    def _attend(self, q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, allowed_BTS: Tensor | None) -> Tensor:
-        """Attend where `allowed_BTS`, or causally over equal lengths when it is None."""
-        y_BHTK = scaled_dot_product_attention(
-            q_BTHK.transpose(1, 2),
-            k_BSGK.transpose(1, 2),
-            v_BSGK.transpose(1, 2),
-            attn_mask=None if allowed_BTS is None else allowed_BTS[:, None],
-            is_causal=allowed_BTS is None,
-            enable_gqa=self.kv_heads != self.heads,
-        )
-        return y_BHTK.transpose(1, 2)

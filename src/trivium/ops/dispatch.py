@@ -13,13 +13,13 @@ from typing import Any
 
 from trivium.registry import UserError, nearest
 
-__all__ = ["Backend", "backends", "choose", "chosen", "load", "operators", "register"]
+__all__ = ["Backend", "backends", "choose", "chosen", "forget", "load", "operators", "register"]
 
 NAMES = ("auto", "reference", "torch", "triton", "hopper", "fla")
 
 _log = logging.getLogger("trivium")
 _registered: dict[str, dict[str, "Backend"]] = {}
-_choices: dict[tuple[str, str, str], str] = {}
+_choices: dict[tuple[str, str, str], dict[str, str]] = {}
 _record: dict[str, dict[str, str]] = {}
 
 
@@ -57,8 +57,13 @@ def backends(operator: str) -> dict[str, str | None]:
 
 
 def chosen() -> dict[str, dict[str, str]]:
-    """Return {operator: {"backend", "reason"}} of the choices made so far in this process."""
+    """Return {operator: {"backend", "reason"}}, the last choice for each operator since `forget`."""
     return {operator: dict(choice) for operator, choice in _record.items()}
+
+
+def forget() -> None:
+    """Empty what `chosen` returns: a process may train several runs, and each records its own operators."""
+    _record.clear()
 
 
 def choose(operator: str, requested: str, device_type: str) -> str:
@@ -66,10 +71,10 @@ def choose(operator: str, requested: str, device_type: str) -> str:
     key = (operator, requested, device_type)
     if key not in _choices:
         name, reason = _decide(operator, requested, device_type)
-        _choices[key] = name
-        _record[operator] = {"backend": name, "reason": reason}
+        _choices[key] = {"backend": name, "reason": reason}
         _log.info("operator %s on %s: backend %s (%s)", operator, device_type, name, reason)
-    return _choices[key]
+    _record[operator] = _choices[key]
+    return _choices[key]["backend"]
 
 
 # torch.compiler.assume_constant_result does this and nothing else, but importing it takes more than a second.

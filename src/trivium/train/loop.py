@@ -22,7 +22,7 @@ from trivium.evaluate.teacher import teacher_forced
 from trivium.hub.folder import save_model
 from trivium.model.base import LanguageModel, ModelContext
 from trivium.model.context import model_context
-from trivium.ops.dispatch import chosen
+from trivium.ops.dispatch import chosen, forget
 from trivium.tasks.base import Task
 from trivium.train.checkpoint import CheckpointError, newest_good, remove_leftovers, save_checkpoint
 from trivium.train.config import RunConfig
@@ -112,6 +112,7 @@ def train(
         held.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(num_threads)
 
+        forget()  # what an earlier run of this process chose
         torch.manual_seed(options.seed)
         model = config.model.build(context).to(device).train()
         optimizer = build_optimizer(model, options)
