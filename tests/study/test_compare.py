@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import signal
 import subprocess
@@ -44,6 +45,23 @@ def recipe_of(seeds, **compare):
 
 def calls(folder):
     return sum(len(log.read_text().splitlines()) for log in folder.glob("*/calls.log"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"device": "toaster"}, "train.device: 'toaster' is not a device"),
+        ({"device": "cuda:99"}, "train.device: 'cuda:99' was asked for, this machine has"),
+        ({"epochs": 2, "steps": None}, "train.epochs: this task's problems never run out"),
+        ({"batch": None, "batch_tokens": 4}, "train.batch_tokens: 4 is less than the"),
+    ],
+)
+def test_what_no_run_could_be_trained_with_is_refused_before_the_first(tmp_path, change, message):
+    recipe = recipe_of([0])
+    recipe = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, **change))
+    with pytest.raises(UserError, match=message):
+        compare(recipe, tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_study_of_real_runs_leaves_results_and_a_report(tmp_path):

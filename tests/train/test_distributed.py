@@ -24,6 +24,7 @@ import sys
 from pathlib import Path
 from tests.train.tiny import tiny_config
 from trivium.config import UserError
+from trivium.data.stream import TrainStream
 from trivium.train import loop
 from trivium.train.stop import Interrupted
 
@@ -33,20 +34,20 @@ loop.train(tiny_config(batch=17, micro_batch=4), folder / "two", on_progress=rep
 assert bool(reports) == loop.world_of_environment().first
 loop.train(tiny_config(batch=17), folder / "begun-by-one")
 
-batch = loop.TrainStream.batch
+batch = TrainStream.batch
 def halting(self, step, rank, world):
     if step == 6 and rank == 1:  # one process alone hears the signal, both stop
         import os, signal
         os.kill(os.getpid(), signal.SIGTERM)
     return batch(self, step, rank, world)
-loop.TrainStream.batch = halting
+TrainStream.batch = halting
 try:
     loop.train(tiny_config(batch=17), folder / "begun-by-two")
 except Interrupted as stopped:
     assert stopped.step == 6
 else:
     raise AssertionError("it was to stop")
-loop.TrainStream.batch = batch
+TrainStream.batch = batch
 try:
     loop.train(tiny_config(batch=17, seed=1), folder / "two")
 except UserError as error:

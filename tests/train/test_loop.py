@@ -7,6 +7,7 @@ import torch
 
 from tests.train.tiny import rows, tiny_config, weights
 from trivium.config import UserError, from_dict
+from trivium.data.stream import TrainStream
 from trivium.tasks.addition import AdditionConfig
 from trivium.train import loop
 from trivium.train.checkpoint import TENSORS, list_checkpoints
@@ -141,6 +142,16 @@ def test_epochs_of_an_infinite_task_are_refused_before_a_folder_is_made(tmp_path
     assert not (tmp_path / "run").exists()
 
 
+def test_a_task_without_test_problems_is_refused_before_it_is_trained_on(tmp_path):
+    files = {split: tmp_path / f"{split}.jsonl" for split in ("train", "validation")}
+    for number, path in enumerate(files.values()):
+        path.write_text(json.dumps({"prompt": f"{number}+1=", "answer": str(number + 1)}) + "\n")
+    config = from_dict(RunConfig, {"task": {"kind": "jsonl", **files}, "train": {"steps": 1, "batch": 1}})
+    with pytest.raises(UserError, match="test"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_low_precision_trains_close_to_float32(finished, tmp_path, precision):
     folder, _, _ = finished
@@ -168,7 +179,7 @@ def test_a_compiled_model_gives_the_same_losses(finished, tmp_path, monkeypatch)
 
 def test_a_loss_that_is_not_finite_names_step_indices_and_the_last_good_checkpoint(tmp_path, monkeypatch):
     config = tiny_config()
-    stream = loop.TrainStream(config.task.build(), 16, 0)
+    stream = TrainStream(config.task.build(), 16, 0)
     loss_sum, calls = loop.NextToken.loss_sum, []
 
     def poisoned(self, *arguments):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.train.tiny import rows, tiny_config, weights
+from trivium.data.stream import TrainStream
 from trivium.train.checkpoint import list_checkpoints
 from trivium.train.loop import train
 from trivium.train.stop import Interrupted
@@ -50,14 +51,15 @@ SLOW = """
 import sys, time
 from pathlib import Path
 from tests.train.tiny import tiny_config
+from trivium.data.stream import TrainStream
 from trivium.train import loop
 from trivium.train.stop import Interrupted
 
-batch = loop.TrainStream.batch
+batch = TrainStream.batch
 def slow(self, *arguments):
     time.sleep(0.05)
     return batch(self, *arguments)
-loop.TrainStream.batch = slow
+TrainStream.batch = slow
 try:
     loop.train(tiny_config({"dropout": 0.1}), Path(sys.argv[1]))
 except Interrupted as stopped:
@@ -126,16 +128,15 @@ def test_a_run_that_gets_a_signal_between_steps_continues_to_the_same_end(unbrok
 
 
 def test_a_run_interrupted_at_each_step_in_turn_ends_as_an_unbroken_one(unbroken, tmp_path, monkeypatch):
-    from trivium.train import loop
 
-    gather, folder, stops = loop.TrainStream.batch, tmp_path / "run", 0
+    gather, folder, stops = TrainStream.batch, tmp_path / "run", 0
 
     def interrupting(self, step, *arguments):
         if step == stops:
             os.kill(os.getpid(), signal.SIGTERM)
         return gather(self, step, *arguments)
 
-    monkeypatch.setattr(loop.TrainStream, "batch", interrupting)
+    monkeypatch.setattr(TrainStream, "batch", interrupting)
     handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     while stops < 12:
         with pytest.raises(Interrupted, match=f"interrupted by SIGTERM after step {stops};") as caught:

@@ -20,6 +20,8 @@ from trivium.study.recipe import CompareConfig, Recipe
 from trivium.study.results import SCHEMA, Entry, collect
 from trivium.study.variants import Variant, expand
 from trivium.train.config import RunConfig
+from trivium.train.precision import choose_device
+from trivium.train.prepare import prepare
 from trivium.train.storage import write_whole
 
 SECONDS_FOR_ORPHANS = 90.0
@@ -46,6 +48,8 @@ def compare(
     """
     variants = expand(recipe)
     assert recipe.compare is not None
+    choose_device(recipe.train.device)
+    prepare(variants[0].config)  # what they share, checked before the first of many runs
     folder = Path(runs_dir) / recipe.folder_name
     on_event = on_progress or (lambda event: None)
     with _hold(folder) as lock:

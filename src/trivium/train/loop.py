@@ -16,12 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from trivium.config import UserError, to_dict
-from trivium.data.stream import TrainStream
 from trivium.evaluate.answers import evaluate
 from trivium.evaluate.teacher import teacher_forced
 from trivium.hub.folder import save_model
 from trivium.model.base import LanguageModel, ModelContext
-from trivium.model.context import model_context
 from trivium.ops.dispatch import chosen, forget
 from trivium.tasks.base import Task
 from trivium.train.checkpoint import CheckpointError, newest_good, remove_leftovers, save_checkpoint
@@ -39,11 +37,12 @@ from trivium.train.environment import describe_environment
 from trivium.train.objectives import NextToken
 from trivium.train.optim import build_optimizer, clip_gradients, set_learning_rate
 from trivium.train.precision import Precision, choose_device, choose_precision
+from trivium.train.prepare import prepare
 from trivium.train.run import Run
-from trivium.train.schedule import learning_rate, run_length
+from trivium.train.schedule import learning_rate
 from trivium.train.state import Position, TrainingState
 from trivium.train.stop import Interrupted, StorageFailed, TrainingDiverged, listening
-from trivium.train.track import Tracker, load_extras
+from trivium.train.track import Tracker
 
 PROGRESS_SECONDS = 0.25
 
@@ -79,19 +78,12 @@ def train(
     """
     # Everything that a wrong recipe can trip over comes before the folder is touched.
     options = config.train
-    task = config.task.build()
-    context = model_context(task, config.model)
     world = world_of_environment()
     device = choose_device(options.device, world.local_rank)
     precision = choose_precision(options.precision, device)
-    batch_size = options.batch_examples(task.max_length - 1)
-    if batch_size < world.size:
-        raise UserError(f"train.batch: {batch_size} examples cannot be shared by {world.size} processes")
-    stream = TrainStream(task, batch_size, options.seed)
-    length = run_length(options, batch_size, stream.examples_in_epoch)
+    made = prepare(config, world.size)
+    task, stream, length = made.task, made.stream, made.length
     objective = NextToken(options.chain_loss, options.prompt_loss)
-    validation_indices = task.distinct("validation", options.eval_examples)
-    load_extras(config.track)
 
     join(world, device)
     with listening() as request, ExitStack() as held:
@@ -114,7 +106,7 @@ def train(
 
         forget()  # what an earlier run of this process chose
         torch.manual_seed(options.seed)
-        model = config.model.build(context).to(device).train()
+        model = config.model.build(made.context).to(device).train()
         optimizer = build_optimizer(model, options)
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         scaler = torch.amp.GradScaler(device.type, enabled=precision.name == "float16")
@@ -150,7 +142,7 @@ def train(
         # Losses and gradient norms stay on the device until someone looks, so that a GPU never waits for Python.
         unread: list[tuple[int, Tensor, Tensor]] = []
         loss_value, norm_value = at.train_loss or math.nan, math.nan
-        first_step, shown = at.step, 0.0
+        shown = 0.0
         saved = at.step if checkpoint is not None else None
 
         def read_losses() -> None:
@@ -267,7 +259,7 @@ def train(
                     model,
                     task,
                     "validation",
-                    validation_indices,
+                    made.validation_indices,
                     chain_loss=options.chain_loss,
                     prompt_loss=options.prompt_loss,
                     autocast=precision.autocast(),
@@ -277,8 +269,10 @@ def train(
                 save()
             if eval_due or save_due:
                 clock = time.perf_counter()
-            if at.step == first_step + 1 and world.first:
-                record["operators"] = chosen()  # known once the model has run
+            operators = {**record["operators"], **chosen()}
+            if world.first and operators != record["operators"]:
+                # Known once the model has run; of code that an earlier run compiled, once it is evaluated.
+                record["operators"] = operators
                 run.write_environment(record)
             if on_progress is not None and world.first and (ended or now - shown >= PROGRESS_SECONDS):
                 shown = now
@@ -301,7 +295,7 @@ def train(
         if request.signal is not None:
             raise request.at_once(request.signal)
 
-        return from_first(world, lambda: _finish(run, model, task, context, at, precision))
+        return from_first(world, lambda: _finish(run, model, task, made.context, at, precision))
 
 
 def _finish(

@@ -1,0 +1,44 @@
+"""What a run needs beside its model: everything here can be wrong in a recipe, and nothing here touches a file."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from trivium.config import UserError
+from trivium.data.stream import TrainStream
+from trivium.model.base import ModelContext
+from trivium.model.context import model_context
+from trivium.tasks.base import Task
+from trivium.train.config import RunConfig
+from trivium.train.schedule import Length, run_length
+from trivium.train.track import load_extras
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The task, what the model must know of it, the training problems, the run's end, and what is validated on."""
+
+    task: Task
+    context: ModelContext
+    stream: TrainStream
+    length: Length
+    validation_indices: np.ndarray
+
+
+def prepare(config: RunConfig, processes: int = 1) -> Prepared:
+    """Return what a run of `config` on `processes` devices needs; raise UserError for what cannot be.
+
+    A study asks this before it starts a single run, so that a mistake ends it at once.
+    """
+    options = config.train
+    task = config.task.build()
+    context = model_context(task, config.model)
+    batch = options.batch_examples(task.max_length - 1)
+    if batch < processes:
+        raise UserError(f"train.batch: {batch} examples cannot be shared by {processes} processes")
+    stream = TrainStream(task, batch, options.seed)
+    length = run_length(options, batch, stream.examples_in_epoch)
+    validation_indices = task.distinct("validation", options.eval_examples)
+    task.distinct("test", 1)  # what is missing would else be noticed after training
+    load_extras(config.track)
+    return Prepared(task, context, stream, length, validation_indices)
