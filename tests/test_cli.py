@@ -103,6 +103,23 @@ def test_every_value_of_a_recipe_can_be_given_as_a_flag(capsys, recipe, tmp_path
         assert line in text
 
 
+def test_a_mapping_in_a_recipe_is_one_flag_too(capsys, recipe, tmp_path):
+    path = tmp_path / "named.yaml"
+    path.write_text(RECIPE.replace("positions: block", "positions: block, backends: {attention: reference}"))
+    for arguments, backend in (
+        ([path], "reference"),
+        ([path, "--model.backends", "{attention: torch}"], "torch"),
+        ([recipe, "--model.backends", '{"attention": "reference"}'], "reference"),
+    ):
+        status, out, err = run(capsys, "train", *arguments, "--runs", tmp_path / "runs")
+        assert status == 0, err
+        record = json.loads((Path(out.split("run folder: ")[1].split("\n")[0]) / "environment.json").read_text())
+        assert record["operators"]["attention"] == {"backend": backend, "reason": "asked for by name"}
+    status, _, err = run(capsys, "train", recipe, "--model.backends", "{attention: magic}")
+    assert (status, len(err.splitlines())) == (2, 1)
+    assert "backends.attention: 'magic' is not allowed" in err
+
+
 def test_a_flag_with_a_list_takes_words_or_yaml(recipe):
     from trivium.commands.compare import CompareOptions
     from trivium.commands.recipes import read_recipe
@@ -217,6 +234,21 @@ def test_a_report_is_drawn_from_a_run_folder(capsys, trained):
     status, out, _ = run(capsys, "report", trained)
     assert status == 0
     assert Path(out.strip()).read_text().startswith("<!")
+
+
+def test_a_path_without_a_report_does_not_keep_others_from_theirs(capsys, trained, tmp_path):
+    status, out, err = run(capsys, "report", tmp_path / "nowhere", trained, tmp_path)
+    assert status == 2
+    assert out.splitlines() == [str(trained / "report.html")]
+    assert len(err.splitlines()) == 1
+    assert "nowhere" in err
+    assert "(and 1 more)" in err
+
+
+def test_results_cannot_be_written_below_a_file(capsys, recipe, monkeypatch):
+    monkeypatch.setattr("trivium.commands.bench.bench_train", lambda *arguments, **options: {})
+    status, _, err = run(capsys, "bench", "train", "--out", recipe / "x.json")
+    assert (status, err) == (2, f"trivium: {recipe}: file exists\n")
 
 
 def test_a_study_ends_with_tables_a_report_and_what_to_try_next(capsys, recipe, tmp_path):

@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt as error:
         return fail(str(error) or "interrupted")
-    except (PermissionError, NotADirectoryError, IsADirectoryError) as error:
+    except (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError) as error:
         return fail(f"{error.filename}: {(error.strerror or 'cannot be used').lower()}", 2)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""

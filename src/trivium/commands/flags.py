@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import inspect
 import io
+import json
 import re
 import textwrap
 import types
@@ -94,7 +95,7 @@ def leaves(config: Any) -> dict[str, dict[str, Leaf]]:
         if dataclasses.is_dataclass(value):
             inner = leaves(value)
             found |= {f"{name}.{section}".rstrip("."): part for section, part in inner.items() if part}
-        elif isinstance(value, Mapping):
+        elif isinstance(value, Mapping) and _is_mapping(typing.get_args(hints[name])[1]):
             # The variants of a study: each changes some dotted keys.
             for entry, changes in value.items():
                 doc = f"What the variant {entry!r} has here."
@@ -108,6 +109,10 @@ def _holds_config(hint: Any) -> bool:
     return any(dataclasses.is_dataclass(option) for option in _options(hint))
 
 
+def _is_mapping(hint: Any) -> bool:
+    return typing.get_origin(hint) in (dict, Mapping)
+
+
 def _metavar(hint: Any) -> str:
     names = {int: "INT", float: "FLOAT", str: "TEXT", bool: "true|false", Path: "PATH", type(None): "null"}
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
@@ -119,12 +124,16 @@ def _metavar(hint: Any) -> str:
         return "|".join(map(str, arguments))
     if origin is tuple:
         return f"[{_metavar(arguments[0])} ...]"
+    if _is_mapping(hint):
+        return "{KEY: VALUE ...}"
     return names.get(hint, "VALUE")
 
 
 def _as_text(value: Any) -> str:
     if value is None:
         return "null"
+    if isinstance(value, Mapping):
+        return json.dumps(value)  # YAML reads it back
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

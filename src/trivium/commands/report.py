@@ -21,14 +21,20 @@ class ReportOptions:
 
 
 def report(arguments: Sequence[str]) -> None:
-    """Write report.html beside each and say where it is."""
+    """Write report.html beside each and say where it is; one that has none to write keeps no other from its own."""
     options = parse(ReportOptions, arguments, "trivium report", "Draw report.html from run or study folders.")
     if not options.paths:
         raise UserError("give at least one run folder, study folder or results.json")
     if options.figure is not None and len(options.paths) != 1:
         raise UserError(f"--figure: give one study with it, not {len(options.paths)} paths")
+    problems = []
     for path in options.paths:
-        print(write_report(path))
+        try:
+            print(write_report(path))
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError(problems[0] + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""))
     if options.figure is not None:
         (path,) = options.paths
         results = read_results(path if path.is_file() else path / "results.json")

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,7 +42,8 @@ def train(arguments: Sequence[str]) -> int:
     if first:
         announce()
     try:
-        with LiveProgress(1) as live:
+        # Of the processes that torchrun starts, one alone draws.
+        with LiveProgress(1) if first else nullcontext(lambda event: None) as live:
             result = train_run(
                 config,
                 folder,
