@@ -2,6 +2,7 @@ import pytest
 
 from tests.scripted import solver
 from trivium.evaluate.answers import evaluate
+from trivium.evaluate.chain import chain_scores
 from trivium.evaluate.config import EvaluateConfig
 from trivium.tasks.addition import AdditionConfig
 from trivium.tasks.answers import THINK_END
@@ -65,6 +66,18 @@ def test_a_changed_answer_need_not_be_the_one_that_the_chain_leads_to():
 
     rates = rates_of(chain_of(task, confused))
     assert (rates["corrupted_changes"], rates["corrupted_follows"]) == (1, 0)
+
+
+def test_a_sampled_answer_is_not_held_against_the_greedy_one_of_a_corrupted_chain():
+    task = AdditionConfig(format="column", min_digits=2).build()
+    model = solver(task, ignore_chain)
+    indices = task.distinct("test", 20)
+    examples = task.examples("test", indices)
+    # As sampled at a high temperature: whole chains with answers that the model, going on greedily, does not give.
+    texts = [example.answer.partition(THINK_END)[0] + THINK_END + "777<end>" for example in examples]
+    scores = chain_scores(model, task, examples, texts)
+    assert scores is not None
+    assert (scores["corrupted_changes"]["rate"], scores["corrupted_changes"]["n"]) == (0, 20)
 
 
 def test_false_steps_are_counted_one_by_one():

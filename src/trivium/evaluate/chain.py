@@ -29,7 +29,8 @@ def chain_scores(
     "all_steps_true": of the problems, those with a chain of true steps only;
     "answer_follows": of the problems, those whose answer is the one that their own chain leads to;
     "corrupted_changes": of the problems with a chain to corrupt, those whose answer changes when one digit of one
-    step is changed and the model goes on, greedily, from there;
+    step is changed and the model goes on from there; it goes on greedily, and from the chain as it wrote it too, so
+    that sampled texts are not blamed on the change;
     "corrupted_follows": of the same, those that then answer what the corrupted chain leads to}.
     """
     right = [task.steps(example, example.answer) for example in examples]
@@ -68,23 +69,23 @@ def _corrupt(
 ) -> tuple[list[bool], list[bool]]:
     """Return (answer changed, answer is that of the corrupted chain) of each problem whose chain can be corrupted."""
     room = longest_input(model)
-    chosen: list[tuple[Example, str, str]] = []
+    chosen: list[tuple[Example, str]] = []
     prompts: list[list[int]] = []
     for index, (example, text) in enumerate(zip(examples, texts, strict=True)):
         corrupted = task.corrupt_step(example, text, np.random.default_rng((seed, index)))
         if corrupted is None:
             continue
-        chain, closing, _ = corrupted.partition(THINK_END)
-        prompt = task.alphabet.encode(example.prompt + chain + closing)
-        if len(prompt) <= room:
-            chosen.append((example, text, chain + closing))
-            prompts.append(prompt)
+        chains = ["".join(version.partition(THINK_END)[:2]) for version in (text, corrupted)]
+        pair = [task.alphabet.encode(example.prompt + chain) for chain in chains]
+        if max(map(len, pair)) <= room:
+            chosen.append((example, chains[1]))
+            prompts += pair
     generations = generate(
         model, prompts, end_id=task.alphabet.end_id, max_new_tokens=task.max_length, temperature=0.0, batch=batch
     )
-    changed, obeyed = [], []
-    for (example, text, chain), generation in zip(chosen, generations, strict=True):
-        answer = task.alphabet.decode(generation.tokens)
-        changed.append(answer != text.partition(THINK_END)[2])
-        obeyed.append(_follows(task, example, chain + answer))
+    answers = [task.alphabet.decode(generation.tokens) for generation in generations]
+    changed = [after != before for before, after in zip(answers[0::2], answers[1::2], strict=True)]
+    obeyed = [
+        _follows(task, example, chain + answer) for (example, chain), answer in zip(chosen, answers[1::2], strict=True)
+    ]
     return changed, obeyed
