@@ -39,6 +39,9 @@ class Tracker:
 
     Rows after `step` (where the run continues from; 0 for its beginning) are dropped from metrics.jsonl first.
     `settings` is the recipe as plain data, shown by W&B and Trackio beside the curves.
+
+    The rows of a continued run that come again between its checkpoint and where it died hold the same values but for
+    timings: TensorBoard drops the old ones, W&B ignores those of steps that it has, and Trackio has both.
     """
 
     def __init__(self, path: Path, config: TrackConfig, settings: dict[str, Any], step: int = 0):
