@@ -1,4 +1,5 @@
 import json
+import resource
 import struct
 from pathlib import Path
 
@@ -129,18 +130,28 @@ def test_what_is_something_else_is_not_overwritten(tmp_path: Path, there: str):
     assert after == before
 
 
-def test_a_save_that_dies_leaves_the_old_folder_and_no_other(folder: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_save_on_a_full_disk_leaves_the_old_folder_and_no_other(folder: Path):
     before = (folder / "model.safetensors").read_bytes()
-
-    def die(*arguments, **options):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("trivium.hub.folder.save_file", die)
-    for target in (folder, folder.with_name("new")):
-        with pytest.raises(OSError, match="No space left"):
-            save_model(target, build(), TASK)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))
+    try:
+        for target in (folder, folder.with_name("new")):
+            with pytest.raises(OSError, match="File too large"):
+                save_model(target, build(), TASK)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert (folder / "model.safetensors").read_bytes() == before
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
+
+
+def test_a_save_killed_between_its_renames_has_lost_nothing(folder: Path):
+    aside = folder.with_name(".model.aside")
+    aside.mkdir()
+    folder.rename(aside / "old")
+    with pytest.raises(UserError, match="holds something else"):
+        save_model(folder, build(tied=False), TASK)
+    assert load(folder)[0].config.tied
+    assert [path.name for path in folder.parent.iterdir() if path != aside] == ["model"]
 
 
 def test_what_a_killed_save_left_is_cleared_by_the_next(folder: Path):

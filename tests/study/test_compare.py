@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import json
 import signal
 import subprocess
@@ -101,6 +102,27 @@ def test_a_finished_study_is_not_trained_again_and_a_failed_run_is(tmp_path):
     compare(recipe, tmp_path, jobs=1, target=FAKE, on_progress=events.append)
     assert calls(folder) == 6
     assert [event.kind for event in events if "-s0-" in event.run] == ["kept", "kept"]
+
+
+def test_a_disk_that_is_full_when_the_results_are_written_keeps_the_earlier_ones(tmp_path, monkeypatch):
+    recipe = recipe_of([0])
+    folder = tmp_path / recipe.folder_name
+    compare(recipe, tmp_path, jobs=1, target=FAKE)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    def half(path, content):
+        path.write_bytes(content[: len(content) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr("trivium.train.storage.write_synced", half)
+        with pytest.raises(OSError, match="No space left"):
+            compare(recipe, tmp_path, jobs=1, target=FAKE)
+    after = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert {path.name for path in before if before[path] != after.get(path)} <= {"study.lock"}
+    assert after.keys() == before.keys()
+    assert compare(recipe, tmp_path, jobs=1, target=FAKE)["status"] == "finished"
+    assert calls(folder) == 2
 
 
 def test_every_variant_is_tuned_on_the_same_grid_and_takes_its_best(tmp_path):

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 import trivium
@@ -33,13 +33,15 @@ def save_model(folder: str | Path, model: LanguageModel, task_config: TaskConfig
     Raises UserError when `folder` holds something else, or may not be written.
     """
     folder = Path(folder)
+    _restore(folder)
     task = task_config.build()
     described = _describe(model, task)
     _check_replaceable(folder, described)
     with _written_aside(folder) as aside:
         _write_json(aside / CONFIG_FILE, described)
         CharacterTokenizer(task.alphabet).save(aside)
-        save_file(_named_tensors(model), aside / WEIGHTS_FILE, metadata={"format": "pt"})
+        # Not save_file, which tells of a full disk in words of its own instead of an OSError.
+        (aside / WEIGHTS_FILE).write_bytes(save(_named_tensors(model), metadata={"format": "pt"}))
 
 
 def load(folder: str | Path) -> tuple[LanguageModel, CharacterTokenizer, Task]:
@@ -186,14 +188,26 @@ def _check_replaceable(folder: Path, described: Mapping[str, Any]) -> None:
         raise UserError(f"{folder}: is there already and holds something else, so it is not overwritten")
 
 
+def _places_aside(folder: Path) -> tuple[Path, Path, Path]:
+    """Return where a save keeps all of its own, the new folder, and the old one between the last two steps."""
+    aside = folder.with_name(f".{folder.name}.aside")  # one name, so that what a killed process left is cleared away
+    return aside, aside / "new", aside / "old"
+
+
+def _restore(folder: Path) -> None:
+    """Put the old folder back if a save was killed when that was moved away and the new one was not in its place."""
+    _, _, old = _places_aside(folder)
+    if old.is_dir() and not folder.exists():
+        old.rename(folder)
+
+
 @contextmanager
 def _written_aside(folder: Path) -> Iterator[Path]:
     """Yield a new folder that takes the place of `folder` when the block ends without an error.
 
     Files of the old folder that the block did not write are kept.
     """
-    aside = folder.with_name(f".{folder.name}.aside")  # one name, so that what a killed process left is cleared away
-    new, old = aside / "new", aside / "old"
+    aside, new, old = _places_aside(folder)
     try:
         shutil.rmtree(aside, ignore_errors=True)
         new.mkdir(parents=True)
