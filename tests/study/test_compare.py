@@ -65,6 +65,13 @@ def test_what_no_run_could_be_trained_with_is_refused_before_the_first(tmp_path,
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_study_under_torchrun_is_refused_since_its_workers_would_wait_for_one_another(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="without torchrun"):
+        compare(recipe_of([0]), tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_study_of_real_runs_leaves_results_and_a_report(tmp_path):
     recipe = recipe_of([0])
     results = compare(

@@ -20,6 +20,7 @@ from trivium.study.recipe import CompareConfig, Recipe
 from trivium.study.results import SCHEMA, Entry, collect
 from trivium.study.variants import Variant, expand
 from trivium.train.config import RunConfig
+from trivium.train.distributed import world_of_environment
 from trivium.train.precision import choose_device
 from trivium.train.prepare import prepare
 from trivium.train.storage import write_whole
@@ -46,6 +47,8 @@ def compare(
     `jobs` runs go side by side (default: as many as the machine serves well); `command` is what reproduces the
     study (default: this process's own command line); `target` names the function that trains.
     """
+    if world_of_environment().size > 1:
+        raise UserError("compare: starts processes of its own, so start it without torchrun; that is for trivium train")
     variants = expand(recipe)
     assert recipe.compare is not None
     choose_device(recipe.train.device)
