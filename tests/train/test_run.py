@@ -61,8 +61,17 @@ def test_a_folder_that_a_process_left_before_its_configuration_is_taken(tmp_path
 
 def test_a_damaged_result_is_reported_as_such(tmp_path):
     (tmp_path / "result.json").write_text('{"status": ')
-    with pytest.raises(UserError, match=r"result\.json: not valid JSON"):
+    with pytest.raises(UserError, match=r"result\.json: cannot be read as JSON"):
         Run(tmp_path, tiny_config()).result()
+
+
+def test_a_damaged_configuration_is_named_with_its_file(tmp_path):
+    open_run(tmp_path, tiny_config()).close()
+    path = tmp_path / "config.yaml"
+    path.write_text(path.read_text().replace("width:", "widht:"))
+    for read in (lambda: read_config(tmp_path), lambda: open_run(tmp_path, tiny_config())):
+        with pytest.raises(UserError, match=r"config\.yaml: model\.widht: unknown key; did you mean 'width'"):
+            read()
 
 
 def test_loading_what_is_not_a_run_is_refused(tmp_path):

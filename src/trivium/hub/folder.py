@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 import trivium
 from trivium.config import UserError, from_dict, to_dict
@@ -40,8 +40,9 @@ def save_model(folder: str | Path, model: LanguageModel, task_config: TaskConfig
     with _written_aside(folder) as aside:
         _write_json(aside / CONFIG_FILE, described)
         CharacterTokenizer(task.alphabet).save(aside)
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in named_tensors(model).items()}
         # Not save_file, which tells of a full disk in words of its own instead of an OSError.
-        (aside / WEIGHTS_FILE).write_bytes(save(_named_tensors(model), metadata={"format": "pt"}))
+        (aside / WEIGHTS_FILE).write_bytes(save(tensors, metadata={"format": "pt"}))
 
 
 def load(folder: str | Path) -> tuple[LanguageModel, CharacterTokenizer, Task]:
@@ -109,14 +110,14 @@ def _describe(model: LanguageModel, task: Task) -> dict[str, Any]:
     }
 
 
-def _named_tensors(model: LanguageModel) -> dict[str, Tensor]:
-    """Return the state by name on the CPU, a tensor that several names share under the first of them."""
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return every parameter and buffer that is saved by name, a tensor that several names share under the first."""
     named: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in model.state_dict(keep_vars=True).items():
         if id(tensor) not in seen:
             seen.add(id(tensor))
-            named[name] = tensor.detach().cpu().contiguous()
+            named[name] = tensor
     return named
 
 

@@ -12,17 +12,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from trivium.config import UserError, config_hash, from_dict, load_yaml, to_dict, to_yaml
+from trivium.config import UserError, config_hash, to_dict, to_yaml
 from trivium.report.folder import read_json, read_result
 from trivium.report.study import write_study_page
 from trivium.study.jobs import TRAIN, Event, Failure, Job, Plan, Workers, available_cores, plan
 from trivium.study.recipe import CompareConfig, Recipe
 from trivium.study.results import SCHEMA, Entry, collect
 from trivium.study.variants import Variant, expand
-from trivium.train.config import RunConfig
 from trivium.train.distributed import world_of_environment
 from trivium.train.precision import choose_device
 from trivium.train.prepare import prepare
+from trivium.train.run import read_config
 from trivium.train.storage import write_whole
 
 SECONDS_FOR_ORPHANS = 90.0
@@ -215,8 +215,7 @@ def _is_finished(job: Job) -> bool:
     """Say whether an earlier session finished `job`; raise UserError if its folder is another run's."""
     if read_result(job.folder) is None:
         return False
-    stored = from_dict(RunConfig, load_yaml(job.folder / "config.yaml"), str(job.folder / "config.yaml"))
-    if config_hash(stored) != config_hash(job.config):
+    if config_hash(read_config(job.folder)) != config_hash(job.config):
         raise UserError(f"{job.folder}: holds a run of another configuration; move it away")
     return True
 

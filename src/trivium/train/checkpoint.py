@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 import trivium
 from trivium.config import UserError
+from trivium.hub.folder import named_tensors
 from trivium.train.storage import sync_folder, write_synced
 
 FORMAT = 1
@@ -34,13 +35,7 @@ class CheckpointError(RuntimeError):
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return `model.<name>` -> tensor for every parameter and buffer that is saved; tied ones once."""
-    found: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            found[f"model.{name}"] = tensor
-    return found
+    return {f"model.{name}": tensor for name, tensor in named_tensors(model).items()}
 
 
 def load_model_tensors(model: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:

@@ -17,6 +17,7 @@ from trivium.data.tokenizers import CharacterTokenizer
 from trivium.hub.folder import load_model
 from trivium.model.base import LanguageModel
 from trivium.model.context import model_context
+from trivium.report.folder import read_json
 from trivium.tasks.base import Task
 from trivium.train.checkpoint import load_model_tensors, newest_good, read_checkpoint
 from trivium.train.config import RunConfig
@@ -102,16 +103,6 @@ class Run:
             self._lock = None
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """Return the content of a JSON file, None if there is none; raise UserError if it is not JSON."""
-    try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except ValueError:
-        raise UserError(f"{path}: not valid JSON; remove it to have it written again") from None
-
-
 def open_run(folder: str | Path, config: RunConfig) -> Run:
     """Return the claimed run folder; see `Run.open`."""
     run = Run(folder, config)
@@ -138,7 +129,7 @@ def _hold(folder: Path) -> IO[str]:
 
 
 def _refuse_other(folder: Path, config: RunConfig) -> None:
-    stored = from_dict(RunConfig, load_yaml(folder / CONFIG))
+    stored = read_config(folder)
     if config_hash(stored) == config_hash(config):
         return
     there, here = _leaves(results_only(stored)), _leaves(results_only(config))
@@ -167,7 +158,11 @@ def read_config(folder: str | Path) -> RunConfig:
         raise UserError(f"{folder}: no such run folder")
     if not (folder / CONFIG).is_file():
         raise UserError(f"{folder}: not a run folder: it has no {CONFIG}")
-    return from_dict(RunConfig, load_yaml(folder / CONFIG))
+    data = load_yaml(folder / CONFIG)
+    try:
+        return from_dict(RunConfig, data)
+    except UserError as error:
+        raise UserError(f"{folder / CONFIG}: {error}") from None
 
 
 def load_run(folder: str | Path) -> tuple[RunConfig, LanguageModel, CharacterTokenizer, Task]:
