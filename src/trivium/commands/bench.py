@@ -41,6 +41,7 @@ def train(arguments: Sequence[str]) -> None:
         TrainBenchOptions, arguments, "trivium bench train", "Time our training beside transformers' Trainer."
     )
     shapes = tuple(SHAPES) if options.shape == "all" else (options.shape,)
+    _reserve(options.out)
     results = bench_train(shapes, repeats=options.repeats, threads=options.threads, steps=options.steps)
     if not _keep(results, options.json, options.out):
         _show_training(results)
@@ -90,6 +91,7 @@ def ops(arguments: Sequence[str]) -> None:
             raise UserError(f"--{name.replace('_', '-')}: expected 1 or more, got {getattr(options, name)}")
     if shape.heads % shape.kv_heads:
         raise UserError(f"--kv-heads: {shape.kv_heads} do not divide the {shape.heads} query heads")
+    _reserve(options.out)
     results = bench_simplicial(
         [shape],
         options.backends or None,
@@ -118,11 +120,17 @@ def ops(arguments: Sequence[str]) -> None:
     console.print("FLOPs: 4 D for each allowed (query head, j, k) forward, 2.5 times that backward")
 
 
+def _reserve(out: Path | None) -> None:
+    """Find out before minutes of timing that `out` cannot be written; what it holds stays until then."""
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.open("a").close()
+
+
 def _keep(results: dict[str, Any], as_json: bool, out: Path | None) -> bool:
     """Write the results to `out` if it is given, and print them if `as_json`; say whether they were printed."""
     text = json.dumps(results, indent=1)
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(text + "\n")
     if as_json:
         print(text)
