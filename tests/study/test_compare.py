@@ -132,6 +132,15 @@ def test_a_disk_that_is_full_when_the_results_are_written_keeps_the_earlier_ones
     assert calls(folder) == 2
 
 
+def test_the_run_that_is_offered_for_a_talk_is_one_that_finished(tmp_path, capsys):
+    from trivium.commands.compare import show
+
+    recipe = recipe_of([CRASH_SEED, 0])
+    show(compare(recipe, tmp_path, jobs=1, target=FAKE), tmp_path / recipe.folder_name)
+    offered = [line.split()[-1] for line in capsys.readouterr().out.splitlines() if line.startswith("try it:")]
+    assert [Path(run).name.split("-")[1] for run in offered] == ["s0"]
+
+
 def test_every_variant_is_tuned_on_the_same_grid_and_takes_its_best(tmp_path):
     recipe = recipe_of([0], learning_rates=[1e-3, 3e-3, 3e-2], tuning_seeds=[7])
     results = compare(recipe, tmp_path, jobs=1, target=FAKE)

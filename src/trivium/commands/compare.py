@@ -70,7 +70,7 @@ def show(results: dict[str, Any], folder: Path) -> None:
     )
     print(f"report:  {folder / 'report.html'}  (open it in a browser; it needs no network)")
     if best is not None:
-        run = folder / next(iter(best["seeds"].values()))["run"]
+        run = folder / next(seed["run"] for seed in best["seeds"].values() if seed["status"] == "finished")
         print(f"try it:  trivium chat {run}")
         print(f"score:   trivium eval {run} --examples 5000")
         print("change:  trivium compare RECIPE --help lists every field that a flag can change")

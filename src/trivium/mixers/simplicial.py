@@ -119,7 +119,10 @@ class SimplicialState(State):
 
 
 class Simplicial(Mixer):
-    """See SimplicialConfig. `qkv` holds the rows of q, then k1, k2, v1 and v2 (not if factorized), head by head."""
+    """See SimplicialConfig. `qkv` holds the rows of q, then k1, k2, v1 and v2 (not if factorized), head by head.
+
+    The operator's backend serves whole sequences; what continues a state reads ring buffers, in plain PyTorch always.
+    """
 
     def __init__(self, config: SimplicialConfig, context: MixerContext):
         super().__init__()
