@@ -75,6 +75,13 @@ def test_the_same_model_with_another_loss_is_another_variant():
     assert [variant.config.train.prompt_loss for variant in variants] == [False, True]
 
 
+def test_masking_the_chain_of_a_task_that_has_none_is_no_variant():
+    recipe = recipe_of({"chain": {}, "masked": {"train.chain_loss": False}})
+    with pytest.raises(UserError, match="'chain' and 'masked' are the same"):
+        expand(recipe)
+    assert len(expand(replace(recipe, task=replace(recipe.task, format="column")))) == 2
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

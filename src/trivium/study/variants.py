@@ -12,6 +12,7 @@ from trivium.model.layers import parse_layers
 from trivium.model.sizing import describe, match
 from trivium.registry import nearest
 from trivium.study.recipe import CompareConfig, Recipe
+from trivium.tasks.base import CHAIN
 from trivium.train.config import RunConfig
 
 MATCHES = ("parameters", "flops")
@@ -71,8 +72,9 @@ def expand(recipe: Recipe) -> list[Variant]:
             sizes = describe(config.model, context, length)
         sized[name] = replace(plan, config=config, sizes=sizes, mixer=_mixer(config.model))
     variants = [sized[name] for name in plans]
+    has_chain = bool((task.batch("train", 0, 64).regions_BT == CHAIN).any())
     for one, other in combinations(variants, 2):
-        if _equal(one, other, length):
+        if _equal(one, other, length, has_chain):
             raise UserError(
                 f"compare.variants: {one.name!r} and {other.name!r} are the same at this task's {length} tokens, so "
                 "one is no control for the other; change its window, its mixer or its match"
@@ -154,8 +156,11 @@ def _match(model: ModelConfig, context: ModelContext, plan: Variant, reference: 
     return matched
 
 
-def _equal(one: Variant, other: Variant, length: int) -> bool:
-    if one.config.train != other.config.train:
+def _equal(one: Variant, other: Variant, length: int, has_chain: bool) -> bool:
+    trains = [one.config.train, other.config.train]
+    if not has_chain:  # then it makes no difference whether the chain is scored
+        trains = [replace(train, chain_loss=True) for train in trains]
+    if trains[0] != trains[1]:
         return False
     equals_at = getattr(one.config.model, "equals_at", None)
     if equals_at is not None and type(one.config.model) is type(other.config.model):
