@@ -7,7 +7,7 @@ and is not missing; what it passed over stands in the reason. A backend asked fo
 import importlib
 import logging
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ NAMES = ("auto", "reference", "torch", "triton", "hopper", "fla")
 
 _log = logging.getLogger("trivium")
 _registered: dict[str, dict[str, "Backend"]] = {}
-_choices: dict[tuple[str, str, str], dict[str, str]] = {}
+_choices: dict[tuple[str, str, str, tuple[tuple[str, Any], ...]], dict[str, str]] = {}
 _record: dict[str, dict[str, str]] = {}
 
 
@@ -28,12 +28,16 @@ class Backend:
     """One way to compute an operator.
 
     `load` imports and returns the function. `missing` says why it cannot run on this machine, or None. `suits` says
-    why "auto" should take it on a device type ("cpu", "cuda"), or None when it should not.
+    why "auto" should take it on a device type ("cpu", "cuda"), or None when it should not. `refuses` says why it
+    cannot serve a call with the given facts (dtype, widths, whatever the operator tells), or None. `remark` says what
+    of such a call a reader of the record should know.
     """
 
     load: Callable[[], Callable[..., Any]]
     missing: Callable[[], str | None] = lambda: None
     suits: Callable[[str], str | None] = lambda device_type: None
+    refuses: Callable[[Mapping[str, Any]], str | None] = lambda facts: None
+    remark: Callable[[Mapping[str, Any]], str | None] = lambda facts: None
 
 
 def register(operator: str, name: str, backend: Backend) -> None:
@@ -66,13 +70,17 @@ def forget() -> None:
     _record.clear()
 
 
-def choose(operator: str, requested: str, device_type: str) -> str:
-    """Return the name of the backend that serves `requested`; raise UserError if it cannot be had."""
-    key = (operator, requested, device_type)
+def choose(operator: str, requested: str, device_type: str, facts: tuple[tuple[str, Any], ...] = ()) -> str:
+    """Return the name of the backend that serves `requested`; raise UserError if it cannot be had.
+
+    `facts` are names and constants of the call that a backend may refuse.
+    """
+    key = (operator, requested, device_type, facts)
     if key not in _choices:
-        name, reason = _decide(operator, requested, device_type)
+        name, reason = _decide(operator, requested, device_type, dict(facts))
         _choices[key] = {"backend": name, "reason": reason}
-        _log.info("operator %s on %s: backend %s (%s)", operator, device_type, name, reason)
+        if _record.get(operator) != _choices[key]:
+            _log.info("operator %s on %s: backend %s (%s)", operator, device_type, name, reason)
     _record[operator] = _choices[key]
     return _choices[key]["backend"]
 
@@ -81,9 +89,11 @@ def choose(operator: str, requested: str, device_type: str) -> str:
 choose.__dict__["_dynamo_marked_constant"] = True
 
 
-def load(operator: str, requested: str, device_type: str) -> Callable[..., Any]:
+def load(
+    operator: str, requested: str, device_type: str, facts: tuple[tuple[str, Any], ...] = ()
+) -> Callable[..., Any]:
     """Return the function of the backend that `choose` picks."""
-    return _registered[operator][choose(operator, requested, device_type)].load()
+    return _registered[operator][choose(operator, requested, device_type, facts)].load()
 
 
 def _of(operator: str) -> dict[str, Backend]:
@@ -92,7 +102,7 @@ def _of(operator: str) -> dict[str, Backend]:
     return _registered[operator]
 
 
-def _decide(operator: str, requested: str, device_type: str) -> tuple[str, str]:
+def _decide(operator: str, requested: str, device_type: str, facts: Mapping[str, Any]) -> tuple[str, str]:
     found = _of(operator)
     available = ["auto", *(name for name, backend in found.items() if backend.missing() is None)]
     if requested != "auto":
@@ -103,14 +113,28 @@ def _decide(operator: str, requested: str, device_type: str) -> tuple[str, str]:
         if why is not None:
             allowed = ", ".join(available)
             raise UserError(f"operator {operator}: backend {requested!r} is missing: {why}; allowed: {allowed}")
-        return requested, "asked for by name"
+        why = found[requested].refuses(facts)
+        if why is not None:
+            raise UserError(
+                f"operator {operator}: backend {requested!r} cannot: {why}; backend='auto' finds one that can"
+            )
+        return requested, _joined("asked for by name", found[requested].remark(facts))
     passed_over = []
     for name, backend in reversed(found.items()):
         suits = backend.suits(device_type)
         if suits is None:
             continue
         why = backend.missing()
-        if why is None:
-            return name, "; ".join([suits, *passed_over])
-        passed_over.append(f"{name} is missing: {why}")
+        if why is not None:
+            passed_over.append(f"{name} is missing: {why}")
+            continue
+        why = backend.refuses(facts)
+        if why is not None:
+            passed_over.append(f"{name} cannot: {why}")
+            continue
+        return name, _joined(suits, backend.remark(facts), *passed_over)
     raise UserError(f"operator {operator}: nothing suits {device_type}; allowed: {', '.join(available[1:])}")
+
+
+def _joined(*parts: str | None) -> str:
+    return "; ".join(part for part in parts if part)

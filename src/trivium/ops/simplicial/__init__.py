@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from trivium.ops import dispatch
+from trivium.ops.simplicial import triton_support as support
 from trivium.registry import UserError, nearest
 
 __all__ = ["FORMS", "simplicial_attention"]
@@ -23,11 +24,29 @@ def _load_windowed():
     return windowed
 
 
+def _load_triton():
+    from trivium.ops.simplicial.triton_launch import triton_simplicial
+
+    return triton_simplicial
+
+
 dispatch.register("simplicial", "reference", dispatch.Backend(_load_reference))
 dispatch.register(
     "simplicial",
     "torch",
     dispatch.Backend(_load_windowed, suits=lambda device_type: f"plain PyTorch, windowed, runs on {device_type}"),
+)
+
+dispatch.register(
+    "simplicial",
+    "triton",
+    dispatch.Backend(
+        _load_triton,
+        missing=support.missing,
+        suits=support.suits,
+        refuses=support.refuses,
+        remark=support.remark,
+    ),
 )
 
 
@@ -61,7 +80,22 @@ def simplicial_attention(
     disagree and UserError for a backend that is missing.
     """
     scale = _check(q, k1, k2, v1, v2, window1, window2, scale, form, bias, documents)
-    function = dispatch.load("simplicial", backend, q.device.type)
+    function = dispatch.load(
+        "simplicial",
+        backend,
+        q.device.type,
+        (
+            ("form", form),
+            ("dtype", q.dtype),
+            ("width", q.shape[3]),
+            ("group", q.shape[2] // k1.shape[2]),
+            ("window1", window1),
+            ("window2", window2),
+            ("bias", bias is not None),
+            ("documents", documents is not None),
+            ("deterministic", torch.are_deterministic_algorithms_enabled()),
+        ),
+    )
     if q.numel() == 0:
         return q.sum() * torch.zeros_like(q)
     with torch.autocast(q.device.type, enabled=False):

@@ -1,0 +1,287 @@
+"""Launch the Triton kernels of 2-simplicial attention, as operators that torch.compile and autograd know.
+
+Tile sizes follow from the shape alone, not from timing runs: the same call always rounds alike, and nothing waits for
+a search. `tiles_for` holds what measurements on an H200 favoured.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from trivium.ops.simplicial import triton_backward, triton_forward
+
+# Bytes of the deterministic backward's workspace at a time; more rows and heads are done one after the other.
+WORKSPACE = 2**28
+# Programs that keep a GPU busy. A constant, so that sums are split alike on every GPU.
+PROGRAMS = 256
+
+
+class Tiles(NamedTuple):
+    """Queries, heads of a group and short keys whose products are the rows; long keys; warps; pipeline stages."""
+
+    queries: int
+    heads: int
+    short: int
+    long: int
+    warps: int = 4
+    stages: int = 2
+
+
+def tiles_for(kernel: str, *, width: int, group: int, short: int, wide: bool) -> Tiles:
+    """Return the tiles of kernel "forward", "rows" or "long"; `width` is padded, `wide` says 4-byte inputs."""
+    if wide:
+        rows, long, warps, stages = (32, 32, 4, 1) if width > 128 else (64, 32, 4, 1)
+    elif kernel == "forward":
+        rows, long, warps, stages = (64, 64, 4, 2) if width > 128 else (128, 64, 8 if width > 64 else 4, 3)
+    elif kernel == "rows":
+        rows, long, warps, stages = (64, 32, 8, 1) if width > 128 else (128, 64, 8, 2 if width <= 64 else 1)
+    else:
+        rows, long, warps, stages = (32, 64, 8, 1) if width > 128 else (64, 128, 8, 1)
+    keys = min(triton.next_power_of_2(short), rows)
+    heads = min(group & -group, rows // keys)  # A power of two that divides the group: no row is wasted.
+    return Tiles(rows // keys // heads, heads, keys, long, warps, stages)
+
+
+class _Call(NamedTuple):
+    """Sizes of one call."""
+
+    rows: int
+    tokens: int
+    heads: int
+    kv_heads: int
+    width: int
+    long: int
+    short: int
+
+    @property
+    def group(self) -> int:
+        return self.heads // self.kv_heads
+
+    @property
+    def padded(self) -> int:
+        return max(16, triton.next_power_of_2(self.width))
+
+    def tiles(self, kernel: str, dtype: torch.dtype) -> Tiles:
+        wide = dtype == torch.float32
+        return tiles_for(kernel, width=self.padded, group=self.group, short=self.short, wide=wide)
+
+    def constants(self, tiles: Tiles, sign: int, documents: Tensor | None, dtype: torch.dtype) -> dict[str, Any]:
+        return {
+            "D": self.width,
+            "BD": self.padded,
+            "BI": tiles.queries,
+            "BG": tiles.heads,
+            "BK": tiles.short,
+            "BN": tiles.long,
+            "CHUNKS": triton.cdiv(self.short, tiles.short),
+            "SIGN": sign,
+            "DOCUMENTS": documents is not None,
+            "PRECISION": "ieee" if dtype == torch.float32 else "tf32",
+            "num_warps": tiles.warps,
+            "num_stages": tiles.stages,
+        }
+
+
+def _call(q: Tensor, k_long: Tensor, long: int, short: int) -> _Call:
+    rows, tokens, heads, width = q.shape
+    return _Call(rows, tokens, heads, k_long.shape[2], width, min(long, tokens), min(short, tokens))
+
+
+def _edge(tiles: Tiles) -> int:
+    return max(16, triton.next_power_of_2(tiles.queries - 1))
+
+
+def _strides(*tensors: Tensor) -> list[int]:
+    return [stride for tensor in tensors for stride in tensor.stride()[:3]]
+
+
+def forward(
+    q: Tensor,
+    k_long: Tensor,
+    v_long: Tensor,
+    k_short: Tensor,
+    v_short: Tensor,
+    documents: Tensor | None,
+    long: int,
+    short: int,
+    scale: float,
+    sign: int,
+) -> tuple[Tensor, Tensor]:
+    """Return o (B, T, H, D) and the log-sum-exp (B, H, T) in float32; windows `long` and `short` in any order of size.
+
+    `sign` is 0 for the trilinear form; for determinants it is 1, or -1 if the long pair is (k2, v2).
+    """
+    call = _call(q, k_long, long, short)
+    o = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    lse = torch.empty(call.rows, call.heads, call.tokens, dtype=torch.float32, device=q.device)
+    tiles = call.tiles("forward", q.dtype)
+    head_blocks = triton.cdiv(call.group, tiles.heads)
+    grid = (triton.cdiv(call.tokens, tiles.queries) * head_blocks, call.rows * call.kv_heads)
+    triton_forward.forward_kernel[grid](
+        *(q, k_long, v_long, k_short, v_short, documents, o, lse),
+        *_strides(q, k_long, v_long, k_short, v_short),
+        *(call.tokens, call.heads, call.kv_heads, call.group, head_blocks, call.long, call.short, scale),
+        EDGE=_edge(tiles),
+        **call.constants(tiles, sign, documents, q.dtype),
+    )
+    return o, lse
+
+
+def backward(
+    do: Tensor,
+    q: Tensor,
+    k_long: Tensor,
+    v_long: Tensor,
+    k_short: Tensor,
+    v_short: Tensor,
+    documents: Tensor | None,
+    o: Tensor,
+    lse: Tensor,
+    long: int,
+    short: int,
+    scale: float,
+    sign: int,
+    deterministic: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of q, k_long, v_long, k_short, v_short; arguments as in `forward`.
+
+    `o` is contiguous. With `deterministic` the same inputs give the same bits, for eight matrix products a tile
+    instead of six.
+    """
+    call = _call(q, k_long, long, short)
+    if do.stride(3) != 1:
+        do = do.contiguous()
+    delta = torch.empty_like(lse)
+    count = call.rows * call.tokens * call.heads
+    triton_backward.delta_kernel[(triton.cdiv(count, 32),)](
+        do, o, delta, count, call.heads, call.tokens, *do.stride()[:3], D=call.width, BD=call.padded, BR=32
+    )
+    dq = torch.empty((2 if sign else 1, *q.shape), dtype=torch.float32 if sign else q.dtype, device=q.device)
+    inputs = (q, k_long, v_long, k_short, v_short, documents, do, lse, delta)
+    strides = _strides(q, k_long, v_long, k_short, v_short, do)
+    tiles = call.tiles("rows", q.dtype)
+    head_blocks = triton.cdiv(call.group, tiles.heads)
+    constants = call.constants(tiles, sign, documents, q.dtype) | {
+        "EDGE": _edge(tiles),
+        "PLACES": max(16, triton.next_power_of_2(tiles.queries + tiles.short - 1)),
+    }
+    sizes = (call.tokens, call.heads, call.kv_heads, call.group)
+    query_tiles, pairs = triton.cdiv(call.tokens, tiles.queries), call.rows * call.kv_heads
+    if deterministic:
+        d_long = _gradients_of_long(call, inputs, strides, scale, sign)
+        d_short = [torch.empty_like(k_long, memory_format=torch.contiguous_format) for _ in range(2)]
+        span = call.short + tiles.queries - 1
+        step = max(1, min(pairs, WORKSPACE // (8 * query_tiles * span * call.width)))
+        for first in range(0, pairs, step):
+            now = min(step, pairs - first)
+            workspace = torch.zeros(2, now, query_tiles, span, call.width, dtype=torch.float32, device=q.device)
+            triton_backward.rows_kernel[(query_tiles, now)](
+                *(*inputs, dq, dq, dq, *workspace, *strides, first, *sizes),
+                *(1, call.long, call.short, scale, dq[0].numel()),
+                HEAD_BLOCKS=head_blocks,
+                ADD=triton_backward.LEAVE,
+                **constants,
+            )
+            for source, target in zip(workspace, d_short, strict=True):
+                triton_backward.gather_kernel[(triton.cdiv(call.tokens, 16), now)](
+                    *(source, target, first, call.tokens, call.kv_heads, call.short),
+                    D=call.width,
+                    BD=call.padded,
+                    BI=tiles.queries,
+                    BT=16,
+                )
+    else:
+        sums = [torch.zeros(k_long.shape, dtype=torch.float32, device=q.device) for _ in range(4)]
+        triton_backward.rows_kernel[(query_tiles * head_blocks, pairs)](
+            *(*inputs, dq, *sums, *strides, 0, *sizes),
+            *(head_blocks, call.long, call.short, scale, dq[0].numel()),
+            HEAD_BLOCKS=1,
+            ADD=triton_backward.ATOMIC,
+            **constants,
+        )
+        d_long, d_short = [x.to(q.dtype) for x in sums[:2]], [x.to(q.dtype) for x in sums[2:]]
+    return dq.sum(0).to(q.dtype) if sign else dq[0], d_long[0], d_long[1], d_short[0], d_short[1]
+
+
+def _gradients_of_long(
+    call: _Call, inputs: tuple[Tensor | None, ...], strides: list[int], scale: float, sign: int
+) -> list[Tensor]:
+    q, k_long = inputs[0], inputs[1]
+    assert q is not None
+    assert k_long is not None
+    tiles = call.tiles("long", q.dtype)
+    key_tiles, pairs = triton.cdiv(call.tokens, tiles.long), call.rows * call.kv_heads
+    parts = max(1, min(16, triton.cdiv(PROGRAMS, key_tiles * pairs)))
+    shares = torch.empty(2, parts, *k_long.shape, dtype=torch.float32, device=q.device)
+    triton_backward.long_kernel[(key_tiles, pairs, parts)](
+        *(*inputs, shares[0], shares[1], *strides, call.tokens, call.heads, call.kv_heads, call.group),
+        *(triton.cdiv(call.group, tiles.heads), call.long, call.short, scale, shares[0, 0].numel()),
+        **call.constants(tiles, sign, inputs[5], q.dtype),
+    )
+    return [share.sum(0).to(q.dtype) for share in shares]
+
+
+_forward = torch.library.custom_op("trivium::simplicial_triton_forward", forward, mutates_args=())
+_backward = torch.library.custom_op("trivium::simplicial_triton_backward", backward, mutates_args=())
+
+
+@_forward.register_fake
+def _(q: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    rows, tokens, heads, _ = q.shape
+    o = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    return o, torch.empty(rows, heads, tokens, dtype=torch.float32, device=q.device)
+
+
+@_backward.register_fake
+def _(do: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
+    return tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in inputs[:5])
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs[:6], *output)
+    ctx.rest = inputs[6:]
+    ctx.set_materialize_grads(False)
+
+
+def _gradients(ctx: Any, do: Tensor | None, dlse: Tensor | None) -> tuple[Tensor | None, ...]:
+    if do is None:
+        return (None,) * 10
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    return (*_backward(do, *ctx.saved_tensors, *ctx.rest, deterministic), None, None, None, None, None)
+
+
+_forward.register_autograd(_gradients, setup_context=_setup_context)
+
+
+def triton_simplicial(
+    q: Tensor,
+    k1: Tensor,
+    k2: Tensor,
+    v1: Tensor,
+    v2: Tensor,
+    *,
+    window1: int,
+    window2: int,
+    scale: float,
+    form: str,
+    bias: tuple[Tensor, Tensor] | None,
+    documents: Tensor | None,
+) -> Tensor:
+    """Return o (B, T, H, D); arguments as in `simplicial_attention`, already checked."""
+    for name, tensor in {"q": q, "k1": k1, "k2": k2, "v1": v1, "v2": v2}.items():
+        if tensor.stride(3) != 1 and tensor.shape[3] > 1:
+            raise ValueError(
+                f"{name}: stride {tensor.stride(3)} of the head width; backend triton needs 1: give {name}.contiguous()"
+            )
+    if bias is not None:
+        # One pass over tensors without the query heads; its gradients come from those of k2 and v2.
+        k2, v2 = (k2 + bias[0]).to(k2.dtype), (v2 + bias[1]).to(v2.dtype)
+    if documents is not None:
+        documents = documents.contiguous()
+    sign = 1 if form == "determinant" else 0
+    pairs = (k1, v1, k2, v2, documents, window1, window2)
+    if window1 < window2:
+        pairs, sign = (k2, v2, k1, v1, documents, window2, window1), -sign
+    return _forward(q, *pairs, scale, sign)[0]
