@@ -13,6 +13,7 @@ from trivium.commands.console import announce
 from trivium.commands.recipes import read_recipe
 from trivium.config import UserError, config_hash
 from trivium.registry import nearest
+from trivium.report.run import write_report
 from trivium.study.jobs import Event
 from trivium.study.live import LiveProgress
 from trivium.study.recipe import Recipe
@@ -59,6 +60,7 @@ def train(arguments: Sequence[str]) -> int:
             f"{result['seconds']:.0f} s"
         )
         print(f"run folder: {folder}")
+        print(f"report:     {write_report(folder)}")
         print(f"talk to it: trivium chat {folder}")
     return 0
 
