@@ -1,0 +1,350 @@
+"""Forward of trilinear 2-simplicial attention for Hopper, in Gluon: warp-specialised FlashAttention of virtual queries.
+
+Rows of a tile are (query i, head, short key k) with u = scale * q[i,h] * k2[k]; its columns are keys of the long window.
+Two warpgroups hold 64 rows each and share the K1 and V1 tiles that two warps bring by TMA. A row's result is
+multiplied by v2[k] and summed over the short window of its (i, h) at the end. docs/kernels.md draws a tile.
+
+Logits are bounded by |q|_4 |k2|_4 |k1|_2 (Cauchy-Schwarz, twice), of which `bounds` takes the maxima. Where that bound is small the softmax needs no running maximum:
+bfloat16 weights and float32 sums have the range for it. Otherwise the tile takes the online softmax.
+"""
+
+# Gluon functions are typed for its compiler: their layouts and blocks are compile-time values.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportIndexIssue=false
+
+import triton
+import triton.language as tl
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_init,
+    warpgroup_mma_wait,
+)
+
+ROWS = gl.constexpr(64)  # rows of one warpgroup's tile
+
+
+@triton.jit
+def bounds(
+    q, k2, k1, out, tokens, group, kv_heads, BT: tl.constexpr, BG: tl.constexpr, D: tl.constexpr, BD: tl.constexpr
+):
+    """Raise out (B, Hkv, 3), zeros before, to the largest |q|_4, |k2|_4 and |k1|_2 of each key/value head."""
+    t = tl.program_id(0) * BT + tl.arange(0, BT)
+    row = tl.program_id(1).to(tl.int64) // kv_heads * tokens + t
+    kv_head = tl.program_id(1) % kv_heads
+    d = tl.arange(0, BD)
+    mask = (t < tokens)[:, None] & (d < D)[None, :]
+    at = ((row * kv_heads + kv_head) * D)[:, None] + d[None, :]
+    x = tl.load(k2 + at, mask=mask, other=0.0).to(tl.float32)
+    y = tl.load(k1 + at, mask=mask, other=0.0).to(tl.float32)
+    g = tl.arange(0, BG)
+    top = 0.0
+    for first in range(0, group, BG):
+        head = first + g
+        heads = kv_head * group + head
+        q_at = (row[:, None] * (kv_heads * group) + heads[None, :])[:, :, None] * D + d[None, None, :]
+        z = tl.load(q + q_at, mask=mask[:, None, :] & (head < group)[None, :, None], other=0.0).to(tl.float32)
+        top = tl.maximum(top, tl.max(tl.max(tl.sum(z * z * (z * z), 2), 1), 0))
+    out += tl.program_id(1) * 3
+    tl.atomic_max(out, tl.sqrt(tl.sqrt(top)))
+    tl.atomic_max(out + 1, tl.sqrt(tl.sqrt(tl.max(tl.sum(x * x * (x * x), 1), 0))))
+    tl.atomic_max(out + 2, tl.sqrt(tl.max(tl.sum(y * y, 1), 0)))
+
+
+@gluon.jit
+def _place(step, HB, units_i, kv_heads, tokens, window1, NIC: gl.constexpr, N: gl.constexpr):
+    """Return (b, kv head, head block, first i, tiles, first key) of this program's tile number `step`."""
+    unit = gl.program_id(0) + (step // HB) * gl.num_programs(0)
+    head_block = step % HB
+    row = unit // units_i
+    first_i = (units_i - 1 - unit % units_i) * NIC
+    last_i = gl.minimum(first_i + NIC, tokens) - 1
+    low = gl.maximum(first_i - window1 + 1, 0)
+    tiles = (last_i - low + N) // N
+    return row // kv_heads, row % kv_heads, head_block, first_i, tiles, last_i + 1 - tiles * N
+
+
+@gluon.jit
+def _produce(desc, full, empty, buffers, steps, HB, units_i, kv_heads, tokens, window1, NIC: gl.constexpr):
+    STAGES: gl.constexpr = buffers.type.shape[0]
+    N: gl.constexpr = desc.block_type.shape[1]
+    D: gl.constexpr = desc.block_type.shape[2]
+    count = 0
+    for step in range(steps):
+        b, kv_head, _, _, tiles, start = _place(step, HB, units_i, kv_heads, tokens, window1, NIC, N)
+        for tile in range(tiles):
+            stage = count % STAGES
+            mbarrier.wait(empty.index(stage), (count // STAGES & 1) ^ 1)
+            mbarrier.expect(full.index(stage), desc.block_type.nbytes)
+            tma.async_copy_global_to_shared(
+                desc, [b, start + tile * N, kv_head * D], full.index(stage), buffers.index(stage)
+            )
+            count += 1
+
+
+@gluon.constexpr_function
+def _rows_layout(G, W, D):
+    """Return a layout of (G, W, D) with 16 bytes a thread in which a sum over W stays inside a warp where it can."""
+    warps_g = min(G, 4)
+    warps_d = min(4 // warps_g, D // 32)
+    across = D // warps_d // 8
+    return gl.BlockedLayout(
+        [1, 1, 8], [1, 32 // across, across], [warps_g, 4 // warps_g // warps_d, warps_d], [2, 1, 0]
+    )
+
+
+@gluon.jit
+def _short(ptr, b, kv_head, i, tokens, kv_heads, window2, NI: gl.constexpr, NH: gl.constexpr, W: gl.constexpr, D: gl.constexpr):  # fmt: skip
+    """Return k2 or v2 (G or 1, W, D) of the short windows of the queries i..; 0 where there is no key."""
+    L: gl.constexpr = _rows_layout(NI * NH, W, D)
+    w = gl.expand_dims(gl.expand_dims(gl.arange(0, W, gl.SliceLayout(0, gl.SliceLayout(2, L))), 0), 2)
+    d = gl.expand_dims(gl.expand_dims(gl.arange(0, D, gl.SliceLayout(0, gl.SliceLayout(1, L))), 0), 1)
+    if NI == 1:
+        k = i - window2 + 1 + w
+    else:
+        g = gl.expand_dims(gl.expand_dims(gl.arange(0, NI * NH, gl.SliceLayout(1, gl.SliceLayout(2, L))), 1), 2)
+        k = i + g // NH - window2 + 1 + w
+    row = ((b * tokens + k).to(gl.int64) * kv_heads + kv_head) * D
+    return gl.load(ptr + row + d, mask=(k >= 0) & (w < window2) & (k < tokens) & (d >= 0), other=0.0)
+
+
+@gluon.jit
+def _queries(ptr, b, head, i, tokens, heads, NI: gl.constexpr, NH: gl.constexpr, W: gl.constexpr, D: gl.constexpr):
+    """Return q (G, 1, D) of the queries i.. and heads head..; 0 past the end."""
+    L: gl.constexpr = _rows_layout(NI * NH, W, D)
+    g = gl.expand_dims(gl.expand_dims(gl.arange(0, NI * NH, gl.SliceLayout(1, gl.SliceLayout(2, L))), 1), 2)
+    d = gl.expand_dims(gl.expand_dims(gl.arange(0, D, gl.SliceLayout(0, gl.SliceLayout(1, L))), 0), 1)
+    row = ((b * tokens + i + g // NH).to(gl.int64) * heads + head + g % NH) * D
+    return gl.load(ptr + row + d, mask=(i + g // NH < tokens) & (d >= 0), other=0.0)
+
+
+@gluon.jit
+def _small(ptr, scale, LIMIT: gl.constexpr):
+    """Return whether the logits of a key/value head are below LIMIT: |q * k2|_2 |k1|_2 <= |q|_4 |k2|_4 |k1|_2."""
+    return gl.load(ptr) * gl.load(ptr + 1) * gl.load(ptr + 2) * gl.abs(scale) < LIMIT
+
+
+@gluon.jit
+def _weigh(s, m, l, start, low, i_row, window1, FAST: gl.constexpr, MASK: gl.constexpr, S: gl.constexpr):
+    """Return (p, m, l, alpha) of a tile of logits in powers of two; `start` is its first key."""
+    j = start + gl.expand_dims(gl.arange(0, s.shape[1], gl.SliceLayout(0, S)), 0)
+    if MASK == 1:  # one query: the tiles end at its own key
+        s = gl.where(j >= low, s, -float("inf"))
+    if MASK == 2:
+        past = gl.expand_dims(i_row, 1) - j
+        allowed = (past >= 0) & (past < gl.expand_dims(gl.minimum(window1, i_row + 1), 1))
+        s = gl.where(allowed, s, -float("inf"))
+    if FAST:
+        alpha = m
+        p = gl.exp2(s)
+        l += gl.sum(p, 1)
+    else:
+        grown = gl.maximum(m, gl.max(s, 1))
+        safe = gl.where(grown == -float("inf"), 0.0, grown)
+        alpha = gl.exp2(m - safe)
+        p = gl.exp2(s - gl.expand_dims(safe, 1))
+        l = l * alpha + gl.sum(p, 1)
+        m = grown
+    return p, m, l, alpha
+
+
+@gluon.jit
+def _attend(
+    u, k_full, k_empty, k_buffers, v_full, v_empty, v_buffers, count, tiles, start, low, i_row, window1,
+    FAST: gl.constexpr, MANY: gl.constexpr,
+):  # fmt: skip
+    """Return (o, m, l) of the tile's rows over `tiles` key tiles from key `start`; o is not divided by l."""
+    K_STAGES: gl.constexpr = k_buffers.type.shape[0]
+    V_STAGES: gl.constexpr = v_buffers.type.shape[0]
+    N: gl.constexpr = k_buffers.type.shape[2]
+    D: gl.constexpr = k_buffers.type.shape[3]
+    S: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, N, 16])
+    O: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
+    P: gl.constexpr = gl.DotOperandLayout(0, O, 2)
+    LS: gl.constexpr = gl.SliceLayout(1, S)
+    LO: gl.constexpr = gl.SliceLayout(1, O)
+    nothing = gl.zeros([ROWS, N], gl.float32, S)
+    o = warpgroup_mma_init(gl.zeros([ROWS, D], gl.float32, O))
+    m = gl.full([ROWS], -float("inf"), gl.float32, LS)
+    l = gl.zeros([ROWS], gl.float32, LS)
+
+    stage = count % K_STAGES
+    mbarrier.wait(k_full.index(stage), count // K_STAGES & 1)
+    k_tile = k_buffers.index(stage).reshape([N, D]).permute([1, 0])
+    s_now = warpgroup_mma(u, k_tile, nothing, use_acc=False, is_async=True)
+    s = warpgroup_mma_wait(0, deps=[s_now])
+    mbarrier.arrive(k_empty.index(stage), count=1)
+    p, m, l, _ = _weigh(s, m, l, start, low, i_row, window1, FAST, 2 if MANY else 1, S)
+    p16 = gl.convert_layout(p.to(k_buffers.dtype), P)
+    at = count + 1
+    mbarrier.wait(k_full.index(at % K_STAGES), at // K_STAGES & 1, pred=tiles > 1)
+    for tile in range(1, tiles):
+        at = count + tile
+        stage = at % K_STAGES
+        k_tile = k_buffers.index(stage).reshape([N, D]).permute([1, 0])
+        s_now = warpgroup_mma(u, k_tile, nothing, use_acc=False, is_async=True)
+        v_stage = (at - 1) % V_STAGES
+        mbarrier.wait(v_full.index(v_stage), (at - 1) // V_STAGES & 1)
+        o = warpgroup_mma(p16, v_buffers.index(v_stage).reshape([N, D]), o, is_async=True)
+        s = warpgroup_mma_wait(1, deps=[s_now])
+        mbarrier.arrive(k_empty.index(stage), count=1)
+        # Beside the exponentials the product of the last p and v1 runs. The branch of this wait for the next keys
+        # also keeps the compiler from moving the wait for that product before the exponentials.
+        p, m, l, alpha = _weigh(s, m, l, start + tile * N, low, i_row, window1, FAST, 2 if MANY else 0, S)
+        mbarrier.wait(k_full.index((at + 1) % K_STAGES), (at + 1) // K_STAGES & 1, pred=tile + 1 < tiles)
+        o_now, p16, p = warpgroup_mma_wait(0, deps=[o, p16, p])
+        mbarrier.arrive(v_empty.index(v_stage), count=1)
+        if not FAST:
+            o_now = o_now * gl.expand_dims(gl.convert_layout(alpha, LO), 1)
+        o = warpgroup_mma_init(o_now)
+        p16 = gl.convert_layout(p.to(k_buffers.dtype), P)
+    at = count + tiles - 1
+    v_stage = at % V_STAGES
+    mbarrier.wait(v_full.index(v_stage), at // V_STAGES & 1)
+    o = warpgroup_mma(p16, v_buffers.index(v_stage).reshape([N, D]), o, is_async=True)
+    o_now, p16 = warpgroup_mma_wait(0, deps=[o, p16])
+    mbarrier.arrive(v_empty.index(v_stage), count=1)
+    return o_now, m, l
+
+
+@gluon.jit
+def _consume(
+    GROUP: gl.constexpr, q_ptr, k2_ptr, v2_ptr, o_ptr, lse_ptr, bound_ptr, u_buffers,
+    k_full, k_empty, k_buffers, v_full, v_empty, v_buffers,
+    steps, HB, units_i, heads, kv_heads, tokens, window1, window2, scale,
+    NI: gl.constexpr, NH: gl.constexpr, WGI: gl.constexpr, WGH: gl.constexpr, W: gl.constexpr, LIMIT: gl.constexpr,
+):  # fmt: skip
+    N: gl.constexpr = k_buffers.type.shape[2]
+    D: gl.constexpr = k_buffers.type.shape[3]
+    S: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, N, 16])
+    O: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
+    G: gl.constexpr = NI * NH
+    L: gl.constexpr = _rows_layout(G, W, D)
+    MANY: gl.constexpr = NI + WGI > 1
+    buffer = u_buffers.index(GROUP)
+    row = gl.arange(0, ROWS, gl.SliceLayout(1, S))
+    group = heads // kv_heads
+    count = 0
+    b, kv_head, head_block, first_i, tiles, start = _place(0, HB, units_i, kv_heads, tokens, window1, NI + WGI, N)
+    i = first_i + GROUP * WGI
+    head = kv_head * group + head_block * (NH + WGH) + GROUP * WGH
+    q = _queries(q_ptr, b, head, i, tokens, heads, NI, NH, W, D)
+    k2 = _short(k2_ptr, b, kv_head, i, tokens, kv_heads, window2, NI, NH, W, D)
+    for step in range(steps):
+        u = (q.to(gl.float32) * scale) * k2.to(gl.float32)
+        buffer.store(u.to(k_buffers.dtype).reshape([ROWS, D]))
+        fence_async_shared()
+        i_row = i + row // (NH * W)
+        low = gl.maximum(i - window1 + 1, 0)
+        # The next queries come from device memory: fetch them now. Short keys and values wait in the caches.
+        next_b, next_kv_head, next_block, next_first, next_tiles, next_start = _place(
+            gl.minimum(step + 1, steps - 1), HB, units_i, kv_heads, tokens, window1, NI + WGI, N
+        )
+        next_i = next_first + GROUP * WGI
+        next_head = next_kv_head * group + next_block * (NH + WGH) + GROUP * WGH
+        q = _queries(q_ptr, next_b, next_head, next_i, tokens, heads, NI, NH, W, D)
+        small = _small(bound_ptr + (b * kv_heads + kv_head) * 3, scale, LIMIT)
+        if small:
+            o, m, l = _attend(
+                buffer, k_full, k_empty, k_buffers, v_full, v_empty, v_buffers,
+                count, tiles, start, low, i_row, window1, True, MANY,
+            )  # fmt: skip
+        else:
+            o, m, l = _attend(
+                buffer, k_full, k_empty, k_buffers, v_full, v_empty, v_buffers,
+                count, tiles, start, low, i_row, window1, False, MANY,
+            )  # fmt: skip
+        count += tiles
+        v2 = _short(v2_ptr, b, kv_head, i, tokens, kv_heads, window2, NI, NH, W, D)
+        k2 = _short(k2_ptr, next_b, next_kv_head, next_i, tokens, kv_heads, window2, NI, NH, W, D)
+
+        # The rows of one (i, h) differ in k alone: weigh them against each other, multiply by v2[k] and sum.
+        k = i_row - window2 + 1 + row % W
+        valid = (k >= 0) & (row % W < window2)
+        if small:
+            m = gl.zeros([ROWS], gl.float32, gl.SliceLayout(1, S))
+        m_GW = gl.where(valid, m, -float("inf")).reshape([G, W])
+        top_G = gl.max(m_GW, 1)
+        weight_GW = gl.exp2(m_GW - gl.expand_dims(top_G, 1))
+        sum_G = gl.sum(weight_GW * l.reshape([G, W]), 1)
+        share = gl.convert_layout((weight_GW / gl.expand_dims(sum_G, 1)).reshape([ROWS]), gl.SliceLayout(1, O))
+        buffer.store((o * gl.expand_dims(share, 1)).to(k_buffers.dtype))
+        LG: gl.constexpr = gl.SliceLayout(1, gl.SliceLayout(1, L))
+        g = gl.arange(0, G, LG)
+        there = i + g // NH < tokens
+        lse = gl.convert_layout((top_G + gl.log2(sum_G)) * 0.6931471805599453, LG)
+        gl.store(lse_ptr + (b * heads + head + g % NH).to(gl.int64) * tokens + i + g // NH, lse, mask=there)
+        read = buffer.reshape([G, W, D]).load(L)
+        o_GD = gl.sum(read.to(gl.float32) * v2.to(gl.float32), 1)
+        d = gl.arange(0, D, gl.SliceLayout(0, gl.SliceLayout(1, L)))
+        o_row = (b * tokens + i + g // NH).to(gl.int64) * heads + head + g % NH
+        gl.store(
+            o_ptr + gl.expand_dims(o_row, 1) * D + gl.expand_dims(d, 0),
+            o_GD.to(o_ptr.dtype.element_ty),
+            mask=gl.expand_dims(there, 1) & (gl.expand_dims(d, 0) >= 0),
+        )
+
+        b, kv_head, i, head, tiles, start = next_b, next_kv_head, next_i, next_head, next_tiles, next_start
+
+
+@gluon.jit
+def forward(
+    q_ptr, k2_ptr, v2_ptr, k1_desc, v1_desc, o_ptr, lse_ptr, bound_ptr,
+    units, HB, units_i, heads, kv_heads, tokens, window1, window2, scale,
+    NI: gl.constexpr, NH: gl.constexpr, WGI: gl.constexpr, WGH: gl.constexpr, W: gl.constexpr,
+    K_STAGES: gl.constexpr, V_STAGES: gl.constexpr, LIMIT: gl.constexpr, REGISTERS: gl.constexpr,
+):  # fmt: skip
+    """Write o (B, T, Hq, D) and the natural log-sum-exp (B, Hq, T); `scale` holds log2(e), LIMIT bounds the logits."""
+    N: gl.constexpr = k1_desc.block_type.shape[1]
+    D: gl.constexpr = k1_desc.block_type.shape[2]
+    k_buffers = gl.allocate_shared_memory(k1_desc.dtype, [K_STAGES, 1, N, D], k1_desc.layout)
+    v_buffers = gl.allocate_shared_memory(k1_desc.dtype, [V_STAGES, 1, N, D], v1_desc.layout)
+    u_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([ROWS, D], k1_desc.dtype)
+    u_buffers = gl.allocate_shared_memory(k1_desc.dtype, [2, ROWS, D], u_layout)
+    k_full = gl.allocate_shared_memory(gl.int64, [K_STAGES, 1], mbarrier.MBarrierLayout())
+    k_empty = gl.allocate_shared_memory(gl.int64, [K_STAGES, 1], mbarrier.MBarrierLayout())
+    v_full = gl.allocate_shared_memory(gl.int64, [V_STAGES, 1], mbarrier.MBarrierLayout())
+    v_empty = gl.allocate_shared_memory(gl.int64, [V_STAGES, 1], mbarrier.MBarrierLayout())
+    for stage in gl.static_range(K_STAGES):
+        mbarrier.init(k_full.index(stage), count=1)
+        mbarrier.init(k_empty.index(stage), count=2)
+    for stage in gl.static_range(V_STAGES):
+        mbarrier.init(v_full.index(stage), count=1)
+        mbarrier.init(v_empty.index(stage), count=2)
+    mine = (units - gl.program_id(0) + gl.num_programs(0) - 1) // gl.num_programs(0)
+    steps = mine * HB
+    gl.warp_specialize(
+        [
+            (
+                _consume,
+                (
+                    gl.constexpr(0), q_ptr, k2_ptr, v2_ptr, o_ptr, lse_ptr, bound_ptr, u_buffers,
+                    k_full, k_empty, k_buffers, v_full, v_empty, v_buffers,
+                    steps, HB, units_i, heads, kv_heads, tokens, window1, window2, scale,
+                    NI, NH, WGI, WGH, W, LIMIT,
+                ),
+            ),
+            (
+                _consume,
+                (
+                    gl.constexpr(1), q_ptr, k2_ptr, v2_ptr, o_ptr, lse_ptr, bound_ptr, u_buffers,
+                    k_full, k_empty, k_buffers, v_full, v_empty, v_buffers,
+                    steps, HB, units_i, heads, kv_heads, tokens, window1, window2, scale,
+                    NI, NH, WGI, WGH, W, LIMIT,
+                ),
+            ),
+            (
+                _produce,
+                (k1_desc, k_full, k_empty, k_buffers, steps, HB, units_i, kv_heads, tokens, window1, NI + WGI),
+            ),
+            (
+                _produce,
+                (v1_desc, v_full, v_empty, v_buffers, steps, HB, units_i, kv_heads, tokens, window1, NI + WGI),
+            ),
+        ],
+        [4, 1, 1],
+        [REGISTERS, 24, 24],
+    )  # fmt: skip
