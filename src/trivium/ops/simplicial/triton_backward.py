@@ -59,7 +59,8 @@ def _tile(
     logits = product(u, tl.trans(keys), None, PRECISION)
     weights = tl.exp2(logits - low[:, None])
     if MASKED:
-        weights = tl.where(allowed_pairs(i, j, own, documents, tokens, long, DOCUMENTS), weights, 0.0)
+        allowed = allowed_pairs(i[:, None], j[None, :], own[:, None], documents, tokens, long, DOCUMENTS)
+        weights = tl.where(allowed, weights, 0.0)
     d_weights = product(w, tl.trans(values), None, PRECISION)
     d_logits = weights * (d_weights - delta[:, None])
     return narrowed(weights, keys.dtype), narrowed(d_logits, keys.dtype)
@@ -123,7 +124,7 @@ def _add_short(
     D: tl.constexpr, BD: tl.constexpr, PLACES: tl.constexpr, PRECISION: tl.constexpr, dtype: tl.constexpr,
 ):  # fmt: skip
     """Add the sums of rows x by short key to a gradient, or to the program's own part of a workspace."""
-    sums = gathered(x, place, PLACES, PRECISION, dtype)
+    sums = gathered(tl.trans(x), place, PLACES, PRECISION, dtype)
     pointers = into + at[:, None] * stride + target[None, :]
     mask = mask[:, None] & (tl.arange(0, BD) < D)[None, :]
     if ATOMICALLY:
@@ -239,7 +240,7 @@ def rows_kernel(
             _add_short(dk_short, x, place, at, exists, target, stride_s, ADD != LEAVE, D, BD, PLACES, PRECISION, dtype)
             query_of_row = tl.arange(0, QUERIES * BK) // BK
             x = _term(du, k_short, k_offsets, valid, scale, 0, 1, SIGN, D, BD)
-            dq_sum += gathered(x, query_of_row, GROUPS, PRECISION, dtype)
+            dq_sum += gathered(tl.trans(x), query_of_row, GROUPS, PRECISION, dtype)
             if SIGN != 0:
                 target = turned(channels, 2, D)
                 x = _term(du, q, q_offsets, valid, scale, 1, 1, SIGN, D, BD)
@@ -247,7 +248,7 @@ def rows_kernel(
                     dk_short, x, place, at, exists, target, stride_s, ADD != LEAVE, D, BD, PLACES, PRECISION, dtype
                 )
                 x = _term(du, k_short, k_offsets, valid, scale, 1, 2, SIGN, D, BD)
-                dq_turned += gathered(x, query_of_row, GROUPS, PRECISION, dtype)
+                dq_turned += gathered(tl.trans(x), query_of_row, GROUPS, PRECISION, dtype)
         r = tl.arange(0, GROUPS)
         i = i0 + r // BG
         head = g0 + r % BG
@@ -258,6 +259,26 @@ def rows_kernel(
         else:
             tl.store(dq + at + turned(channels, 2, D)[None, :], dq_sum, mask=mask)
             tl.store(dq + dq_term + at + turned(channels, 1, D)[None, :], dq_turned, mask=mask)
+
+
+@triton.jit
+def _keys_first_tile(
+    u, w, low, delta, i, own, keys, values, j, documents, tokens, long,
+    MASKED: tl.constexpr, DOCUMENTS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Return P and dS of a tile, long keys first; `low` is the log-sum-exp in powers of two, infinite for no row.
+
+    Long keys come first because the matrix unit takes its second operand from shared memory alone: u and w, which a
+    program keeps for many tiles, would fill the registers as first ones.
+    """
+    logits = product(keys, tl.trans(u), None, PRECISION)
+    weights = tl.exp2(logits - low[None, :])
+    if MASKED:
+        allowed = allowed_pairs(i[None, :], j[:, None], own[None, :], documents, tokens, long, DOCUMENTS)
+        weights = tl.where(allowed, weights, 0.0)
+    d_weights = product(values, tl.trans(w), None, PRECISION)
+    d_logits = weights * (d_weights - delta[None, :])
+    return narrowed(weights, keys.dtype), narrowed(d_logits, keys.dtype)
 
 
 @triton.jit
@@ -311,11 +332,11 @@ def long_kernel(
         at = (g0 + head) * tokens + i
         low = tl.load(lse + at, mask=valid, other=float("inf")) * LOG2E
         row_delta = tl.load(delta + at, mask=valid, other=0.0)
-        weights, d_logits = _tile(
+        weights, d_logits = _keys_first_tile(
             u, w, low, row_delta, i, own, keys, values, j, documents, tokens, long, True, DOCUMENTS, PRECISION
         )
-        dv = product(tl.trans(weights), w, dv, PRECISION)
-        dk = product(tl.trans(d_logits), u, dk, PRECISION)
+        dv = product(weights, w, dv, PRECISION)
+        dk = product(d_logits, u, dk, PRECISION)
     mask = (j < tokens)[:, None] & (channels < D)[None, :]
     at = part * part_stride + ((b * tokens + j) * kv_heads + kv)[:, None] * D + channels[None, :]
     tl.store(dk_long + at, dk * LN2, mask=mask)

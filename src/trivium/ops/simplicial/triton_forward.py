@@ -35,7 +35,8 @@ def _attend(
         keys = load_keys(k, j, tokens, stride_k, D, BD, MASKED)
         logits = product(u, tl.trans(keys), None, PRECISION)
         if MASKED:
-            logits = tl.where(allowed_pairs(i, j, own, documents, tokens, long, DOCUMENTS), logits, FAR)
+            allowed = allowed_pairs(i[:, None], j[None, :], own[:, None], documents, tokens, long, DOCUMENTS)
+            logits = tl.where(allowed, logits, FAR)
         higher = tl.maximum(top, tl.max(logits, 1))
         shrink = tl.exp2(top - higher)
         weights = tl.exp2(logits - higher[:, None])
@@ -115,7 +116,8 @@ def forward_kernel(
             # A query past the end has no key, and a row of zeros.
             share /= _spread(tl.where(all_total > 0, all_total, 1.0), QUERIES, BK)
             r = tl.arange(0, QUERIES * BK)
-            all_read = gathered(acc * share[:, None] * values, r // BK, GROUPS, PRECISION, q.dtype.element_ty)
+            read = tl.trans(acc * share[:, None] * values)
+            all_read = gathered(read, r // BK, GROUPS, PRECISION, q.dtype.element_ty)
         else:
             read = tl.sum(tl.reshape(acc * share[:, None] * values, (QUERIES, BK, BD)), 1)
             all_read = all_read * shrink[:, None] + read

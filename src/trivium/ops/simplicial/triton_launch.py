@@ -35,8 +35,12 @@ def tiles_for(kernel: str, *, width: int, group: int, short: int, wide: bool) ->
         rows, long, warps, stages = (32, 32, 4, 1) if width > 128 else (64, 32, 4, 1)
     elif kernel == "forward":
         rows, long, warps, stages = (64, 64, 4, 2) if width > 128 else (128, 64, 8 if width > 64 else 4, 3)
+        if short <= 16 and width <= 64:
+            rows, long = 64, 32
     elif kernel == "rows":
-        rows, long, warps, stages = (64, 32, 8, 1) if width > 128 else (128, 64, 8, 2 if width <= 64 else 1)
+        rows, long, warps, stages = (64, 32, 8, 1) if width > 128 else (128, 64, 8, 2)
+        if short <= 16 and width <= 64:
+            rows, warps = 64, 4
     else:
         rows, long, warps, stages = (32, 64, 8, 1) if width > 128 else (64, 128, 8, 1)
     keys = min(triton.next_power_of_2(short), rows)

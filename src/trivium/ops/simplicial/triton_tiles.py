@@ -131,28 +131,22 @@ def reach(i0, tokens, long, BI: tl.constexpr, BN: tl.constexpr, EDGE: tl.constex
 
 @triton.jit
 def allowed_pairs(i, j, own, documents, tokens, long, DOCUMENTS: tl.constexpr):
-    """Return which long keys j (columns) each row may read."""
-    allowed = (j[None, :] <= i[:, None]) & (j[None, :] > i[:, None] - long)
+    """Return which long keys j the rows may read; i and own lie along one axis, j along the other."""
+    allowed = (j <= i) & (j > i - long)
     if DOCUMENTS:
-        of_key = tl.load(documents + j, mask=j < tokens, other=-1)
-        allowed = allowed & (own[:, None] == of_key[None, :])
+        allowed = allowed & (own == tl.load(documents + j, mask=j < tokens, other=-1))
     return allowed
 
 
 @triton.jit
-def gathered(x, group_of_row, GROUPS: tl.constexpr, PRECISION: tl.constexpr, dtype: tl.constexpr):
-    """Return (GROUPS, columns) the sums of the rows of x by group: a product with a matrix of zeros and ones.
+def gathered(x, group_of_column, GROUPS: tl.constexpr, PRECISION: tl.constexpr, dtype: tl.constexpr):
+    """Return (GROUPS, rows) the sums of the columns of x by group: a product with a matrix of zeros and ones.
 
-    The matrix unit does it several times as fast as shuffles; the rows are rounded to `dtype` before, like every
-    other operand.
+    The matrix unit does it several times as fast as shuffles; x is rounded to `dtype` before, like every operand.
     """
-    belongs = group_of_row[:, None] == tl.arange(0, GROUPS)[None, :]
-    rows = narrowed(x, dtype)
-    if x.shape[1] >= 64:
-        sums = tl.trans(product(tl.trans(rows), belongs.to(tl.float32).to(rows.dtype), None, PRECISION))
-    else:
-        sums = product(tl.trans(belongs.to(tl.float32).to(rows.dtype)), rows, None, PRECISION)
-    return sums
+    belongs = (group_of_column[:, None] == tl.arange(0, GROUPS)[None, :]).to(tl.float32)
+    x = narrowed(x, dtype)
+    return tl.trans(product(x, belongs.to(x.dtype), None, PRECISION))
 
 
 @triton.jit

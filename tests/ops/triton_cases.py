@@ -1,0 +1,233 @@
+"""What the tests of the Triton backend compute: on a GPU here, else in a process in which Triton interprets.
+
+TRITON_INTERPRET=1 must stand before Triton is imported and would change the backends of other tests, so that process
+is one of its own.
+"""
+
+import multiprocessing
+import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+GPU = torch.cuda.is_available()
+DEVICE = "cuda" if GPU else "cpu"
+NAMES = ("o", "q", "k1", "k2", "v1", "v2", "b_k", "b_v")
+
+
+def _interpret() -> None:
+    os.environ["TRITON_INTERPRET"] = "1"
+    torch.set_num_threads(1)
+
+
+def interpreter() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=_interpret)
+
+
+@contextmanager
+def settings(tiles: tuple[int, ...] | None = None, deterministic: bool = False):
+    """Set the tiles of all kernels, and put NaN into memory that nobody has written."""
+    from trivium.ops.simplicial import triton_launch
+
+    own, empty = triton_launch.tiles_for, torch.empty
+
+    def poisoned(*shape: Any, **options: Any) -> Tensor:
+        made = empty(*shape, **options)
+        return made.fill_(torch.nan) if made.is_floating_point() else made
+
+    torch.empty = poisoned
+    if tiles is not None:
+        triton_launch.tiles_for = lambda kernel, **sizes: triton_launch.Tiles(*tiles)
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.empty, triton_launch.tiles_for = empty, own
+
+
+def draw(
+    rows: int = 2,
+    tokens: int = 13,
+    heads: int = 4,
+    kv_heads: int = 2,
+    width: int = 5,
+    dtype: torch.dtype = torch.float32,
+    bias: bool = False,
+    documents: bool = False,
+    strided: bool = False,
+) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(dtype).to(DEVICE).requires_grad_()
+
+    tensors = {"q": normal(rows, tokens, heads, width)}
+    tensors |= {name: normal(rows, tokens, kv_heads, width) for name in ("k1", "k2", "v1", "v2")}
+    if strided:  # Each tensor in memory of another shape: no stride of one fits another.
+        for extra, (name, x) in enumerate(tensors.items()):
+            wide = torch.full(
+                (rows, tokens + extra, x.shape[2] + extra, width + 8), torch.nan, dtype=dtype, device=DEVICE
+            )
+            wide[:, :tokens, : x.shape[2], :width] = x.detach()
+            tensors[name] = wide[:, :tokens, : x.shape[2], :width].requires_grad_()
+    pair = (normal(kv_heads, width), normal(kv_heads, width)) if bias else None
+    ids = None
+    if documents:
+        ids = (torch.arange(tokens) * 3 // tokens + torch.arange(rows)[:, None]).to(DEVICE)
+    return tensors | {"bias": pair, "documents": ids}
+
+
+def results(arguments: dict[str, Any], double: bool = False, **options: Any) -> list[Tensor]:
+    """Return o and every gradient."""
+    from trivium.ops import simplicial_attention
+
+    tensors = [arguments[name] for name in NAMES[1:6]] + list(arguments["bias"] or ())
+    if double:
+        tensors = [tensor.detach().double().requires_grad_() for tensor in tensors]
+    bias = (tensors[5], tensors[6]) if arguments["bias"] else None
+    o = simplicial_attention(*tensors[:5], bias=bias, documents=arguments["documents"], **options)
+    weights = torch.randn(o.shape, generator=torch.Generator().manual_seed(9)).to(o.device, o.dtype)
+    return [o.detach(), *torch.autograd.grad(o, tensors, weights)]
+
+
+def errors(
+    draws: dict[str, Any],
+    tiles: tuple[int, ...] | None = None,
+    deterministic: bool = False,
+    against: str = "reference",
+    **options: Any,
+) -> dict[str, float]:
+    """Return the distance of o and each gradient from the float64 reference, relative to its size (or to 1: some are zero)."""
+    arguments = draw(**draws)
+    with settings(tiles, deterministic):
+        found = results(arguments, backend="triton", **options)
+    wanted = results(arguments, double=True, backend=against, **options)
+    return {
+        name: float((x.double() - y).norm() / y.norm().clamp_min(1))
+        for name, x, y in zip(NAMES, found, wanted, strict=False)
+    }
+
+
+def same_bits(draws: dict[str, Any], tiles: tuple[int, ...] | None, **options: Any) -> bool:
+    arguments = draw(**draws)
+    with settings(tiles, deterministic=True):
+        first, second = (results(arguments, backend="triton", **options) for _ in range(2))
+    return all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
+
+
+def choice_and_reason(deterministic: bool) -> dict[str, str]:
+    from trivium.ops import dispatch
+
+    with settings(None, deterministic):
+        results(draw(tokens=2, rows=1), window1=2, window2=1, backend="triton")
+    return dispatch.chosen()["simplicial"]
+
+
+def log_sums(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return the saved log-sum-exp, and what it should be, in float64."""
+    from trivium.ops.simplicial import triton_launch
+
+    a = {
+        name: x.detach()
+        for name, x in draw(rows=2, tokens=6, heads=2, kv_heads=2, width=4, dtype=dtype).items()
+        if name in NAMES
+    }
+    with settings():
+        lse = triton_launch.forward(a["q"], a["k1"], a["v1"], a["k2"], a["v2"], None, 4, 2, 0.5, 0)[1]
+    logits = torch.einsum(
+        "bihd,bjhd,bkhd->bhijk", *(0.5**x * a[n].double() for n, x in (("q", 1), ("k1", 0), ("k2", 0)))
+    )
+    i, j = torch.arange(6, device=DEVICE)[:, None], torch.arange(6, device=DEVICE)
+    far, near = ((j <= i) & (j > i - window) for window in (4, 2))
+    allowed = far[:, :, None] & near[:, None, :]
+    return lse.cpu(), logits.masked_fill(~allowed, -torch.inf).flatten(-2).logsumexp(-1).cpu()
+
+
+def reads(changed: str, window1: int, window2: int) -> list[list[int]]:
+    """Return for each token which tokens of `changed` move its output."""
+    from trivium.ops import simplicial_attention
+
+    a = {name: x for name, x in draw(rows=1, tokens=7, heads=1, kv_heads=1, width=3).items() if name in NAMES}
+    with settings(), torch.no_grad():
+        before = simplicial_attention(**a, window1=window1, window2=window2, backend="triton")
+        found: list[list[int]] = [[] for _ in range(7)]
+        for token in range(7):
+            other = a[changed].detach().clone()
+            other[:, token] += 1
+            after = simplicial_attention(**(a | {changed: other}), window1=window1, window2=window2, backend="triton")
+            for i in (before != after).any(-1).flatten().nonzero().flatten().tolist():
+                found[i].append(token)
+    return found
+
+
+def check_registration(documents: bool, form: str) -> None:
+    """Raise what torch.library.opcheck finds wrong."""
+    from trivium.ops.simplicial import triton_launch
+
+    a = draw(rows=2, tokens=5, heads=2, kv_heads=1, width=4, documents=documents)
+    sign = {"trilinear": 0, "determinant": -1}[form]
+    arguments = (a["q"], a["k1"], a["v1"], a["k2"], a["v2"], a["documents"], 3, 2, 0.5, sign)
+    torch.library.opcheck(triton_launch._forward, arguments)
+    o, lse = triton_launch.forward(*(x.detach() if isinstance(x, Tensor) else x for x in arguments))  # pyright: ignore
+    plain = [x.detach() if isinstance(x, Tensor) else x for x in arguments]
+    torch.library.opcheck(triton_launch._backward, (torch.ones_like(o), *plain[:6], o, lse, *plain[6:], False))
+
+
+def checkpointed_and_in_autocast() -> list[tuple[Tensor, Tensor]]:
+    """Return gradients beside those of the plain call: checkpointed, and inside autocast, which must not narrow."""
+    from torch.utils.checkpoint import checkpoint
+
+    from trivium.ops import simplicial_attention
+
+    a = {name: x for name, x in draw(rows=1, tokens=5).items() if name in NAMES}
+    options: dict[str, Any] = {"window1": 3, "window2": 2, "backend": "triton"}
+
+    def attend(*tensors: Tensor) -> Tensor:
+        return simplicial_attention(*tensors, **options)  # pyright: ignore[reportArgumentType]
+
+    plain = torch.autograd.grad(attend(*a.values()).square().sum(), list(a.values()))
+    again = torch.autograd.grad(checkpoint(attend, *a.values(), use_reentrant=False).square().sum(), list(a.values()))
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
+        narrow = torch.autograd.grad(attend(*a.values()).square().sum(), list(a.values()))
+    return [(x.cpu(), y.cpu()) for found in (again, narrow) for x, y in zip(found, plain, strict=True)]
+
+
+def refusal(change: str) -> str:
+    """Return what the error says of a call that the backend cannot serve."""
+    from trivium.ops import simplicial_attention
+
+    a = {name: x.detach() for name, x in draw(rows=1, tokens=4, width=6).items() if name in NAMES}
+    options: dict[str, Any] = {"window1": 2, "window2": 2, "backend": "triton"}
+    if change == "dtype":
+        a = {name: x.double() for name, x in a.items()}
+    elif change == "form":
+        options["form"] = "factorized"
+        a["v2"] = None  # pyright: ignore[reportArgumentType]
+    elif change == "width":
+        a = {name: x.repeat(1, 1, 1, 64) for name, x in a.items()}
+    elif change == "stride":
+        a["k1"] = a["k1"].transpose(1, 3).contiguous().transpose(1, 3)
+    try:
+        simplicial_attention(**a, **options)
+    except ValueError as error:
+        return str(error)
+    return "nothing"
+
+
+def empty_outputs() -> list[tuple[int, ...]]:
+    from trivium.ops import simplicial_attention
+
+    found: list[tuple[int, ...]] = []
+    for rows, tokens in ((0, 3), (2, 0)):
+        a = {name: x for name, x in draw(rows=rows, tokens=tokens).items() if name in NAMES}
+        found.append(tuple(simplicial_attention(**a, window1=2, window2=2, backend="triton").shape))
+    return found
+
+
+def call(pool: ProcessPoolExecutor | None, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    return function(*arguments, **options) if pool is None else pool.submit(function, *arguments, **options).result()
