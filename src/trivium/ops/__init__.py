@@ -3,11 +3,16 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from trivium.ops.scan import OnlineScan, exclusive_scan
     from trivium.ops.simplicial import simplicial_attention
 
-__all__ = ["simplicial_attention"]
+__all__ = ["OnlineScan", "exclusive_scan", "simplicial_attention"]
 
-_HOMES = {"simplicial_attention": "trivium.ops.simplicial"}
+_HOMES = {
+    "OnlineScan": "trivium.ops.scan",
+    "exclusive_scan": "trivium.ops.scan",
+    "simplicial_attention": "trivium.ops.simplicial",
+}
 
 
 def __getattr__(name: str) -> Any:
