@@ -46,7 +46,16 @@ class ModelConfig(ABC):
     def flops_per_token(self, context: ModelContext, length: int) -> float: ...
 
     @abstractmethod
+    def mixer_flops_per_token(self, context: ModelContext, length: int) -> float:
+        """Return the part of `flops_per_token` that its mixers answer for."""
+
+    @abstractmethod
     def state_bytes(self, context: ModelContext, length: int, dtype: torch.dtype) -> int: ...
+
+    @property
+    def document_multiple(self) -> int:
+        """Packed documents must begin at multiples of this many tokens."""
+        return 1
 
     def equals_at(self, other: "ModelConfig", length: int) -> bool:
         """Say whether this model computes the same as `other` on every sequence of up to `length` tokens."""

@@ -4,7 +4,6 @@ Shapes: B rows, T tokens, D width of the residual stream, V vocabulary.
 """
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,14 +15,24 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from trivium.config import UserError, knob
-from trivium.mixers.base import MIXERS, Mixer, MixerConfig, MixerContext, State
+from trivium.mixers.base import MIXERS, MixerConfig, MixerContext, State
 from trivium.model import feedforward
 from trivium.model.base import MODELS, LanguageModel, ModelConfig, ModelContext
-from trivium.model.feedforward import FeedForward, FeedForwardKind
+from trivium.model.block import (
+    Block,
+    Norm,
+    block_params,
+    check_backends,
+    check_choices,
+    check_numbers,
+    initial_std,
+    make_blocks,
+    make_norm,
+    norm_params,
+)
+from trivium.model.feedforward import FeedForwardKind
 from trivium.model.layers import format_layers, parse_layers
 from trivium.model.positions import PositionKind, Positions, table_rows
-from trivium.ops import dispatch
-from trivium.registry import nearest
 
 # Sizes of published addition models (SPEC, section 4). A preset fills what the recipe leaves out.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -33,8 +42,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     "gpt2_6m": {"width": 256, "heads": 4, "layers": "attention*8", "ff_width": 1024, "feedforward": "gelu_new"},
 }
 DEFAULTS: dict[str, Any] = {"width": 64, "heads": 4, "layers": "attention*2", "feedforward": "gelu"}
-
-Norm = Literal["layernorm", "rmsnorm"]
 
 
 @MODELS.register("decoder")
@@ -77,28 +84,20 @@ class DecoderConfig(ModelConfig):
                 object.__setattr__(self, name, default)
         if self.preset is not None and self.preset not in PRESETS:
             raise UserError(f"preset: {self.preset!r} is not allowed; allowed: {', '.join(PRESETS)}")
-        for name in ("width", "heads", "ff_width", "max_length"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{name}: {value} is not allowed; allowed: 1 or more")
-        if self.width % self.heads:
-            raise UserError(f"heads: {self.heads} heads do not divide the width {self.width}")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"dropout: {self.dropout} is not allowed; allowed: 0 up to, but not including, 1")
+        check_numbers(self, ("width", "heads", "ff_width", "max_length"))
         if self.block_offset < 0 or (self.block_offset and self.positions != "block"):
             raise UserError(
                 f"block_offset: {self.block_offset} is not allowed; allowed: 0 or more, and 0 without block positions"
             )
-        for name, known in (
-            ("positions", PositionKind),
-            ("feedforward", FeedForwardKind),
-            ("norm", Norm),
-        ):
-            allowed = known.__args__
-            if getattr(self, name) not in allowed:
-                raise UserError(f"{name}: {getattr(self, name)!r} is not allowed; allowed: {', '.join(allowed)}")
-        for operator, backend in self.backends.items():
-            _check_backend(operator, backend)
+        check_choices(
+            self,
+            {
+                "positions": PositionKind.__args__,
+                "feedforward": FeedForwardKind.__args__,
+                "norm": Norm.__args__,
+            },
+        )
+        check_backends(self.backends)
         assert self.mixers
 
     @cached_property
@@ -126,18 +125,20 @@ class DecoderConfig(ModelConfig):
 
     def num_params(self, context: ModelContext) -> int:
         mixer_context = self.mixer_context(context)
-        norm = self.width * (2 if self.norm == "layernorm" else 1)
-        block = 2 * norm + feedforward.num_params(self.feedforward, self.width, self.hidden_width)
         mixers = sum(mixer.num_params(mixer_context) for mixer in self.mixers)
         rows = table_rows(self.positions, mixer_context.max_length, self.block_offset)
         rows += context.vocab_size * (1 if self.tied else 2)
-        return rows * self.width + len(self.mixers) * block + mixers + norm
+        blocks = mixers + len(self.mixers) * block_params(self)
+        return rows * self.width + blocks + norm_params(self.norm, self.width)
+
+    def mixer_flops_per_token(self, context: ModelContext, length: int) -> float:
+        mixer_context = self.mixer_context(context)
+        return sum(mixer.flops_per_token(mixer_context, length) for mixer in self.mixers)
 
     def flops_per_token(self, context: ModelContext, length: int) -> float:
-        mixer_context = self.mixer_context(context)
         block = feedforward.flops_per_token(self.feedforward, self.width, self.hidden_width)
-        mixers = sum(mixer.flops_per_token(mixer_context, length) for mixer in self.mixers)
-        return mixers + len(self.mixers) * block + 2 * self.width * context.vocab_size
+        rest = len(self.mixers) * block + 2 * self.width * context.vocab_size
+        return self.mixer_flops_per_token(context, length) + rest
 
     def state_bytes(self, context: ModelContext, length: int, dtype: torch.dtype) -> int:
         mixer_context = self.mixer_context(context)
@@ -174,14 +175,6 @@ class DecoderConfig(ModelConfig):
         return [cls(**{"width": 24, "heads": 2, **variant}) for variant in variants]
 
 
-def _check_backend(operator: str, backend: str) -> None:
-    if operator not in dispatch.operators():
-        raise UserError(f"backends: unknown operator {operator!r}; {nearest(operator, dispatch.operators())}")
-    known = ["auto", *dispatch.backends(operator)]
-    if backend not in known:
-        raise UserError(f"backends.{operator}: {backend!r} is not allowed; {nearest(backend, known)}")
-
-
 @dataclass
 class DecoderState(State):
     """The mixers' states, the tokens that each row has seen, and the digits that it ended with (block ids)."""
@@ -189,43 +182,6 @@ class DecoderState(State):
     mixers: list[State]
     lengths_B: Tensor
     run_B: Tensor | None
-
-
-class Block(nn.Module):
-    """Norm, mixer, norm, feed-forward; each half adds to the residual stream."""
-
-    def __init__(self, config: DecoderConfig, mixer: Mixer, std: float, output_std: float):
-        super().__init__()
-        norm = nn.LayerNorm if config.norm == "layernorm" else nn.RMSNorm
-        self.norm1 = norm(config.width, eps=1e-5)
-        self.mixer = mixer
-        self.norm2 = norm(config.width, eps=1e-5)
-        self.feedforward = FeedForward(config.feedforward, config.width, config.hidden_width, std, output_std)
-        self.dropout = config.dropout
-
-    def forward(
-        self,
-        x_BTD: Tensor,
-        state: Any,
-        lengths_B: Tensor | None,
-        documents_BT: Tensor | None,
-        positions_BT: Tensor | None,
-    ) -> tuple[Tensor, Any]:
-        y_BTD, state = self.mixer(
-            self.norm1(x_BTD), state, lengths_B=lengths_B, documents_BT=documents_BT, positions_BT=positions_BT
-        )
-        x_BTD = x_BTD + self._drop(y_BTD)
-        return x_BTD + self._drop(self.feedforward(self.norm2(x_BTD))), state
-
-    def _drop(self, y_BTD: Tensor) -> Tensor:
-        return functional.dropout(y_BTD, self.dropout, self.training) if self.dropout else y_BTD
-
-
-def _build_mixer(config: MixerConfig, context: MixerContext) -> Mixer:
-    try:
-        return config.build(context)
-    except UserError as error:
-        raise UserError(f"model.layers: {config.kind}: {error}") from None
 
 
 class Decoder(LanguageModel):
@@ -238,21 +194,14 @@ class Decoder(LanguageModel):
         self.config = config
         self.context = context
         self.max_length = config.max_length or context.max_length
-        # GPT-2 starts with 0.02 at width 768; narrower layers need more for their sums to be as large. What a block
-        # adds is scaled down by the number of additions, so that depth doesn't change the residual stream's size.
-        std = 0.02 * math.sqrt(768 / config.width)
-        shrink = 1 / math.sqrt(2 * len(config.mixers))
+        std = initial_std(config.width)
         self.embedding = nn.Embedding(context.vocab_size, config.width)
         nn.init.normal_(self.embedding.weight, std=std)
         self.positions = Positions(
             config.positions, config.width, self.max_length, context, std, block_offset=config.block_offset
         )
-        mixer_context = config.mixer_context(context)
-        mixers = [_build_mixer(mixer, mixer_context) for mixer in config.mixers]
-        for mixer in mixers:
-            mixer.out.weight.data.mul_(shrink)
-        self.blocks = nn.ModuleList(Block(config, mixer, std, std * shrink) for mixer in mixers)
-        self.norm = (nn.LayerNorm if config.norm == "layernorm" else nn.RMSNorm)(config.width, eps=1e-5)
+        self.blocks = make_blocks(config, config.mixers, config.mixer_context(context), std)
+        self.norm = make_norm(config.norm, config.width)
         self.head = None if config.tied else nn.Linear(config.width, context.vocab_size, bias=False)
         if self.head is not None:
             nn.init.normal_(self.head.weight, std=std)

@@ -1,0 +1,139 @@
+"""What a block of any model is made of: norms, a mixer, a feed-forward, and how their weights start.
+
+Shapes: B rows, T tokens, D width of the residual stream.
+"""
+
+import math
+from typing import Any, Literal, Protocol
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from trivium.config import UserError
+from trivium.mixers.base import Mixer, MixerConfig, MixerContext
+from trivium.model import feedforward
+from trivium.model.feedforward import FeedForward, FeedForwardKind
+from trivium.ops import dispatch
+from trivium.registry import nearest
+
+Norm = Literal["layernorm", "rmsnorm"]
+
+
+class BlockConfig(Protocol):
+    """What a model's config tells its blocks."""
+
+    @property
+    def width(self) -> int: ...
+    @property
+    def norm(self) -> Norm: ...
+    @property
+    def feedforward(self) -> FeedForwardKind: ...
+    @property
+    def hidden_width(self) -> int: ...
+    @property
+    def dropout(self) -> float: ...
+
+
+def initial_std(width: int) -> float:
+    """Return the standard deviation that weights start with: GPT-2's 0.02 at width 768; narrower layers need more for
+    their sums to be as large.
+    """
+    return 0.02 * math.sqrt(768 / width)
+
+
+def output_shrink(layers: int) -> float:
+    """Return what scales down the weights that add to the residual stream, so that depth doesn't change its size."""
+    return 1 / math.sqrt(2 * layers)
+
+
+def make_norm(kind: Norm, width: int) -> nn.Module:
+    """Return a new norm over the width."""
+    return (nn.LayerNorm if kind == "layernorm" else nn.RMSNorm)(width, eps=1e-5)
+
+
+def norm_params(kind: Norm, width: int) -> int:
+    """Return the parameters of one norm."""
+    return width * (2 if kind == "layernorm" else 1)
+
+
+def block_params(config: BlockConfig) -> int:
+    """Return the parameters of a block, its mixer's left out."""
+    ff = feedforward.num_params(config.feedforward, config.width, config.hidden_width)
+    return 2 * norm_params(config.norm, config.width) + ff
+
+
+class Block(nn.Module):
+    """Norm, mixer, norm, feed-forward; each half adds to the residual stream."""
+
+    def __init__(self, config: BlockConfig, mixer: Mixer, std: float, output_std: float):
+        super().__init__()
+        self.norm1 = make_norm(config.norm, config.width)
+        self.mixer = mixer
+        self.norm2 = make_norm(config.norm, config.width)
+        self.feedforward = FeedForward(config.feedforward, config.width, config.hidden_width, std, output_std)
+        self.dropout = config.dropout
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        state: Any,
+        lengths_B: Tensor | None,
+        documents_BT: Tensor | None,
+        positions_BT: Tensor | None,
+    ) -> tuple[Tensor, Any]:
+        y_BTD, state = self.mixer(
+            self.norm1(x_BTD), state, lengths_B=lengths_B, documents_BT=documents_BT, positions_BT=positions_BT
+        )
+        x_BTD = x_BTD + self._drop(y_BTD)
+        return x_BTD + self._drop(self.feedforward(self.norm2(x_BTD))), state
+
+    def _drop(self, y_BTD: Tensor) -> Tensor:
+        return functional.dropout(y_BTD, self.dropout, self.training) if self.dropout else y_BTD
+
+
+def make_blocks(
+    config: BlockConfig, mixers: tuple[MixerConfig, ...], context: MixerContext, std: float
+) -> nn.ModuleList:
+    """Return a new stack of blocks; raise UserError that names the layer pattern if a mixer does not fit."""
+    shrink = output_shrink(len(mixers))
+    # All mixers before all feed-forwards: the order in which a seed's numbers are drawn.
+    built = [_make_mixer(mixer, context) for mixer in mixers]
+    for mixer in built:
+        mixer.out.weight.data.mul_(shrink)
+    return nn.ModuleList(Block(config, mixer, std, std * shrink) for mixer in built)
+
+
+def _make_mixer(config: MixerConfig, context: MixerContext) -> Mixer:
+    try:
+        return config.build(context)
+    except UserError as error:
+        raise UserError(f"model.layers: {config.kind}: {error}") from None
+
+
+def check_numbers(config: Any, names: tuple[str, ...]) -> None:
+    """Raise UserError unless each named field is null or at least 1, and heads divide the width; check dropout too."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise UserError(f"{name}: {value} is not allowed; allowed: 1 or more")
+    if config.width % config.heads:
+        raise UserError(f"heads: {config.heads} heads do not divide the width {config.width}")
+    if not 0 <= config.dropout < 1:
+        raise UserError(f"dropout: {config.dropout} is not allowed; allowed: 0 up to, but not including, 1")
+
+
+def check_choices(config: Any, choices: dict[str, tuple[str, ...]]) -> None:
+    """Raise UserError unless each field has one of its allowed values."""
+    for name, allowed in choices.items():
+        if getattr(config, name) not in allowed:
+            raise UserError(f"{name}: {getattr(config, name)!r} is not allowed; allowed: {', '.join(allowed)}")
+
+
+def check_backends(backends: dict[str, str]) -> None:
+    """Raise UserError unless each key is an operator and each value one of its backends."""
+    for operator, backend in backends.items():
+        if operator not in dispatch.operators():
+            raise UserError(f"backends: unknown operator {operator!r}; {nearest(operator, dispatch.operators())}")
+        known = ["auto", *dispatch.backends(operator)]
+        if backend not in known:
+            raise UserError(f"backends.{operator}: {backend!r} is not allowed; {nearest(backend, known)}")
