@@ -2,12 +2,14 @@
 
 import copy
 from contextlib import nullcontext
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from trivium.hub.folder import load_model, save_model
@@ -106,9 +108,13 @@ def check_causal(model: LanguageModel, context: ModelContext) -> None:
 
 @torch.no_grad()
 def check_documents(model: LanguageModel, context: ModelContext) -> None:
-    """Packed documents give what each gives alone."""
+    """Packed documents give what each gives alone; each begins where the model allows one to begin."""
     tokens_BT = random_tokens(context)
-    for pieces in ([4, 7], [1, 5, 5]):
+    for wanted in ([4], [1, 6]):
+        multiple = model.config.document_multiple
+        cuts = sorted({-(-cut // multiple) * multiple for cut in wanted})
+        starts = [0, *(cut for cut in cuts if cut < LENGTH), LENGTH]
+        pieces = [end - start for start, end in pairwise(starts)]
         ids = torch.cat([torch.full((size,), 3 * index + 1) for index, size in enumerate(pieces)])
         packed, _ = model(tokens_BT, documents_BT=ids.expand(ROWS, -1))
         alone = [model(document)[0] for document in tokens_BT.split(pieces, dim=1)]
@@ -185,14 +191,13 @@ def check_counts(config: Any, context: ModelContext) -> None:
             real = model.init_state(3, length, dtype=dtype).num_bytes()
             assert 3 * config.state_bytes(context, length, dtype) == real
         # The counter knows matrix products only, and not which pairs are allowed: the mixers answer for their own.
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
             model(random_tokens(context, 1, length))
         counts = counter.get_flop_counts()
         inside = [name for name, module in model.named_modules() if isinstance(module, Mixer)]
         real = sum(counts["Global"].values())
         real -= sum(sum(counts[f"{type(model).__name__}.{name}"].values()) for name in inside)
-        mixer_context = config.mixer_context(context)
-        mixers = sum(mixer.flops_per_token(mixer_context, length) for mixer in config.mixers)
+        mixers = config.mixer_flops_per_token(context, length)
         torch.testing.assert_close(length * (config.flops_per_token(context, length) - mixers), float(real))
 
 

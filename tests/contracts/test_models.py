@@ -81,6 +81,7 @@ class Buggy(nn.Module):
     def __init__(self, model: Any):
         super().__init__()
         self.model = model
+        self.config = model.config
 
     def init_state(self, *arguments: Any, **options: Any) -> Any:
         return self.model.init_state(*arguments, **options)

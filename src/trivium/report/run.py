@@ -112,7 +112,10 @@ def _pictures(rows: list[dict[str, Any]], look: Any) -> list[Picture]:
 
 def _mixer(config: Mapping[str, Any]) -> str:
     """Name the mixer to colour by, read from the layer pattern as the study does."""
-    layers = str(config.get("model", {}).get("layers", "attention"))
+    model = config.get("model", {})
+    if model.get("kind", "decoder") != "decoder":
+        return str(model["kind"])
+    layers = str(model.get("layers", "attention"))
     kinds = re.findall(r"(?:^|\+)\s*(\w+)", layers)
     special = [kind for kind in kinds if kind != "attention"]
     return special[0] if special else ("local" if "window=" in layers else "attention")

@@ -169,9 +169,11 @@ def _equal(one: Variant, other: Variant, length: int, has_chain: bool) -> bool:
 
 
 def _mixer(model: ModelConfig) -> str:
-    """Name the mixer that sets a model apart: the first that is not full attention. Figures colour by it."""
+    """Name the mixer that sets a model apart: the first that is not full attention. Figures colour by it. A model that
+    is no decoder is set apart by its kind.
+    """
     layers = getattr(model, "layers", None)
-    if not isinstance(layers, str):
+    if not isinstance(layers, str) or model.kind != ModelConfig.default_kind:
         return model.kind
     mixers = parse_layers(layers)
     special = [mixer.kind for mixer in mixers if mixer.kind != "attention"]

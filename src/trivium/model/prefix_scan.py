@@ -1,0 +1,389 @@
+"""The prefix-scan model (arXiv 2506.10918): an encoder, an aggregator composed by a scan, and a causal predictor.
+
+Chunk i is predicted from [s_i; x_i], its own encoding behind the summary s_i of all chunks before it. Training finds
+all s_i by a level-batched scan; streaming keeps a counter of roots, so a row's state grows with the logarithm of its
+length, and a chunk that is merged is never read again. The position of token t predicts token t + 1, the last one of
+a chunk too: it predicts the first token of the next chunk.
+
+Shapes: B rows, T tokens, c tokens of a chunk, m chunks, D width, V vocabulary, R roots, N chunks of any rows.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from trivium.mixers import cache
+from trivium.mixers.base import MIXERS, MixerConfig, MixerContext, State
+from trivium.model import aggregator, feedforward
+from trivium.model.aggregator import Aggregator
+from trivium.model.base import MODELS, LanguageModel, ModelConfig, ModelContext
+from trivium.model.block import (
+    Norm,
+    block_params,
+    check_backends,
+    check_choices,
+    check_numbers,
+    initial_std,
+    norm_params,
+)
+from trivium.model.chunk_encoder import ChunkPositions, Encoder, num_places
+from trivium.model.chunk_packing import pack_chunks
+from trivium.model.chunk_predictor import Predictor
+from trivium.model.feedforward import FeedForwardKind
+from trivium.model.layers import format_layers, parse_layers
+from trivium.model.root_counter import RootCounter, may_look, num_roots, push
+from trivium.ops.scan import num_combines, prefixes
+
+
+@MODELS.register("prefix_scan")
+@dataclass(frozen=True)
+class PrefixScanConfig(ModelConfig):
+    """A model that sums up the past by a learned operator, in logarithmic memory."""
+
+    chunk: int = 16
+    """Tokens of a chunk; a last chunk that is shorter needs no padding."""
+    width: int = 64
+    """Width of the residual stream."""
+    heads: int = 4
+    """Heads of the aggregator's attention and of each mixer; they divide the width."""
+    aggregator_layers: int = 1
+    """Blocks of the aggregator, which read a pair of chunks without a mask."""
+    layers: str = "attention*1"
+    """Mixer of each layer of the predictor: name(option=value, ...)*count + ..."""
+    positions: ChunkPositions = "chunk"
+    """Number tokens from the start of their chunk, which serves words of any length, or (absolute) of the sequence."""
+    feedforward: FeedForwardKind = "gelu"
+    """Feed-forward of each block: gelu, gelu_new (GPT-2's tanh form) or swiglu."""
+    ff_width: int | None = None
+    """Hidden width of every feed-forward; null is 4 times the width, 8/3 with swiglu."""
+    norm: Norm = "layernorm"
+    """Normalisation before each mixer and each feed-forward, and behind aggregator and predictor."""
+    tied: bool = True
+    """Use the embedding as the head's weight."""
+    dropout: float = 0.0
+    """Chance of dropping an activation in training."""
+    max_length: int | None = None
+    """Longest sequence in tokens (default: the task's longest)."""
+    backends: dict[str, str] = field(default_factory=dict, hash=False)
+    """Backend of an operator by its name, such as {simplicial: reference}; auto where left out."""
+
+    def __post_init__(self):
+        check_numbers(self, ("chunk", "width", "heads", "aggregator_layers", "ff_width", "max_length"))
+        check_choices(
+            self,
+            {
+                "positions": ChunkPositions.__args__,
+                "feedforward": FeedForwardKind.__args__,
+                "norm": Norm.__args__,
+            },
+        )
+        check_backends(self.backends)
+        assert self.mixers
+
+    @cached_property
+    def mixers(self) -> tuple[MixerConfig, ...]:
+        """The mixer of each layer of the predictor."""
+        return parse_layers(self.layers)
+
+    @property
+    def hidden_width(self) -> int:
+        """The feed-forward's width, the default filled in."""
+        return self.ff_width or feedforward.default_width(self.feedforward, self.width)
+
+    @property
+    def document_multiple(self) -> int:
+        return self.chunk
+
+    def mixer_context(self, context: ModelContext) -> MixerContext:
+        """Return what the predictor's blocks tell their mixers: they never see more than a summary and a chunk."""
+        return MixerContext(
+            width=self.width,
+            heads=self.heads,
+            max_length=2 * self.chunk,
+            dropout=self.dropout,
+            backends={**context.backends, **self.backends},
+        )
+
+    def build(self, context: ModelContext) -> "PrefixScan":
+        return PrefixScan(self, context)
+
+    def num_params(self, context: ModelContext) -> int:
+        mixer_context = self.mixer_context(context)
+        encoder = num_places(self.positions, self.chunk, self.max_length or context.max_length)
+        rows = context.vocab_size * (1 if self.tied else 2) + encoder + 2 * self.chunk
+        blocks = sum(mixer.num_params(mixer_context) + block_params(self) for mixer in self.mixers)
+        predictor = blocks + norm_params(self.norm, self.width)
+        return rows * self.width + predictor + aggregator.num_params(self, self.aggregator_layers, self.chunk)
+
+    def mixer_flops_per_token(self, context: ModelContext, length: int) -> float:
+        mixer_context = self.mixer_context(context)
+        pieces = self._predictor_pieces(length)
+        total = sum(
+            count * places * mixer.flops_per_token(mixer_context, places)
+            for mixer in self.mixers
+            for count, places in pieces
+        )
+        return total / max(length, 1)
+
+    def flops_per_token(self, context: ModelContext, length: int) -> float:
+        """Return the FLOPs of the parallel form: the scan's calls of the aggregator, the predictor on each summary and
+        its chunk, the head on the tokens.
+        """
+        calls = num_combines(max(-(-length // self.chunk) - 1, 0))
+        places = sum(count * places for count, places in self._predictor_pieces(length))
+        block = feedforward.flops_per_token(self.feedforward, self.width, self.hidden_width)
+        total = calls * aggregator.flops(self, self.aggregator_layers, self.chunk)
+        total += places * len(self.mixers) * block + length * 2 * self.width * context.vocab_size
+        return self.mixer_flops_per_token(context, length) + total / max(length, 1)
+
+    def _predictor_pieces(self, length: int) -> list[tuple[int, int]]:
+        """Return (count, places) of what the predictor reads: the first chunk, whole ones and a short one behind
+        their summaries.
+        """
+        whole, rest = divmod(length, self.chunk)
+        pieces = [(1, min(self.chunk, length)), (max(whole - 1, 0), 2 * self.chunk)]
+        return [*pieces, (1 if whole and rest else 0, self.chunk + rest)]
+
+    def state_bytes(self, context: ModelContext, length: int, dtype: torch.dtype) -> int:
+        """Return the bytes of the counter, the chunk's tokens, log2 roots with their folds, and the mixers' states."""
+        mixer_context = self.mixer_context(context)
+        roots = num_roots(length, self.chunk)
+        mixers = sum(mixer.state_bytes(mixer_context, 2 * self.chunk, dtype) for mixer in self.mixers)
+        return torch.int64.itemsize * (1 + self.chunk) + 2 * roots * self.chunk * self.width * dtype.itemsize + mixers
+
+    def equals_at(self, other: ModelConfig, length: int) -> bool:
+        """Say whether both compute the same on every sequence of up to `length` tokens, given equal weights."""
+        if not isinstance(other, PrefixScanConfig) or len(self.mixers) != len(other.mixers):
+            return False
+        aside = {"layers", "ff_width", "max_length", "backends"}
+        whole = min(self.chunk, other.chunk) >= length
+        if whole:  # nothing is ever aggregated, and a place in the chunk is one in the sequence
+            aside |= {"chunk", "aggregator_layers", "positions"}
+        names = [item.name for item in dataclasses.fields(self) if item.name not in aside]
+        places = length if whole else min(2 * self.chunk, self.chunk + length)
+        return (
+            all(getattr(self, name) == getattr(other, name) for name in names)
+            and self.hidden_width == other.hidden_width
+            and all(
+                mine.equals_at(theirs, places) or theirs.equals_at(mine, places)
+                for mine, theirs in zip(self.mixers, other.mixers, strict=True)
+            )
+        )
+
+    @classmethod
+    def examples(cls) -> Sequence["PrefixScanConfig"]:
+        """Return one model for each mixer of the predictor, and chunks that do and do not divide a length."""
+        mixers = [MIXERS.get(name).examples()[0] for name in MIXERS.names()]
+        variants: list[dict[str, Any]] = [{"chunk": 3, "layers": format_layers((mixer,))} for mixer in mixers]
+        variants += [
+            {"chunk": 1, "aggregator_layers": 2, "layers": "attention*2"},
+            {"chunk": 2, "positions": "absolute", "tied": False, "norm": "rmsnorm", "feedforward": "swiglu"},
+            {"chunk": 8, "ff_width": 21},
+        ]
+        return [cls(**{"width": 24, "heads": 2, **variant}) for variant in variants]
+
+
+@dataclass
+class PrefixScanState(State):
+    """Tokens seen, tokens of the current chunk, the scan of the chunks before it, and the mixers' states behind
+    [s_i; x_i] so far.
+    """
+
+    lengths_B: Tensor
+    chunk_Bc: Tensor
+    counter: RootCounter
+    mixers: list[State]
+    room: int
+
+
+class PrefixScan(LanguageModel):
+    """The prefix-scan model; see PrefixScanConfig for what can be chosen and LanguageModel for the call."""
+
+    config: PrefixScanConfig
+
+    def __init__(self, config: PrefixScanConfig, context: ModelContext):
+        super().__init__()
+        self.config = config
+        self.context = context
+        self.max_length = config.max_length or context.max_length
+        self.encoder = Encoder(config.positions, config.width, config.chunk, self.max_length, config.dropout, context)
+        self.aggregator = Aggregator(config, config.heads, config.aggregator_layers, config.chunk)
+        self.predictor = Predictor(config, config.mixers, config.mixer_context(context), config.chunk)
+        self.head = None if config.tied else nn.Linear(config.width, context.vocab_size, bias=False)
+        if self.head is not None:
+            nn.init.normal_(self.head.weight, std=initial_std(config.width))
+        self.scan: Callable[..., Tensor] = prefixes
+        """How the parallel form finds all prefixes of (m, B, c, D); a benchmark may put another way in its place."""
+
+    def init_state(
+        self,
+        batch: int,
+        max_length: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> PrefixScanState:
+        weight = self.encoder.embedding.weight
+        room = self.max_length if max_length is None else max_length
+        device = weight.device if device is None else device
+        dtype = weight.dtype if dtype is None else dtype
+        chunk = self.config.chunk
+        shape = (batch, num_roots(room, chunk), chunk, self.config.width)
+        roots, folds = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
+        return PrefixScanState(
+            lengths_B=torch.zeros(batch, dtype=torch.int64, device=device),
+            chunk_Bc=torch.zeros(batch, chunk, dtype=torch.int64, device=device),
+            counter=RootCounter(roots, folds),
+            mixers=self.predictor.init_states(batch, device, dtype),
+            room=room,
+        )
+
+    def forward(
+        self,
+        tokens_BT: Tensor,
+        state: PrefixScanState | None = None,
+        *,
+        lengths_B: Tensor | None = None,
+        documents_BT: Tensor | None = None,
+    ) -> tuple[Tensor, PrefixScanState | None]:
+        """Return (logits_BTV, state). Raises ValueError when a sequence does not fit the state or a position table, or
+        a packed document begins inside a chunk.
+        """
+        if state is not None:
+            if documents_BT is not None:
+                raise ValueError("documents_BT is given with a state: packed documents have only the parallel form")
+            y_BTD, state = self._continue(tokens_BT, state, lengths_B)
+        elif documents_BT is not None:
+            y_BTD = self._packed(self.encoder(tokens_BT, documents_BT=documents_BT), documents_BT)
+        else:
+            y_BTD = self._whole(self.encoder(tokens_BT))
+        scans = state is None and documents_BT is None and tokens_BT.shape[1] > 2 * self.config.chunk
+        if torch.is_grad_enabled() and not scans:
+            y_BTD = y_BTD + self._no_pairs(y_BTD)
+        head = self.encoder.embedding if self.head is None else self.head
+        return functional.linear(y_BTD, head.weight), state
+
+    # The parallel form.
+
+    def _whole(self, x_BTD: Tensor) -> Tensor:
+        batch, tokens, chunk = *x_BTD.shape[:2], self.config.chunk
+        full = tokens // chunk
+        last = max(-(-tokens // chunk) - 1, 0)  # the last chunk, whole or short, is in no prefix
+        parts = [self.predictor(None, x_BTD[:, :chunk])]
+        if last:
+            chunks_mBcD = x_BTD[:, : last * chunk].unflatten(1, (last, chunk)).transpose(0, 1)
+            summaries_mBcD = self._prefixes(chunks_mBcD)[1:]
+            if full > 1:
+                own_NcD = x_BTD[:, chunk : full * chunk].unflatten(1, (full - 1, chunk)).flatten(0, 1)
+                summary_NcD = summaries_mBcD[: full - 1].transpose(0, 1).flatten(0, 1)
+                parts.append(self.predictor(summary_NcD, own_NcD).unflatten(0, (batch, full - 1)).flatten(1, 2))
+            if tokens % chunk:
+                parts.append(self.predictor(summaries_mBcD[-1], x_BTD[:, full * chunk :]))
+        return torch.cat(parts, dim=1)
+
+    def _packed(self, x_BTD: Tensor, documents_BT: Tensor) -> Tensor:
+        """Lay the documents side by side, the scan restarting with each, and put the predictions back in place."""
+        tokens, chunk = x_BTD.shape[1], self.config.chunk
+        packing = pack_chunks(documents_BT, chunk)
+        full = tokens // chunk
+        chunks_BmcD = x_BTD[:, : full * chunk].unflatten(1, (full, chunk))
+        summaries_mNcD = self._prefixes(packing.side_by_side(chunks_BmcD))
+
+        def predict(x_BmcD: Tensor, columns: slice) -> Tensor:
+            y_BmcD = torch.zeros_like(x_BmcD)
+            place_Bm, document_Bm = packing.place_Bm[:, columns], packing.document_Bm[:, columns]
+            for chosen_Bm, first in ((place_Bm == 0, True), (place_Bm > 0, False)):
+                if bool(chosen_Bm.any()):
+                    summary_NcD = None if first else summaries_mNcD[place_Bm[chosen_Bm], document_Bm[chosen_Bm]]
+                    y_NcD = self.predictor(summary_NcD, x_BmcD[chosen_Bm])
+                    y_BmcD = y_BmcD.to(y_NcD.dtype).index_put((chosen_Bm,), y_NcD)
+            return y_BmcD.flatten(1, 2)
+
+        whole_BTD = predict(chunks_BmcD, slice(0, full))
+        if tokens == full * chunk:
+            return whole_BTD
+        return torch.cat((whole_BTD, predict(x_BTD[:, None, full * chunk :], slice(full, None))), dim=1)
+
+    def _prefixes(self, chunks_mBcD: Tensor) -> Tensor:
+        return self.scan(chunks_mBcD, self.aggregator, chunks_mBcD.new_zeros(()))
+
+    def _no_pairs(self, x_BTD: Tensor) -> Tensor:
+        """Return 0 from an aggregator of no pairs: short sequences call it nowhere else, and a weight without a
+        gradient, were it 0, would stop DistributedDataParallel.
+        """
+        none = x_BTD.new_zeros(0, self.config.chunk, self.config.width)
+        return self.aggregator(none, none).sum()
+
+    # The streaming form.
+
+    def _continue(
+        self, tokens_BT: Tensor, state: PrefixScanState, lengths_B: Tensor | None
+    ) -> tuple[Tensor, PrefixScanState]:
+        """Feed each row up to its next boundary, merge there, and so on: rows reach theirs at different times."""
+        tokens, chunk = tokens_BT.shape[1], self.config.chunk
+        cache.check_room(state.lengths_B, lengths_B, tokens, state.room, None)
+        if torch.is_grad_enabled():
+            state = dataclasses.replace(state)
+        if tokens == 1:
+            return self._feed(tokens_BT, state, lengths_B)
+        offset_B = state.lengths_B % chunk
+        added_B = torch.full_like(offset_B, tokens) if lengths_B is None else lengths_B
+        done_B = torch.zeros_like(offset_B)
+        width = min(tokens, chunk)
+        index_T = torch.arange(tokens, device=tokens_BT.device)
+        parts: list[Tensor] = []
+        for _ in range(-(-(tokens + chunk - 1) // chunk)):
+            take_B = torch.minimum(added_B - done_B, chunk - state.lengths_B % chunk)
+            if parts and may_look(take_B) and not bool(take_B.any()):
+                break
+            source_BT = (done_B[:, None] + index_T[:width]).clamp(max=tokens - 1)
+            y_BTD, state = self._feed(tokens_BT.gather(1, source_BT), state, take_B)
+            parts.append(y_BTD)
+            done_B = done_B + take_B
+        # A row's first part ends at its first boundary, every later one is a chunk.
+        place_BT = offset_B[:, None] + index_T
+        part_BT = place_BT // chunk
+        source_BT = part_BT * width + torch.where(part_BT > 0, place_BT % chunk, index_T)
+        source_BT = source_BT.clamp(max=len(parts) * width - 1)
+        return torch.cat(parts, dim=1).gather(1, source_BT[..., None].expand(-1, -1, self.config.width)), state
+
+    def _feed(
+        self, tokens_BT: Tensor, state: PrefixScanState, added_B: Tensor | None
+    ) -> tuple[Tensor, PrefixScanState]:
+        """Read tokens that lie within each row's current chunk; merge the chunks that they complete."""
+        tokens, chunk, past_B = tokens_BT.shape[1], self.config.chunk, state.lengths_B
+        offset_B = past_B % chunk
+        x_BTD = self.encoder(tokens_BT, past_B, added_B)
+        y_BTD, state.mixers = self.predictor.step(x_BTD, offset_B, added_B, state.mixers)
+        source_Bc = torch.arange(chunk, device=past_B.device) - offset_B[:, None]
+        new_Bc = (source_Bc >= 0) & (source_Bc < (tokens if added_B is None else added_B[:, None]))
+        fed_Bc = tokens_BT.gather(1, source_Bc.clamp(0, tokens - 1))
+        chunk_Bc = torch.where(new_Bc, fed_Bc, state.chunk_Bc)
+        state.chunk_Bc = chunk_Bc if torch.is_grad_enabled() else state.chunk_Bc.copy_(chunk_Bc)
+        state.lengths_B = cache.advance(past_B, added_B, tokens)
+        if state.counter.roots_BRcD.shape[1]:
+            reached_B = (state.lengths_B % chunk == 0) & (state.lengths_B > 0)
+            self._merge(state, reached_B if added_B is None else reached_B & (added_B > 0))
+        return y_BTD, state
+
+    def _merge(self, state: PrefixScanState, reached_B: Tensor) -> None:
+        """Push the finished chunk of each row that reached its boundary, and open the next with the new prefix.
+
+        Where the values may be looked at, the work is that of those rows alone; elsewhere all rows do all levels and
+        keep what is theirs by the mask, so that the step can be captured.
+        """
+        looks, chunk = may_look(reached_B), self.config.chunk
+        rows_N = reached_B.nonzero()[:, 0] if looks else torch.arange(len(reached_B), device=reached_B.device)
+        if looks and not len(rows_N):
+            return
+        wanted_N = None if looks else reached_B
+        past_N = (state.lengths_B[rows_N] - chunk).clamp(min=0)
+        own_NcD = self.encoder(state.chunk_Bc[rows_N], past_N)
+        state.counter, prefix_NcD = push(state.counter, self.aggregator, rows_N, own_NcD, past_N // chunk, wanted_N)
+        dtype = state.counter.roots_BRcD.dtype
+        state.mixers = self.predictor.begin(prefix_NcD, rows_N, wanted_N, state.mixers, dtype)
