@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 
 from trivium.config import UserError, from_dict
+from trivium.model.prefix_scan import PrefixScanConfig
 from trivium.study.recipe import Recipe
 from trivium.study.variants import expand
 
@@ -127,3 +128,21 @@ def test_runs_of_a_variant_have_folders_of_their_own():
     assert len(set(names)) == 3
     assert names[0].startswith("attention-s0-")
     assert names[1].startswith("attention-s1-")
+
+
+@pytest.mark.parametrize("how", ["parameters", "flops"])
+def test_a_variant_may_be_another_kind_of_model_of_the_same_width_matched_like_the_rest(how):
+    recipe = recipe_of({"attention": {}, "scan": {"model.kind": "prefix_scan", "model.chunk": 4}}, match=how)
+    recipe = replace(recipe, model=replace(recipe.model, width=48, heads=3, norm="rmsnorm"))
+    attention, scan = expand(recipe)
+    assert isinstance(scan.config.model, PrefixScanConfig)
+    assert (scan.config.model.width, scan.config.model.heads, scan.config.model.norm) == (48, 3, "rmsnorm")
+    assert (scan.config.model.chunk, scan.config.model.layers) == (4, PrefixScanConfig().layers)
+    assert scan.mixer == "prefix_scan"
+    key = "flops_per_token" if how == "flops" else "parameters"
+    assert scan.sizes[key] == pytest.approx(attention.sizes[key], rel=0.01)
+
+
+def test_a_kind_that_is_unknown_names_the_known_ones():
+    with pytest.raises(UserError, match=r"unknown model 'prefix_scam'; did you mean 'prefix_scan'"):
+        expand(recipe_of({"attention": {}, "scan": {"model.kind": "prefix_scam"}}))

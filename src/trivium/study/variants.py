@@ -1,12 +1,12 @@
 """From a recipe to runs of matched size: each variant is the recipe's model with one thing changed."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import combinations
 from typing import Any
 
 from trivium.config import UserError, config_hash, from_dict, set_path, to_dict
-from trivium.model.base import ModelConfig, ModelContext
+from trivium.model.base import MODELS, ModelConfig, ModelContext
 from trivium.model.context import model_context
 from trivium.model.layers import parse_layers
 from trivium.model.sizing import describe, match
@@ -21,6 +21,11 @@ TOLERANCE = 0.01
 # Beyond the model, a variant may change what the loss scores. Anything else of a run (its length, batch, optimizer,
 # precision, seed ...) is held equal, or the comparison would not be of the models.
 _TRAIN_KEYS = ("train.chain_loss", "train.prompt_loss")
+
+
+# What a variant of another kind of model keeps of the recipe's, where it has a knob of that name. Layers and positions
+# are each kind's own.
+_SHARED = ("width", "heads", "feedforward", "norm", "tied", "dropout", "max_length", "backends")
 
 
 @dataclass(frozen=True)
@@ -138,7 +143,9 @@ class _naming:
 def _resolve(base: RunConfig, plan: Variant) -> RunConfig:
     data = to_dict(base)
     if (kind := plan.overrides.get("model.kind")) not in (None, data["model"].get("kind")):
-        data["model"] = {"kind": kind}
+        known = {item.name for item in fields(MODELS.get(kind))} if kind in MODELS.names() else set()
+        shared = {key: data["model"][key] for key in _SHARED if key in known and key in data["model"]}
+        data["model"] = {"kind": kind, **shared}
     for key, value in plan.overrides.items():
         set_path(data, key, to_dict(value))
     return from_dict(RunConfig, data, f"compare.variants.{plan.name}")
