@@ -80,10 +80,14 @@ class Block(nn.Module):
         lengths_B: Tensor | None,
         documents_BT: Tensor | None,
         positions_BT: Tensor | None,
+        keep: int | None = None,
     ) -> tuple[Tensor, Any]:
+        """Return (x_BTD, state); of the last `keep` tokens alone, if it is given."""
         y_BTD, state = self.mixer(
             self.norm1(x_BTD), state, lengths_B=lengths_B, documents_BT=documents_BT, positions_BT=positions_BT
         )
+        if keep is not None:
+            x_BTD, y_BTD = x_BTD[:, x_BTD.shape[1] - keep :], y_BTD[:, y_BTD.shape[1] - keep :]
         x_BTD = x_BTD + self._drop(y_BTD)
         return x_BTD + self._drop(self.feedforward(self.norm2(x_BTD))), state
 

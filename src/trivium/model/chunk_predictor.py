@@ -15,7 +15,8 @@ from trivium.model.root_counter import put
 
 class Predictor(nn.Module):
     """LN(T2([s; x])) on the places of x (arXiv 2506.10918). A learned vector tells each of the 2 c places its number;
-    the first chunk, which has no summary, stands where the others stand.
+    the first chunk, which has no summary, stands where the others stand. The last feed-forward reads no summary: what
+    it would give is not used.
     """
 
     def __init__(self, config: BlockConfig, mixers: tuple[MixerConfig, ...], context: MixerContext, chunk: int):
@@ -33,9 +34,10 @@ class Predictor(nn.Module):
         x_NSD = own_NTD + self.places.weight[self.chunk : self.chunk + tokens]
         if summary_NcD is not None:
             x_NSD = torch.cat((summary_NcD + self.places.weight[: self.chunk], x_NSD), dim=1)
-        for block in self._blocks():
-            x_NSD, _ = block(x_NSD, None, None, None, None)
-        return self.norm(x_NSD[:, x_NSD.shape[1] - tokens :])
+        blocks = self._blocks()
+        for block in blocks:
+            x_NSD, _ = block(x_NSD, None, None, None, None, tokens if block is blocks[-1] else None)
+        return self.norm(x_NSD)
 
     def init_states(self, batch: int, device: torch.device | str, dtype: torch.dtype) -> list[State]:
         """Return the empty states of the mixers, with room for a summary and a chunk."""
@@ -63,8 +65,9 @@ class Predictor(nn.Module):
         x_NcD = summary_NcD + self.places.weight[: self.chunk]
         new: list[State] = []
         begun = self.init_states(len(rows_N), rows_N.device, dtype)
-        for block, state, fresh in zip(self._blocks(), states, begun, strict=True):
-            x_NcD, fresh = block(x_NcD, fresh, None, None, None)
+        blocks = self._blocks()
+        for block, state, fresh in zip(blocks, states, begun, strict=True):
+            x_NcD, fresh = block(x_NcD, fresh, None, None, None, 0 if block is blocks[-1] else None)
             tensors = iter(fresh.tensors())
             new.append(state._map(lambda old, tensors=tensors: put(old, (rows_N,), next(tensors), wanted_N)))
         return new

@@ -133,13 +133,13 @@ class PrefixScanConfig(ModelConfig):
 
     def flops_per_token(self, context: ModelContext, length: int) -> float:
         """Return the FLOPs of the parallel form: the scan's calls of the aggregator, the predictor on each summary and
-        its chunk, the head on the tokens.
+        its chunk, the last feed-forward and the head on the tokens alone.
         """
         calls = num_combines(max(-(-length // self.chunk) - 1, 0))
         places = sum(count * places for count, places in self._predictor_pieces(length))
         block = feedforward.flops_per_token(self.feedforward, self.width, self.hidden_width)
         total = calls * aggregator.flops(self, self.aggregator_layers, self.chunk)
-        total += places * len(self.mixers) * block + length * 2 * self.width * context.vocab_size
+        total += (places * (len(self.mixers) - 1) + length) * block + length * 2 * self.width * context.vocab_size
         return self.mixer_flops_per_token(context, length) + total / max(length, 1)
 
     def _predictor_pieces(self, length: int) -> list[tuple[int, int]]:

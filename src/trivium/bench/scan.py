@@ -1,0 +1,170 @@
+"""Time the training of the prefix-scan model by a level-batched scan beside the sequential counter.
+
+Both compute the same prefixes in the same bracketing; before any timing, loss and gradients must agree. They take
+turns, so that whatever else the machine does meets both. Run with ``python -m trivium.bench.scan --help``.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from trivium.model.base import ModelContext
+from trivium.model.prefix_scan import PrefixScan, PrefixScanConfig
+from trivium.ops import OnlineScan
+from trivium.ops.scan import prefixes
+from trivium.train.environment import describe_environment
+
+TOLERANCE = 1e-4  # relative to the largest entry, in float32
+VOCABULARY = 64
+
+
+@dataclass(frozen=True)
+class ScanShape:
+    """Sizes of one measurement."""
+
+    width: int
+    chunks: int = 64
+    chunk: int = 8
+    batch: int = 4
+    heads: int = 4
+
+    @property
+    def name(self) -> str:
+        return f"{self.chunks} chunks of {self.chunk}, width {self.width}, batch {self.batch}"
+
+
+SHAPES = (ScanShape(64), ScanShape(128), ScanShape(256))
+
+
+def counter_prefixes(chunks: Tensor, combine: Callable[[Tensor, Tensor], Tensor], identity: Tensor) -> Tensor:
+    """Return what `trivium.ops.scan.prefixes` returns, one chunk after another."""
+    online = OnlineScan(combine, identity.expand(chunks.shape[1:]))
+    found = [online.prefix()]
+    for chunk in chunks:
+        online.push(chunk)
+        found.append(online.prefix())
+    return torch.stack(found)
+
+
+SCANS: dict[str, Callable[..., Tensor]] = {"levels": prefixes, "counter": counter_prefixes}
+
+
+def bench_scan(
+    shapes: tuple[ScanShape, ...] = SHAPES, *, repeats: int = 20, device: str = "cpu", threads: int | None = None
+) -> dict[str, Any]:
+    """Return the milliseconds (median, least) of a training step and of the scan alone, by levels and by counter.
+
+    A step is forward, backward and AdamW of a model with one layer in the aggregator and one in the predictor; the
+    scan alone is its forward and backward. Raises ValueError if both scans do not agree.
+    """
+    with _threads(threads):
+        rows = [_measure(shape, repeats, torch.device(device)) for shape in shapes]
+        count = torch.get_num_threads()
+    environment = describe_environment(torch.device(device))
+    return {"benchmark": "scan", "unit": "ms", "threads": count, "environment": environment, "rows": rows}
+
+
+@contextmanager
+def _threads(threads: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _measure(shape: ScanShape, repeats: int, device: torch.device) -> dict[str, Any]:
+    torch.manual_seed(0)
+    tokens = shape.chunks * shape.chunk
+    config = PrefixScanConfig(chunk=shape.chunk, width=shape.width, heads=shape.heads)
+    model = config.build(ModelContext(VOCABULARY, tokens)).to(device)
+    tokens_BT = torch.randint(VOCABULARY, (shape.batch, tokens), device=device)
+    _check(model, tokens_BT)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    leaves = torch.randn(shape.chunks - 1, shape.batch, shape.chunk, shape.width, device=device, requires_grad=True)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        _loss(model, tokens_BT).backward()
+        optimizer.step()
+
+    def scan() -> None:
+        model.zero_grad()
+        model.scan(leaves, model.aggregator, leaves.new_zeros(())).square().sum().backward()
+
+    row: dict[str, Any] = {"shape": asdict(shape), "name": shape.name}
+    for what, work in (("step", step), ("scan", scan)):
+        seconds: dict[str, list[float]] = {name: [] for name in SCANS}
+        for repeat in range(repeats + 2):
+            for name, way in SCANS.items():
+                model.scan = way
+                taken = _time(work, device)
+                if repeat >= 2:
+                    seconds[name].append(taken)
+        row[what] = {
+            name: {"median": 1e3 * statistics.median(taken), "least": 1e3 * min(taken)}
+            for name, taken in seconds.items()
+        }
+        row[what]["times_faster"] = row[what]["counter"]["median"] / row[what]["levels"]["median"]
+    return row
+
+
+def _loss(model: PrefixScan, tokens_BT: Tensor) -> Tensor:
+    logits_BTV, _ = model(tokens_BT)
+    return functional.cross_entropy(logits_BTV[:, :-1].flatten(0, 1), tokens_BT[:, 1:].flatten())
+
+
+def _check(model: PrefixScan, tokens_BT: Tensor) -> None:
+    found: list[list[Tensor]] = []
+    for way in SCANS.values():
+        model.scan = way
+        loss = _loss(model, tokens_BT)
+        found.append([loss, *torch.autograd.grad(loss, list(model.parameters()))])
+    for mine, theirs in zip(*found, strict=True):
+        difference = float((mine - theirs).detach().abs().max())
+        if not difference <= TOLERANCE * float(theirs.detach().abs().max()):
+            raise ValueError(f"the level-batched scan and the counter differ by {difference:g}; nothing was timed")
+
+
+def _time(work: Callable[[], None], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, print a line for each shape, and write the results where asked."""
+    parser = argparse.ArgumentParser(prog="python -m trivium.bench.scan", description=__doc__)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
+    parser.add_argument("--repeats", type=int, default=20, help="timed repeats of each (default: 20)")
+    parser.add_argument("--out", type=Path, help="file to write the results to, such as benchmarks/results/scan.json")
+    options = parser.parse_args(arguments)
+    results = bench_scan(repeats=options.repeats, device=options.device, threads=options.threads)
+    for row in results["rows"]:
+        for what in ("step", "scan"):
+            levels, counter = (row[what][name]["median"] for name in SCANS)
+            faster = row[what]["times_faster"]
+            print(f"{row['name']}: {what} {levels:.2f} ms by levels, {counter:.2f} ms by counter, {faster:.1f} times")
+    if options.out is not None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
