@@ -43,12 +43,12 @@ def prefixes(chunks: Any, combine: Callable[[Any, Any], Any], identity: Any) -> 
     """Return the m + 1 prefixes s_0 .. s_m of m chunks: as `exclusive_scan`, and the one after the last chunk."""
     if isinstance(chunks, Tensor):
         first = identity.to(chunks).expand(chunks.shape[1:])[None]
-        return _sweep(chunks, first, combine, _interleave_tensors)
+        return _sweep(chunks, first, combine, _split_tensor, _interleave_tensors)
 
     def each(left: Sequence[Any], right: Sequence[Any]) -> list[Any]:
         return [combine(a, b) for a, b in zip(left, right, strict=True)]
 
-    return _sweep(list(chunks), [identity], each, _interleave_lists)
+    return _sweep(list(chunks), [identity], each, _split_list, _interleave_lists)
 
 
 def num_combines(chunks: int) -> int:
@@ -58,26 +58,43 @@ def num_combines(chunks: int) -> int:
     return 2 * chunks - chunks.bit_count() - chunks.bit_length()
 
 
-def _sweep(chunks: Any, first: Any, combine: Callable[[Any, Any], Any], interleave: Callable[[Any, Any], Any]) -> Any:
+def _sweep(
+    chunks: Any,
+    first: Any,
+    combine: Callable[[Any, Any], Any],
+    split: Callable[[Any], tuple[Any, Any]],
+    interleave: Callable[[Any, Any], Any],
+) -> Any:
     """Sweep up, from chunks to complete subtrees, and down: s_i is s_(i - 2^k) and the subtree of level k behind it,
     2^k being the lowest bit of i. So a level needs the subtrees of its own and the prefixes of higher levels alone.
     """
     if len(chunks) == 0:
         return first
-    levels = [chunks]
-    while len(levels[-1]) > 1:
-        trees = levels[-1]
-        end = len(trees) // 2 * 2
-        levels.append(combine(trees[0:end:2], trees[1:end:2]))
+    lefts, trees = [], chunks
+    while len(trees) > 1:
+        left, right = split(trees)
+        lefts.append(left)
+        trees = combine(left[: len(right)], right)
+    lefts.append(trees)
     known = first  # the prefixes at the multiples of twice this level's width
-    for trees in reversed(levels):
-        behind = trees[0::2]
-        new = behind[:1]
-        if len(behind) > 1:
-            combined = combine(known[1 : len(behind)], behind[1:])
+    for left in reversed(lefts):
+        new = left[:1]
+        if len(left) > 1:
+            combined = combine(known[1 : len(left)], left[1:])
             new = torch.cat((new, combined)) if isinstance(combined, Tensor) else [*new, *combined]
         known = interleave(known, new)
     return known
+
+
+def _split_tensor(trees: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the trees at even and at odd places. Backward, unbind is one copy, where strided slices fill zeros."""
+    pairs = len(trees) // 2
+    left, right = trees[: 2 * pairs].unflatten(0, (pairs, 2)).unbind(1)
+    return (torch.cat((left, trees[-1:])) if len(trees) % 2 else left), right
+
+
+def _split_list(trees: list[Any]) -> tuple[list[Any], list[Any]]:
+    return trees[0::2], trees[1::2]
 
 
 def _interleave_tensors(even: Tensor, odd: Tensor) -> Tensor:
