@@ -106,7 +106,6 @@ class PrefixScanConfig(ModelConfig):
             width=self.width,
             heads=self.heads,
             max_length=2 * self.chunk,
-            dropout=self.dropout,
             backends={**context.backends, **self.backends},
         )
 
