@@ -144,7 +144,7 @@ def test_a_context_that_cannot_serve_is_refused():
         SimplicialConfig(form="determinant").build(MixerContext(width=6, heads=3, max_length=4))
     with pytest.raises(UserError, match="rotary: needs an even head width, 9/3 is odd"):
         SimplicialConfig(rotary=True).build(MixerContext(width=9, heads=3, max_length=4))
-    context = MixerContext(width=12, heads=3, max_length=4, backends={"simplicial": "hopper"})
+    context = MixerContext(width=12, heads=3, max_length=4, backends={"simplicial": "fla"})
     mixer = SimplicialConfig().build(context)
-    with pytest.raises(UserError, match="no backend 'hopper'"):
+    with pytest.raises(UserError, match="no backend 'fla'"):
         mixer(torch.zeros(1, 2, 12))

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from trivium.ops import dispatch
+from trivium.ops.simplicial import hopper_support as hopper
 from trivium.ops.simplicial import triton_support as support
 from trivium.registry import UserError, nearest
 
@@ -22,6 +23,12 @@ def _load_windowed():
     from trivium.ops.simplicial.windowed import windowed
 
     return windowed
+
+
+def _load_hopper():
+    from trivium.ops.simplicial.hopper_launch import hopper_simplicial
+
+    return hopper_simplicial
 
 
 def _load_triton():
@@ -46,6 +53,14 @@ dispatch.register(
         suits=support.suits,
         refuses=support.refuses,
         remark=support.remark,
+    ),
+)
+
+dispatch.register(
+    "simplicial",
+    "hopper",
+    dispatch.Backend(
+        _load_hopper, missing=hopper.missing, suits=hopper.suits, refuses=hopper.refuses, remark=support.remark
     ),
 )
 

@@ -1,15 +1,17 @@
 """Forward of trilinear 2-simplicial attention for Hopper, in Gluon: warp-specialised FlashAttention of virtual queries.
 
-Rows of a tile are (query i, head, short key k) with u = scale * q[i,h] * k2[k]; its columns are keys of the long window.
+Rows of a tile are (query i, head, short key k) with u = scale * q[i,h] * k2[k], its columns keys of the long window.
 Two warpgroups hold 64 rows each and share the K1 and V1 tiles that two warps bring by TMA. A row's result is
 multiplied by v2[k] and summed over the short window of its (i, h) at the end. docs/kernels.md draws a tile.
 
-Logits are bounded by |q|_4 |k2|_4 |k1|_2 (Cauchy-Schwarz, twice), of which `bounds` takes the maxima. Where that bound is small the softmax needs no running maximum:
-bfloat16 weights and float32 sums have the range for it. Otherwise the tile takes the online softmax.
+Logits are bounded by scale |q|_4 |k2|_4 |k1|_2 (Cauchy-Schwarz, twice), of which `bounds` takes the maxima. Where that
+bound is small the softmax needs no running maximum: bfloat16 weights and float32 sums have the range for it. Otherwise
+it is the online softmax. There are two variants of the loop, not more: see docs/kernels.md.
 """
 
 # Gluon functions are typed for its compiler: their layouts and blocks are compile-time values.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportIndexIssue=false
+# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportPossiblyUnbound=false, reportAssignmentType=false
 
 import triton
 import triton.language as tl
@@ -97,7 +99,10 @@ def _rows_layout(G, W, D):
 
 
 @gluon.jit
-def _short(ptr, b, kv_head, i, tokens, kv_heads, window2, NI: gl.constexpr, NH: gl.constexpr, W: gl.constexpr, D: gl.constexpr):  # fmt: skip
+def _short(
+    ptr, b, kv_head, i, tokens, kv_heads, window2,
+    NI: gl.constexpr, NH: gl.constexpr, W: gl.constexpr, D: gl.constexpr,
+):  # fmt: skip
     """Return k2 or v2 (G or 1, W, D) of the short windows of the queries i..; 0 where there is no key."""
     L: gl.constexpr = _rows_layout(NI * NH, W, D)
     w = gl.expand_dims(gl.expand_dims(gl.arange(0, W, gl.SliceLayout(0, gl.SliceLayout(2, L))), 0), 2)
@@ -128,7 +133,7 @@ def _small(ptr, scale, LIMIT: gl.constexpr):
 
 
 @gluon.jit
-def _weigh(s, m, l, start, low, i_row, window1, FAST: gl.constexpr, MASK: gl.constexpr, S: gl.constexpr):
+def _weigh(s, m, total, start, low, i_row, window1, FAST: gl.constexpr, MASK: gl.constexpr, S: gl.constexpr):
     """Return (p, m, l, alpha) of a tile of logits in powers of two; `start` is its first key."""
     j = start + gl.expand_dims(gl.arange(0, s.shape[1], gl.SliceLayout(0, S)), 0)
     if MASK == 1:  # one query: the tiles end at its own key
@@ -140,15 +145,15 @@ def _weigh(s, m, l, start, low, i_row, window1, FAST: gl.constexpr, MASK: gl.con
     if FAST:
         alpha = m
         p = gl.exp2(s)
-        l += gl.sum(p, 1)
+        total += gl.sum(p, 1)
     else:
         grown = gl.maximum(m, gl.max(s, 1))
         safe = gl.where(grown == -float("inf"), 0.0, grown)
         alpha = gl.exp2(m - safe)
         p = gl.exp2(s - gl.expand_dims(safe, 1))
-        l = l * alpha + gl.sum(p, 1)
+        total = total * alpha + gl.sum(p, 1)
         m = grown
-    return p, m, l, alpha
+    return p, m, total, alpha
 
 
 @gluon.jit
@@ -162,14 +167,14 @@ def _attend(
     N: gl.constexpr = k_buffers.type.shape[2]
     D: gl.constexpr = k_buffers.type.shape[3]
     S: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, N, 16])
-    O: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
-    P: gl.constexpr = gl.DotOperandLayout(0, O, 2)
+    OUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
+    P: gl.constexpr = gl.DotOperandLayout(0, OUT, 2)
     LS: gl.constexpr = gl.SliceLayout(1, S)
-    LO: gl.constexpr = gl.SliceLayout(1, O)
+    LO: gl.constexpr = gl.SliceLayout(1, OUT)
     nothing = gl.zeros([ROWS, N], gl.float32, S)
-    o = warpgroup_mma_init(gl.zeros([ROWS, D], gl.float32, O))
+    o = warpgroup_mma_init(gl.zeros([ROWS, D], gl.float32, OUT))
     m = gl.full([ROWS], -float("inf"), gl.float32, LS)
-    l = gl.zeros([ROWS], gl.float32, LS)
+    total = gl.zeros([ROWS], gl.float32, LS)
 
     stage = count % K_STAGES
     mbarrier.wait(k_full.index(stage), count // K_STAGES & 1)
@@ -177,7 +182,7 @@ def _attend(
     s_now = warpgroup_mma(u, k_tile, nothing, use_acc=False, is_async=True)
     s = warpgroup_mma_wait(0, deps=[s_now])
     mbarrier.arrive(k_empty.index(stage), count=1)
-    p, m, l, _ = _weigh(s, m, l, start, low, i_row, window1, FAST, 2 if MANY else 1, S)
+    p, m, total, _ = _weigh(s, m, total, start, low, i_row, window1, FAST, 2 if MANY else 1, S)
     p16 = gl.convert_layout(p.to(k_buffers.dtype), P)
     at = count + 1
     mbarrier.wait(k_full.index(at % K_STAGES), at // K_STAGES & 1, pred=tiles > 1)
@@ -193,7 +198,7 @@ def _attend(
         mbarrier.arrive(k_empty.index(stage), count=1)
         # Beside the exponentials the product of the last p and v1 runs. The branch of this wait for the next keys
         # also keeps the compiler from moving the wait for that product before the exponentials.
-        p, m, l, alpha = _weigh(s, m, l, start + tile * N, low, i_row, window1, FAST, 2 if MANY else 0, S)
+        p, m, total, alpha = _weigh(s, m, total, start + tile * N, low, i_row, window1, FAST, 2 if MANY else 0, S)
         mbarrier.wait(k_full.index((at + 1) % K_STAGES), (at + 1) // K_STAGES & 1, pred=tile + 1 < tiles)
         o_now, p16, p = warpgroup_mma_wait(0, deps=[o, p16, p])
         mbarrier.arrive(v_empty.index(v_stage), count=1)
@@ -207,7 +212,7 @@ def _attend(
     o = warpgroup_mma(p16, v_buffers.index(v_stage).reshape([N, D]), o, is_async=True)
     o_now, p16 = warpgroup_mma_wait(0, deps=[o, p16])
     mbarrier.arrive(v_empty.index(v_stage), count=1)
-    return o_now, m, l
+    return o_now, m, total
 
 
 @gluon.jit
@@ -220,7 +225,7 @@ def _consume(
     N: gl.constexpr = k_buffers.type.shape[2]
     D: gl.constexpr = k_buffers.type.shape[3]
     S: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, N, 16])
-    O: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
+    OUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
     G: gl.constexpr = NI * NH
     L: gl.constexpr = _rows_layout(G, W, D)
     MANY: gl.constexpr = NI + WGI > 1
@@ -248,12 +253,12 @@ def _consume(
         q = _queries(q_ptr, next_b, next_head, next_i, tokens, heads, NI, NH, W, D)
         small = _small(bound_ptr + (b * kv_heads + kv_head) * 3, scale, LIMIT)
         if small:
-            o, m, l = _attend(
+            o, m, total = _attend(
                 buffer, k_full, k_empty, k_buffers, v_full, v_empty, v_buffers,
                 count, tiles, start, low, i_row, window1, True, MANY,
             )  # fmt: skip
         else:
-            o, m, l = _attend(
+            o, m, total = _attend(
                 buffer, k_full, k_empty, k_buffers, v_full, v_empty, v_buffers,
                 count, tiles, start, low, i_row, window1, False, MANY,
             )  # fmt: skip
@@ -269,8 +274,8 @@ def _consume(
         m_GW = gl.where(valid, m, -float("inf")).reshape([G, W])
         top_G = gl.max(m_GW, 1)
         weight_GW = gl.exp2(m_GW - gl.expand_dims(top_G, 1))
-        sum_G = gl.sum(weight_GW * l.reshape([G, W]), 1)
-        share = gl.convert_layout((weight_GW / gl.expand_dims(sum_G, 1)).reshape([ROWS]), gl.SliceLayout(1, O))
+        sum_G = gl.sum(weight_GW * total.reshape([G, W]), 1)
+        share = gl.convert_layout((weight_GW / gl.expand_dims(sum_G, 1)).reshape([ROWS]), gl.SliceLayout(1, OUT))
         buffer.store((o * gl.expand_dims(share, 1)).to(k_buffers.dtype))
         LG: gl.constexpr = gl.SliceLayout(1, gl.SliceLayout(1, L))
         g = gl.arange(0, G, LG)

@@ -1,4 +1,10 @@
-"""Launch the Hopper forward: choose tiles, describe keys and values to the copy engine, and bound the logits."""
+"""Launch the Hopper forward: choose tiles, describe keys and values to the copy engine, and bound the logits.
+
+The backward pass is the Triton backend's, from the same o and log-sum-exp.
+"""
+
+# Triton's types know neither launches in brackets nor compile-time layouts.
+# pyright: reportArgumentType=false, reportIndexIssue=false, reportCallIssue=false
 
 import functools
 from typing import Any, NamedTuple
@@ -8,6 +14,7 @@ from torch import Tensor
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from trivium.ops.simplicial import triton_launch
 from trivium.ops.simplicial.hopper_forward import bounds, forward
 
 LOG2E = 1.4426950408889634
@@ -17,7 +24,10 @@ BOUND = 80.0
 
 
 class Tiles(NamedTuple):
-    """How 64 rows of a warpgroup are made of queries, heads and short keys, and what the other group adds."""
+    """How 64 rows of a warpgroup are made of NI queries, NH heads and W short keys, and where the other group begins.
+
+    N long keys a tile; buffers of keys and of values; programs a processor, a consumer's registers, and those at entry.
+    """
 
     NI: int
     NH: int
@@ -27,6 +37,9 @@ class Tiles(NamedTuple):
     N: int
     K_STAGES: int
     V_STAGES: int
+    ctas: int = 1
+    registers: int = 240
+    maxnreg: int = 168
 
 
 def tiles(group: int, width: int, window2: int) -> Tiles:
@@ -36,8 +49,10 @@ def tiles(group: int, width: int, window2: int) -> Tiles:
     NH = min(slots, group & -group)
     NI = slots // NH
     split_heads = (group // NH) % 2 == 0
-    N, stages = (128, (2, 2)) if width == 128 else (128, (3, 3))
-    return Tiles(NI, NH, 0 if split_heads else NI, NH if split_heads else 0, W, N, *stages)
+    # Measured on an H200. Narrow heads leave registers and shared memory for two programs a processor, whose beginnings
+    # and ends then overlap; 104 registers a consumer hold tiles of 32 keys.
+    rest = (128, 2, 2) if width == 128 else (32, 6, 6, 2, 104, 80)
+    return Tiles(NI, NH, 0 if split_heads else NI, NH if split_heads else 0, W, *rest)
 
 
 @functools.cache
@@ -57,16 +72,17 @@ def hopper_forward(
     *,
     plan: Tiles | None = None,
     bound: float | None = None,
-    registers: int = 240,
-    **knobs: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Return o (B, T, Hq, D) and its natural log-sum-exp (B, Hq, T) in float32; window2 <= 64 and window2 <= window1."""
+    """Return o (B, T, Hq, D) and its natural log-sum-exp (B, Hq, T) in float32; 8 <= window2 <= min(64, window1).
+
+    `plan` and `bound` are for measurements.
+    """
     q, k1, k2, v1, v2 = (x.contiguous() for x in (q, k1, k2, v1, v2))
     batch, tokens, heads, width = q.shape
     kv_heads = k1.shape[2]
     group = heads // kv_heads
     plan = plan or tiles(group, width, window2)
-    o = torch.empty_like(q)
+    o = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(batch, heads, tokens, device=q.device, dtype=torch.float32)
     # float16 has not the range for weights without a maximum.
     limit = bound if bound is not None else BOUND if q.dtype == torch.bfloat16 else -1.0
@@ -85,10 +101,62 @@ def hopper_forward(
     )
     units_i = -(-tokens // (plan.NI + plan.WGI))
     units = batch * kv_heads * units_i
-    forward[(min(units, _processors(q.device.index or 0)),)](
+    forward[(min(units, plan.ctas * _processors(q.device.index or 0)),)](
         q, k2, v2, keys, values, o, lse, norms,
         units, group // (plan.NH + plan.WGH), units_i, heads, kv_heads, tokens, window1, window2, scale * LOG2E,
         plan.NI, plan.NH, plan.WGI, plan.WGH, plan.W, plan.K_STAGES, plan.V_STAGES,
-        limit, registers, **knobs, num_warps=4,
+        limit, plan.registers, num_warps=4, maxnreg=plan.maxnreg,
     )  # fmt: skip
     return o, lse
+
+
+def _run(
+    q: Tensor,
+    k_long: Tensor,
+    v_long: Tensor,
+    k_short: Tensor,
+    v_short: Tensor,
+    documents: Tensor | None,
+    long: int,
+    short: int,
+    scale: float,
+    sign: int,
+) -> tuple[Tensor, Tensor]:
+    return hopper_forward(q, k_long, k_short, v_long, v_short, long, short, scale)
+
+
+# The arguments of the Triton backend's operator, whose backward takes them; documents and sign are always None and 0.
+_forward = torch.library.custom_op("trivium::simplicial_hopper_forward", _run, mutates_args=())
+
+
+@_forward.register_fake
+def _(q: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    batch, tokens, heads, _ = q.shape
+    o = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    return o, torch.empty(batch, heads, tokens, dtype=torch.float32, device=q.device)
+
+
+_forward.register_autograd(triton_launch._gradients, setup_context=triton_launch._setup_context)
+
+
+def hopper_simplicial(
+    q: Tensor,
+    k1: Tensor,
+    k2: Tensor,
+    v1: Tensor,
+    v2: Tensor,
+    *,
+    window1: int,
+    window2: int,
+    scale: float,
+    form: str,
+    bias: tuple[Tensor, Tensor] | None,
+    documents: Tensor | None,
+) -> Tensor:
+    """Return o (B, T, H, D); arguments as in `simplicial_attention`, checked, and none that `refuses` names."""
+    if bias is not None:
+        k2, v2 = (k2 + bias[0]).to(k2.dtype), (v2 + bias[1]).to(v2.dtype)
+    pairs = (k1, v1, k2, v2, None, window1, window2)
+    if window1 < window2:
+        pairs = (k2, v2, k1, v1, None, window2, window1)
+    return _forward(q, *pairs, scale, 0)[0]
