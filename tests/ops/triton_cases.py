@@ -102,7 +102,7 @@ def errors(
     against: str = "reference",
     **options: Any,
 ) -> dict[str, float]:
-    """Return the distance of o and each gradient from the float64 reference, relative to its size (or to 1: some are zero)."""
+    """Return the distance of o and each gradient from the float64 reference, relative to its size or to 1."""
     arguments = draw(**draws)
     with settings(tiles, deterministic):
         found = results(arguments, backend="triton", **options)

@@ -124,7 +124,7 @@ def _add_short(
     D: tl.constexpr, BD: tl.constexpr, PLACES: tl.constexpr, PRECISION: tl.constexpr, dtype: tl.constexpr,
 ):  # fmt: skip
     """Add the sums of rows x by short key to a gradient, or to the program's own part of a workspace."""
-    sums = gathered(tl.trans(x), place, PLACES, PRECISION, dtype)
+    sums = gathered(x, place, PLACES, PRECISION, dtype)
     pointers = into + at[:, None] * stride + target[None, :]
     mask = mask[:, None] & (tl.arange(0, BD) < D)[None, :]
     if ATOMICALLY:
@@ -240,7 +240,7 @@ def rows_kernel(
             _add_short(dk_short, x, place, at, exists, target, stride_s, ADD != LEAVE, D, BD, PLACES, PRECISION, dtype)
             query_of_row = tl.arange(0, QUERIES * BK) // BK
             x = _term(du, k_short, k_offsets, valid, scale, 0, 1, SIGN, D, BD)
-            dq_sum += gathered(tl.trans(x), query_of_row, GROUPS, PRECISION, dtype)
+            dq_sum += gathered(x, query_of_row, GROUPS, PRECISION, dtype)
             if SIGN != 0:
                 target = turned(channels, 2, D)
                 x = _term(du, q, q_offsets, valid, scale, 1, 1, SIGN, D, BD)
@@ -248,7 +248,7 @@ def rows_kernel(
                     dk_short, x, place, at, exists, target, stride_s, ADD != LEAVE, D, BD, PLACES, PRECISION, dtype
                 )
                 x = _term(du, k_short, k_offsets, valid, scale, 1, 2, SIGN, D, BD)
-                dq_turned += gathered(tl.trans(x), query_of_row, GROUPS, PRECISION, dtype)
+                dq_turned += gathered(x, query_of_row, GROUPS, PRECISION, dtype)
         r = tl.arange(0, GROUPS)
         i = i0 + r // BG
         head = g0 + r % BG

@@ -116,7 +116,7 @@ def forward_kernel(
             # A query past the end has no key, and a row of zeros.
             share /= _spread(tl.where(all_total > 0, all_total, 1.0), QUERIES, BK)
             r = tl.arange(0, QUERIES * BK)
-            read = tl.trans(acc * share[:, None] * values)
+            read = acc * share[:, None] * values
             all_read = gathered(read, r // BK, GROUPS, PRECISION, q.dtype.element_ty)
         else:
             read = tl.sum(tl.reshape(acc * share[:, None] * values, (QUERIES, BK, BD)), 1)

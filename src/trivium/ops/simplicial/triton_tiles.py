@@ -139,14 +139,14 @@ def allowed_pairs(i, j, own, documents, tokens, long, DOCUMENTS: tl.constexpr):
 
 
 @triton.jit
-def gathered(x, group_of_column, GROUPS: tl.constexpr, PRECISION: tl.constexpr, dtype: tl.constexpr):
-    """Return (GROUPS, rows) the sums of the columns of x by group: a product with a matrix of zeros and ones.
+def gathered(x, group_of_row, GROUPS: tl.constexpr, PRECISION: tl.constexpr, dtype: tl.constexpr):
+    """Return (GROUPS, columns) the sums of the rows of x by group: a product with a matrix of zeros and ones.
 
     The matrix unit does it several times as fast as shuffles; x is rounded to `dtype` before, like every operand.
+    Zeros and ones come first: x^T times them gave wrong sums at some sizes (Triton 3.6 on an H200, wgmma of 16 columns).
     """
-    belongs = (group_of_column[:, None] == tl.arange(0, GROUPS)[None, :]).to(tl.float32)
-    x = narrowed(x, dtype)
-    return tl.trans(product(x, belongs.to(x.dtype), None, PRECISION))
+    belongs = (tl.arange(0, GROUPS)[:, None] == group_of_row[None, :]).to(tl.float32)
+    return product(belongs.to(dtype), narrowed(x, dtype), None, PRECISION)
 
 
 @triton.jit
