@@ -11,7 +11,7 @@ it is the online softmax. There are two variants of the loop, not more: see docs
 
 # Gluon functions are typed for its compiler: their layouts and blocks are compile-time values.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportIndexIssue=false
-# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportPossiblyUnbound=false, reportAssignmentType=false
+# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportAssignmentType=false
 
 import triton
 import triton.language as tl
