@@ -55,7 +55,8 @@ def test_gradients_agree_with_those_of_transformers(tiny):
     objective = bench.NextToken()
     weights_BT = torch.from_numpy(objective.weights(batch))
     logits_BTV, _ = ours(torch.from_numpy(batch.tokens_BT))
-    (objective.loss_sum(logits_BTV, torch.from_numpy(batch.targets_BT), weights_BT) / weights_BT.sum()).backward()
+    targets_N, weights_N = torch.from_numpy(batch.targets_BT).flatten(), weights_BT.flatten()
+    (objective.loss_sum(logits_BTV.flatten(0, 1), targets_N, weights_N) / weights_BT.sum()).backward()
     theirs(**bench._features(batch)).loss.backward()
     torch.testing.assert_close(ours.embedding.weight.grad, theirs.transformer.wte.weight.grad, rtol=1e-4, atol=1e-6)
 

@@ -107,6 +107,16 @@ def check_causal(model: LanguageModel, context: ModelContext) -> None:
 
 
 @torch.no_grad()
+def check_wanted(model: LanguageModel, context: ModelContext) -> None:
+    """Logits asked for alone equal the same places of all logits, in the parallel form and when streaming."""
+    tokens_BT = random_tokens(context)
+    wanted_N = torch.tensor([0, 3, LENGTH, 2 * LENGTH + 5, ROWS * LENGTH - 1])
+    for state in (None, model.init_state(ROWS)):
+        alone_NV, _ = model(tokens_BT, state, wanted_N=wanted_N)
+        assert_equal(alone_NV, model(tokens_BT)[0].flatten(0, 1)[wanted_N])
+
+
+@torch.no_grad()
 def check_documents(model: LanguageModel, context: ModelContext) -> None:
     """Packed documents give what each gives alone; each begins where the model allows one to begin."""
     tokens_BT = random_tokens(context)

@@ -19,6 +19,7 @@ BEHAVIOURS = (
     checks.check_streaming,
     checks.check_ragged,
     checks.check_causal,
+    checks.check_wanted,
     checks.check_documents,
     checks.check_functional,
     checks.check_in_place,
@@ -116,6 +117,12 @@ class LooksAhead(Buggy):
         return logits + 1e-6 * logits.mean(dim=1, keepdim=True), state
 
 
+class GivesTheNextPlace(Buggy):
+    def forward(self, tokens_BT: Any, state: Any = None, *, wanted_N: Any = None, **options: Any) -> Any:
+        moved_N = None if wanted_N is None else (wanted_N + 1) % tokens_BT.numel()
+        return self.model(tokens_BT, state, wanted_N=moved_N, **options)
+
+
 class MixesDocuments(Buggy):
     def forward(self, tokens_BT: Any, state: Any = None, *, documents_BT: Any = None, **options: Any) -> Any:
         return self.model(tokens_BT, state, **options)
@@ -157,6 +164,7 @@ class ResetsTheWrongRow(Buggy):
         (checks.check_ragged, IgnoresLengths),
         (checks.check_ragged, CountsPaddingAsDigits),
         (checks.check_causal, LooksAhead),
+        (checks.check_wanted, GivesTheNextPlace),
         (checks.check_documents, MixesDocuments),
         (checks.check_functional, CutsGradients),
         (checks.check_functional, WritesIntoTheOldState),

@@ -22,10 +22,10 @@ def test_regions_are_scored_or_masked_by_option():
 
 
 def test_the_loss_is_the_weighted_sum_of_negative_log_probabilities():
-    logits = torch.randn(1, 4, 5, generator=torch.Generator().manual_seed(0))
-    targets, weights = torch.from_numpy(BATCH.targets_BT), torch.tensor([[0.0, 0.5, 2.0, 0.0]])
+    logits = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
+    targets, weights = torch.from_numpy(BATCH.targets_BT).flatten(), torch.tensor([0.0, 0.5, 2.0, 0.0])
     log_p = logits.log_softmax(-1)
-    expected = -0.5 * log_p[0, 1, 2] - 2.0 * log_p[0, 2, 3]
+    expected = -0.5 * log_p[1, 2] - 2.0 * log_p[2, 3]
     loss = NextToken().loss_sum(logits, targets, weights)
     assert torch.allclose(loss, expected)
     halves = NextToken().loss_sum(logits.bfloat16(), targets, weights)

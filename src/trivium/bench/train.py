@@ -150,7 +150,9 @@ def check_first_loss(shape: Shape) -> dict[str, float]:
     weights_BT = torch.from_numpy(objective.weights(batch))
     with torch.no_grad():
         logits_BTV, _ = ours(torch.from_numpy(batch.tokens_BT))
-        loss_sum = objective.loss_sum(logits_BTV, torch.from_numpy(batch.targets_BT), weights_BT)
+        loss_sum = objective.loss_sum(
+            logits_BTV.flatten(0, 1), torch.from_numpy(batch.targets_BT).flatten(), weights_BT.flatten()
+        )
         our_loss = float(loss_sum / weights_BT.sum())
         their_loss = float(theirs(**_features(batch)).loss)
     if not abs(our_loss - their_loss) <= TOLERANCE * abs(their_loss):

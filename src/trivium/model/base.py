@@ -91,5 +91,10 @@ class LanguageModel(nn.Module, ABC):
         *,
         lengths_B: Tensor | None = None,
         documents_BT: Tensor | None = None,
+        wanted_N: Tensor | None = None,
     ) -> tuple[Tensor, Any]:
-        """Return (logits_BTV, state); the rules for `state`, `lengths_B` and `documents_BT` are the mixers'."""
+        """Return (logits_BTV, state); the rules for `state`, `lengths_B` and `documents_BT` are the mixers'.
+
+        `wanted_N`, int64 places in the flattened B*T, asks for those logits alone: logits_NV comes back, equal to
+        these rows of all. Training scores answers, and what it does not score it need not compute.
+        """

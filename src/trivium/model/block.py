@@ -81,14 +81,20 @@ class Block(nn.Module):
         documents_BT: Tensor | None,
         positions_BT: Tensor | None,
         keep: int | None = None,
+        wanted_N: Tensor | None = None,
     ) -> tuple[Tensor, Any]:
-        """Return (x_BTD, state); of the last `keep` tokens alone, if it is given."""
+        """Return (x_BTD, state); of the last `keep` tokens alone, if it is given.
+
+        With `wanted_N`, places in the flattened B*T, the feed-forward runs on those alone and (x_ND, state) comes back.
+        """
         y_BTD, state = self.mixer(
             self.norm1(x_BTD), state, lengths_B=lengths_B, documents_BT=documents_BT, positions_BT=positions_BT
         )
         if keep is not None:
             x_BTD, y_BTD = x_BTD[:, x_BTD.shape[1] - keep :], y_BTD[:, y_BTD.shape[1] - keep :]
         x_BTD = x_BTD + self._drop(y_BTD)
+        if wanted_N is not None:
+            x_BTD = x_BTD.flatten(0, 1).index_select(0, wanted_N)
         return x_BTD + self._drop(self.feedforward(self.norm2(x_BTD))), state
 
     def _drop(self, y_BTD: Tensor) -> Tensor:

@@ -231,8 +231,12 @@ class Decoder(LanguageModel):
         *,
         lengths_B: Tensor | None = None,
         documents_BT: Tensor | None = None,
+        wanted_N: Tensor | None = None,
     ) -> tuple[Tensor, DecoderState | None]:
-        """Return (logits_BTV, state). Raises ValueError when a sequence does not fit the state or a position table."""
+        """Return (logits_BTV, state), or logits_NV with `wanted_N`.
+
+        Raises ValueError when a sequence does not fit the state or a position table.
+        """
         if state is not None and documents_BT is not None:
             raise ValueError("documents_BT is given with a state: packed documents have only the parallel form")
         x_BTD = self.embedding(tokens_BT)
@@ -245,7 +249,10 @@ class Decoder(LanguageModel):
         recompute = self.config.checkpoint_activations and state is None and torch.is_grad_enabled()
         mixer_states: list[Any] = []
         for index, block in enumerate(self._blocks()):
-            arguments = (x_BTD, None if state is None else state.mixers[index], lengths_B, documents_BT, positions_BT)
+            mixer_state = None if state is None else state.mixers[index]
+            # Where no logits are wanted nothing reads what the last block's second half would add.
+            wanted = wanted_N if index == len(self.blocks) - 1 else None
+            arguments = (x_BTD, mixer_state, lengths_B, documents_BT, positions_BT, None, wanted)
             if recompute:
                 x_BTD, mixer_state = checkpoint(block, *arguments, use_reentrant=False)
             else:

@@ -249,9 +249,12 @@ class PrefixScan(LanguageModel):
         *,
         lengths_B: Tensor | None = None,
         documents_BT: Tensor | None = None,
+        wanted_N: Tensor | None = None,
     ) -> tuple[Tensor, PrefixScanState | None]:
-        """Return (logits_BTV, state). Raises ValueError when a sequence does not fit the state or a position table, or
-        a packed document begins inside a chunk.
+        """Return (logits_BTV, state), or logits_NV with `wanted_N`.
+
+        Raises ValueError when a sequence does not fit the state or a position table, or a packed document
+        begins inside a chunk.
         """
         if state is not None:
             if documents_BT is not None:
@@ -264,6 +267,8 @@ class PrefixScan(LanguageModel):
         scans = state is None and documents_BT is None and tokens_BT.shape[1] > 2 * self.config.chunk
         if torch.is_grad_enabled() and not scans:
             y_BTD = y_BTD + self._no_pairs(y_BTD)
+        if wanted_N is not None:
+            y_BTD = y_BTD.flatten(0, 1).index_select(0, wanted_N)
         head = self.encoder.embedding if self.head is None else self.head
         return functional.linear(y_BTD, head.weight), state
 

@@ -1,6 +1,6 @@
 """The training loop, from a recipe to result.json: read it from top to bottom.
 
-Shapes: B examples of this process, T tokens, V vocabulary.
+Shapes: B examples of this process, T tokens, N scored tokens, V vocabulary.
 """
 
 import json
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -34,6 +35,7 @@ from trivium.train.distributed import (
     world_of_environment,
 )
 from trivium.train.environment import describe_environment
+from trivium.train.memory import keep_freed_memory
 from trivium.train.objectives import NextToken
 from trivium.train.optim import build_optimizer, clip_gradients, set_learning_rate
 from trivium.train.precision import Precision, choose_device, choose_precision
@@ -103,6 +105,7 @@ def train(
                 precision = choose_precision(record["precision"]["name"], device)
         held.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(num_threads)
+        keep_freed_memory()
 
         forget()  # what an earlier run of this process chose
         torch.manual_seed(options.seed)
@@ -205,16 +208,20 @@ def train(
             rate = learning_rate(options, at.step, length.fraction(at.step, at.tokens))
             set_learning_rate(optimizer, rate)
             tokens_BT = torch.from_numpy(batch.tokens_BT).to(device, non_blocking=True)
-            targets_BT = torch.from_numpy(batch.targets_BT).to(device, non_blocking=True)
-            weights_BT = torch.from_numpy(weights).to(device, non_blocking=True)
             part = options.micro_batch or len(batch)
             loss = torch.zeros((), device=device)
             for start in range(0, len(batch), part):
                 rows = slice(start, start + part)
+                # Logits are made only where they are scored, which spares the last block its other half elsewhere.
+                scored = np.flatnonzero(weights[rows])
+                scored_N, targets_N, weights_N = (
+                    torch.from_numpy(array).to(device, non_blocking=True)
+                    for array in (scored, batch.targets_BT[rows].flat[scored], weights[rows].flat[scored])
+                )
                 with exchange(forward, last=start + part >= len(batch)):
                     with precision.autocast():
-                        logits_BTV, _ = forward(tokens_BT[rows])
-                    part_loss = objective.loss_sum(logits_BTV, targets_BT[rows], weights_BT[rows]) / weight
+                        logits_NV, _ = forward(tokens_BT[rows], wanted_N=scored_N)
+                    part_loss = objective.loss_sum(logits_NV, targets_N, weights_N) / weight
                     # DDP averages gradients over processes; the loss of the whole batch needs their sum.
                     scaler.scale(part_loss * world.size).backward()
                     loss += part_loss.detach()

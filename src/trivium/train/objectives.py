@@ -21,11 +21,11 @@ class NextToken:
         """Return weights_BT (float32): the chain's are 0 without `chain_loss`, the prompt's 1 with `prompt_loss`."""
         return loss_weights(batch, chain_loss=self.chain_loss, prompt_loss=self.prompt_loss)
 
-    def loss_sum(self, logits_BTV: Tensor, targets_BT: Tensor, weights_BT: Tensor) -> Tensor:
-        """Return the weighted sum (not the mean) of the cross-entropies, in nats, in float32.
+    def loss_sum(self, logits_NV: Tensor, targets_N: Tensor, weights_N: Tensor) -> Tensor:
+        """Return, for N tokens, the weighted sum (not the mean) of the cross-entropies, in nats, in float32.
 
         The caller divides by the weight of the whole batch, over all its parts and devices, so that accumulation
         and several processes give the loss and gradients of one pass.
         """
-        losses = cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), reduction="none")
-        return (losses * weights_BT.flatten()).sum()  # not a dot product, which autocast would round
+        losses = cross_entropy(logits_NV.float(), targets_N, reduction="none")
+        return (losses * weights_N).sum()  # not a dot product, which autocast would round
