@@ -34,8 +34,8 @@ def evaluate(
     """Generate an answer to each of `config.examples` distinct problems of `split` and check it.
 
     Returns plain data: {"task", "task_version", "split", "examples", "asked", "temperature", "exact_match",
-    "token_accuracy", "generated_tokens_per_problem", "by_tag", "by_length", "chain", "samples"}. A rate is a
-    dict with Wilson's interval. "examples" is below "asked" when the split has fewer distinct problems. "token_accuracy" is
+    "token_accuracy", "generated_tokens_per_problem", "by_tag", "by_length", "chain", "samples"}. A rate is a dict with
+    Wilson's interval. "examples" is below "asked" when the split has fewer distinct problems. "token_accuracy" is
     teacher-forced; `chain_loss` says whether the chain's tokens count for it. "chain" is None without a chain.
     "by_length" has the scores at each of `config.lengths`, see `scores_by_length`. The answers of a task that labels
     what it reads are its labels, all read in one pass: no token is generated.

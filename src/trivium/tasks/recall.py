@@ -85,24 +85,25 @@ class Recall(DrawnTask):
     def propose(self, states_B: np.ndarray) -> Drawn:
         config, pairs, room = self.config, self.config.pairs, self.prompt_room
         behind = room - 2 * pairs
-        words_WB = words(states_B, 0, 1 + 3 * pairs + 2 * behind)
+        words_WB = words(states_B, 0, 1 + 4 * pairs + 2 * behind)
         lengths_B = drawn_lengths(words_WB[0], config.min_length, config.max_length)
-        key_words, value_words, order_words, filler_words, gap_words = np.split(
-            words_WB[1:], np.cumsum([pairs, pairs, pairs, behind])
+        key_words, value_words, order_words, asked_words, filler_words, gap_words = np.split(
+            words_WB[1:], np.cumsum([pairs, pairs, pairs, pairs, behind])
         )
         prompts_BP = np.zeros((len(states_B), room), dtype=np.int64)
-        keys_BN = distinct_below(key_words, self.half).T
-        values_BN = below_high(value_words, self.half).T.astype(np.int64) + self.half
         order_BN = drawn_order(np.ascontiguousarray(order_words.T))
-        prompts_BP[:, 0 : 2 * pairs : 2] = np.take_along_axis(keys_BN, order_BN, axis=1)
+        keys_BN = np.take_along_axis(distinct_below(key_words, self.half).T, order_BN, axis=1)
+        values_BN = below_high(value_words, self.half).T.astype(np.int64) + self.half
+        prompts_BP[:, 0 : 2 * pairs : 2] = keys_BN
         prompts_BP[:, 1 : 2 * pairs : 2] = values_BN
         prompts_BP[:, 2 * pairs :] = below_high(filler_words, self.half).T.astype(np.int64) + self.half
         # The smallest of exponential times at rates w are a draw without replacement with weights w.
         times_BG = -np.log1p(-unit(gap_words.T)) / np.arange(1, behind + 1) ** (config.gap_power - 1)
         times_BG[np.arange(behind) >= (lengths_B - 2 * pairs)[:, None]] = np.inf
         places_BN = np.argsort(times_BG, axis=1, kind="stable")[:, : self.queries] + 2 * pairs
-        # The keys in the order they were drawn in, which the pairs' shuffled order does not tell.
-        np.put_along_axis(prompts_BP, places_BN, keys_BN[:, : self.queries], axis=1)
+        # Places come by their times, so that the pairs' own order would tell which is asked for where.
+        asked_BN = drawn_order(np.ascontiguousarray(asked_words.T))[:, : self.queries]
+        np.put_along_axis(prompts_BP, places_BN, np.take_along_axis(keys_BN, asked_BN, axis=1), axis=1)
         prompts_BP[np.arange(room) >= lengths_B[:, None]] = 0
         return Drawn(prompts_BP, lengths_B)
 
@@ -113,7 +114,7 @@ class Recall(DrawnTask):
         value_of_BK[rows_B1, prompts_BP[:, 0:first:2]] = prompts_BP[:, 1:first:2]
         labels_BP = np.full(prompts_BP.shape, -1, dtype=np.int64)
         rest_BG = prompts_BP[:, first:]
-        asked_BG = (rest_BG < self.half) & (np.arange(first, self.prompt_room) < problems.lengths_B[:, None])
+        asked_BG = (rest_BG < self.half) & (np.arange(first, prompts_BP.shape[1]) < problems.lengths_B[:, None])
         labels_BP[:, first:] = np.where(asked_BG, value_of_BK[rows_B1, np.where(asked_BG, rest_BG, 0)], -1)
         return labels_BP, problems.lengths_B
 
