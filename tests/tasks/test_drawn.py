@@ -79,6 +79,14 @@ def test_a_split_without_problems_is_refused_at_once():
     task = GroupWordsConfig(group="Z2", max_length=40).build()
     with pytest.raises(UserError, match="split is empty"):
         task.staged(1)
+    with pytest.raises(UserError, match="test split is empty"):
+        task.at_length(1)
+    words = GroupWordsConfig(group="Z2", max_length=40, test_fraction=0.6, validation_fraction=0.001).build()
+    words = words.at_length(3)
+    assert len(words.distinct("test", 9)) < 8
+    for _ in range(2):
+        with pytest.raises(UserError, match="validation split is empty"):
+            words.distinct("validation", 1)
 
 
 def test_the_split_of_a_problem_depends_on_neither_seed_nor_width():

@@ -6,6 +6,7 @@ Shapes: B problems, P tokens of the longest prompt, A tokens of the longest answ
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -149,6 +150,10 @@ class DrawnTask(Task):
     def count(self, length: int) -> int:
         """Return how many problems of `length` there are, or at least so many when that is hard to say."""
 
+    @cached_property
+    def _checked(self) -> set[Split]:
+        return set()
+
     def answer(self, problems: Drawn) -> tuple[np.ndarray, np.ndarray]:
         """Return (answers_BA, answer lengths) of drawn problems, as `Drawn` has them."""
         assert problems.answers_BA is not None
@@ -165,12 +170,21 @@ class DrawnTask(Task):
         )  # short problems may be too few for a test split, which has no stages
         return task
 
+    def at_length(self, length: int) -> "DrawnTask":
+        task = self.config.of_lengths(length, length).make()
+        task.check_splits(("test",))
+        return task
+
     def check_splits(self, splits: Sequence[Split]) -> None:
         """Raise UserError when one of `splits` has no problems, which a search would not find out."""
+        splits = [split for split in splits if split not in self._checked]
+        if not splits:
+            return
         total = 0
         for length in range(self.config.min_length, self.config.max_length + 1):
             total += self.count(length)
             if total > COUNTED:
+                self._checked.update(splits)
                 return
         hashes = np.unique(prompt_hashes(self.propose(mix(np.arange(PROBES, dtype=np.uint64) + GOLDEN))))
         for split in splits:
@@ -179,6 +193,7 @@ class DrawnTask(Task):
                     f"the {split} split is empty: there are only {len(hashes)} problems of lengths "
                     f"{self.config.min_length} to {self.config.max_length}; allow longer ones or a larger fraction"
                 )
+            self._checked.add(split)
 
     def _within(self, hashes_B: np.ndarray, split: Split) -> np.ndarray:
         """Return which hashes fall in `split`: the lowest go to test, the next to validation, the rest to train."""
@@ -190,6 +205,7 @@ class DrawnTask(Task):
 
     def draw(self, split: Split, indices_B: np.ndarray) -> Drawn:
         """Return the problems at `indices_B` of `split`."""
+        self.check_splits((split,))
         most = max(1, CELLS // self.prompt_room)
         parts = [self._draw(split, indices_B[start : start + most], most) for start in range(0, len(indices_B), most)]
         return joined(parts or [self.propose(np.zeros(0, dtype=np.uint64))])
