@@ -12,7 +12,7 @@ from trivium.evaluate.answers import evaluate, evaluate_file
 from trivium.evaluate.config import EvaluateConfig
 from trivium.evaluate.lengths import scores_by_length
 from trivium.evaluate.statistics import rate
-from trivium.generate.chat import Chat
+from trivium.generate.chat import Chat, render
 from trivium.generate.labels import read_labels
 from trivium.model.context import model_context
 from trivium.model.decoder import DecoderConfig
@@ -149,5 +149,6 @@ def test_a_word_can_be_put_to_a_model_in_a_chat():
     reply = chat.answer("10011")
     assert (reply.generated, reply.verdict.correct, reply.verdict.reason) == ("11111", False, "11101 is right")
     assert reply.probabilities == pytest.approx([1] * 5)
+    assert render(reply).plain == "10011 11111\n  answer  11111  wrong: 11101 is right"
     with pytest.raises(UserError, match="read, not sampled"):
         Chat(tracker(TASK), CharacterTokenizer(TASK.alphabet), TASK, temperature=1.0)

@@ -44,6 +44,8 @@ class Reply:
     """The steps of its chain of thought, each true or false."""
     verdict: Verdict | None
     """The answer read from it, whether it is right and why not, in usual notation; None with nothing to check."""
+    gap: str = ""
+    """What keeps prompt and answer apart when they are shown: a blank where the answer is labels of the prompt."""
 
 
 class Chat:
@@ -79,15 +81,17 @@ class Chat:
         example = self.task.parse(line)
         tokens, probabilities, finished = self._generate(example)
         text = self.tokenizer.decode(tokens)
+        gap = " " if self.task.labels else ""
         return Reply(
             prompt=example.prompt,
             generated=text,
             tokens=[self.tokenizer.decode([token]) for token in tokens],
             probabilities=probabilities,
             finished=finished,
-            readable=self.task.readable(example.prompt + text),
+            readable=self.task.readable(example.prompt + gap + text),
             steps=self.task.steps(example, text),
             verdict=self._check(example, text),
+            gap=gap,
         )
 
     def _check(self, example: Example, text: str) -> Verdict | None:
@@ -181,9 +185,9 @@ def _read(lines: TextIO, interactive: bool) -> str | None:
 def render(reply: Reply, probabilities: bool = False) -> Text:
     """Return `reply` as lines for a terminal: the text, its steps, its answer and, if wanted, its probabilities."""
     text = Text()
-    text.append(reply.prompt, style="dim")
+    text.append(reply.prompt + reply.gap, style="dim")
     text.append(reply.generated)
-    if reply.readable != reply.prompt + reply.generated:
+    if reply.readable != reply.prompt + reply.gap + reply.generated:
         text.append(f"\n  in usual notation  {reply.readable}")
     width = max((len(step.text) for step in reply.steps), default=0)
     for number, step in enumerate(reply.steps, 1):
