@@ -64,12 +64,22 @@ def check_a_batch_holds_what_encode_gives(task: Task) -> None:
         for b, example in enumerate(examples_of(task, split)):
             tokens, targets, weights = task.encode(example)
             regions = task.regions(example)
+            target_regions = task.target_regions(example)
             length = len(tokens)
-            assert len(targets) == len(weights) == length == batch.lengths_B[b]
-            assert len(regions) == length + 1
+            assert len(targets) == len(weights) == len(target_regions) == length == batch.lengths_B[b]
+            if task.labels:
+                assert tokens == task.alphabet.encode(example.prompt)
+                labels = [target for target, weight in zip(targets, weights, strict=True) if weight]
+                assert labels == task.alphabet.encode(example.answer)[:-1], "the answer is the labels, in order"
+            else:
+                assert target_regions == regions[1:]
+                assert tokens + targets[-1:] == task.alphabet.encode(example.prompt) + task.alphabet.encode(
+                    example.answer
+                )
+                assert targets[:-1] == tokens[1:], "each target is the token that follows"
             assert batch.tokens_BT[b].tolist() == tokens + [task.alphabet.pad_id] * (width - length)
             assert batch.targets_BT[b].tolist() == targets + [task.alphabet.pad_id] * (width - length)
-            assert batch.regions_BT[b].tolist() == regions[1:] + [PAD] * (width - length)
+            assert batch.regions_BT[b].tolist() == target_regions + [PAD] * (width - length)
             assert batch.weights_BT[b].tolist() == weights + [0.0] * (width - length)
             scored = np.isin(batch.regions_BT[b], (CHAIN, ANSWER))
             assert (scored == (batch.weights_BT[b] > 0)).all(), "exactly chain and answer are scored"
@@ -102,7 +112,8 @@ def check_only_the_whole_answer_is_right(task: Task) -> None:
             other = [next(s for s in alphabet.symbols if s not in (symbol, end, alphabet.pad)) for symbol in symbols]
             assert task.verify(example, answer).correct
             assert task.verify(example, answer + alphabet.pad).correct
-            assert task.verify(example, example.prompt + answer).correct, "a prompt in front is stripped"
+            if not task.labels:
+                assert task.verify(example, example.prompt + answer).correct, "a prompt in front is stripped"
             assert not task.verify(example, body).correct, "an answer without end is not finished"
             assert not task.verify(example, "").correct
             assert not task.verify(example, head + end).correct

@@ -10,6 +10,7 @@ from tests.contracts import task_checks
 from tests.contracts.task_checks import CHECKS
 from trivium.tasks.addition import Addition, AdditionConfig
 from trivium.tasks.base import TASKS, Task, Verdict
+from trivium.tasks.group_words import GroupWords, GroupWordsConfig
 
 
 @pytest.mark.parametrize("name", TASKS.names())
@@ -124,6 +125,36 @@ def test_a_symbol_that_swallows_its_neighbours_is_caught():
     task.alphabet = dataclasses.replace(task.alphabet, symbols=(*task.alphabet.symbols, "=1"))
     with pytest.raises(AssertionError):
         task_checks.check_text_and_tokens_are_the_same(task)
+
+
+class LabelsTheNext(GroupWords):
+    """Tells at each place the product that only the next element leads to."""
+
+    def encode(self, example):
+        tokens, targets, weights = super().encode(example)
+        return tokens, [*targets[1:], targets[0]], weights
+
+
+class LabelsLate(GroupWords):
+    """As above in whole batches, which are encoded apart."""
+
+    def answer(self, problems):
+        labels, lengths = super().answer(problems)
+        return np.roll(labels, 1, axis=1), lengths
+
+
+@pytest.mark.parametrize(
+    ("broken_task", "check"),
+    [
+        (LabelsTheNext, task_checks.check_a_batch_holds_what_encode_gives),
+        (LabelsLate, task_checks.check_batch_equals_collated_examples),
+    ],
+)
+def test_labels_at_the_wrong_place_are_caught(broken_task, check):
+    config = GroupWordsConfig(group="S3", max_length=6)
+    check(GroupWords(config))
+    with pytest.raises(AssertionError):
+        check(broken_task(config))
 
 
 def test_each_check_has_a_planted_bug():

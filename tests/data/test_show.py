@@ -6,6 +6,8 @@ import pytest
 from trivium.config import UserError
 from trivium.data.show import show_examples, show_expression
 from trivium.tasks.addition import AdditionConfig
+from trivium.tasks.group_words import GroupWordsConfig
+from trivium.tasks.recall import RecallConfig
 
 TASK = AdditionConfig(format="column").build()
 
@@ -49,3 +51,19 @@ def test_examples_are_those_that_training_sees():
 def test_no_examples_are_refused():
     with pytest.raises(UserError, match="count"):
         show_examples(TASK, "train", 0)
+
+
+def test_labels_are_shown_at_the_tokens_that_they_are_of():
+    shown = show_expression(GroupWordsConfig(group="Z2").build(), "1101")
+    assert [(token.text, token.target, token.scored) for token in shown.tokens] == [
+        ("1", "1", True),
+        ("1", "0", True),
+        ("0", "0", True),
+        ("1", "1", True),
+    ]
+    assert shown.text == "1101 1001<end>"
+    recall = RecallConfig(vocabulary=16, pairs=1, min_length=3, max_length=9).build()
+    tokens = show_expression(recall, "k1v2v3k1").tokens
+    assert [(token.target, token.scored) for token in tokens] == [("", False)] * 3 + [("v2", True)]
+    assert {token.region for token in tokens} == {"prompt"}
+    assert all(token.target is None for token in show_expression(TASK, "99+21").tokens)

@@ -3,7 +3,7 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from trivium.report.tables import Table, percent, to_rich, write_interval, write_points
+from trivium.report.tables import Table, length_tables, percent, to_rich, write_interval, write_points
 
 
 @pytest.mark.parametrize(
@@ -53,3 +53,21 @@ def test_a_narrow_terminal_breaks_names_and_headings_but_no_number():
 
 def test_what_looks_like_markup_is_printed_as_it_is():
     assert "[red]7[/red]" in printed(Table("", ["answer"], [["[red]7[/red]"]]), 40)
+
+
+def test_scores_by_length_are_two_tables_with_a_column_a_length():
+    right = {"rate": 0.5, "low": 0.4, "high": 0.6, "successes": 5, "n": 10}
+    over_seeds = {"mean": 0.25, "low": 0.1, "high": 0.4, "values": [0.2, 0.3]}
+    found = length_tables(
+        {
+            "run": {"18": {"exact_match": right, "token_error": right}},
+            "study": {key: {"exact_match": over_seeds, "token_error": right} for key in ("18", "34")},
+        }
+    )
+    assert [table.columns for table in found] == [["", "18", "34"]] * 2
+    assert found[0].rows == [
+        ["run", "50.0 % (40.0–60.0)", "–"],
+        ["study", "25.0 % (10.0–40.0)", "25.0 % (10.0–40.0)"],
+    ]
+    assert found[1].rows[1] == ["study", "50.0 % (40.0–60.0)", "50.0 % (40.0–60.0)"]
+    assert length_tables({"run": {}}) == []

@@ -1,3 +1,4 @@
+import json
 import math
 
 import pytest
@@ -126,3 +127,22 @@ def test_the_last_line_of_metrics_may_be_cut_off(entries):
     with (entries[0].folders[0] / "metrics.jsonl").open("a") as metrics:
         metrics.write('{"step": 601, "spl')
     assert len(collect(recipe, entries, length=9)["variants"]["attention"]["seeds"]["0"]["curve"]["step"]) == 12
+
+
+def test_scores_by_length_are_means_over_the_seeds_that_were_read_at_it(entries):
+    recipe, entries = entries
+    for rate, folder in zip((0.2, 0.4), entries[0].folders.values(), strict=True):
+        path = folder / "result.json"
+        result = json.loads(path.read_text())
+        score = {"rate": rate, "low": 0.0, "high": 1.0, "successes": 1, "n": 5}
+        lengths = {"18": {"exact_match": score, "token_error": {**score, "rate": 1 - rate}}}
+        if rate == 0.2:
+            lengths["34"] = lengths["18"]
+        result["evaluation"]["by_length"] = lengths
+        path.write_text(json.dumps(result))
+    variants = collect(recipe, entries, length=9)["variants"]
+    found = variants["attention"]["by_length"]
+    assert list(found) == ["18"]
+    assert found["18"]["exact_match"]["mean"] == pytest.approx(0.3)
+    assert found["18"]["token_error"]["values"] == pytest.approx([0.8, 0.6])
+    assert variants["local"]["by_length"] == {}

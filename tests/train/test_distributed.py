@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.train.test_curriculum import config_of
 from tests.train.tiny import rows, tiny_config
 from trivium.config import UserError
 from trivium.train.checkpoint import list_checkpoints, read_checkpoint
@@ -22,6 +23,7 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import sys
 from pathlib import Path
+from tests.train.test_curriculum import config_of
 from tests.train.tiny import tiny_config
 from trivium.config import UserError
 from trivium.data.stream import TrainStream
@@ -33,13 +35,14 @@ reports = []
 loop.train(tiny_config(batch=17, micro_batch=4), folder / "two", on_progress=reports.append)
 assert bool(reports) == loop.world_of_environment().first
 loop.train(tiny_config(batch=17), folder / "begun-by-one")
+loop.train(config_of(dropout=0.0), folder / "staged-two")
 
 batch = TrainStream.batch
-def halting(self, step, rank, world):
+def halting(self, step, rank, world, stage):
     if step == 6 and rank == 1:  # one process alone hears the signal, both stop
         import os, signal
         os.kill(os.getpid(), signal.SIGTERM)
-    return batch(self, step, rank, world)
+    return batch(self, step, rank, world, stage)
 TrainStream.batch = halting
 try:
     loop.train(tiny_config(batch=17), folder / "begun-by-two")
@@ -89,6 +92,15 @@ def assert_close_runs(one, two):
 
 def test_two_processes_give_the_losses_of_one(folder):
     assert_close_runs(folder / "one", folder / "two")
+
+
+def test_every_process_goes_on_to_the_next_stage_of_a_curriculum(folder, tmp_path):
+    train(config_of(dropout=0.0), tmp_path / "staged-one")
+    assert_close_runs(tmp_path / "staged-one", folder / "staged-two")
+    for split in ("train", "stage"):
+        stages = [row["stage"] for row in rows(folder / "staged-two", split)]
+        assert stages == [row["stage"] for row in rows(tmp_path / "staged-one", split)]
+        assert len(set(stages)) > 1
 
 
 def test_a_checkpoint_of_one_process_is_continued_by_two(folder):

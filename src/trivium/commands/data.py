@@ -36,7 +36,7 @@ def show(arguments: Sequence[str]) -> None:
         ShowOptions, arguments, "trivium data show", "Print examples with tokens, position ids and what is scored."
     )
     task = recipe.task.build()
-    model_context(task, recipe.model)  # refuses a position scheme that the task has no ids for
+    model_context(task, recipe.model, recipe.evaluate.lengths)  # refuses a position scheme that the task has no ids for
     positions = "block" if getattr(recipe.model, "positions", None) == "block" else "token"
     chain_loss = recipe.train.chain_loss
     if options.expression is not None:
@@ -57,6 +57,8 @@ def draw(console: Console, shown: ShownExample) -> None:
         table.add_row("token", *(Text(_word(token)) for token in part))
         table.add_row("id", *(str(token.id) for token in part))
         table.add_row("position id", *(str(token.position) for token in part))
+        if any(token.target is not None for token in part):
+            table.add_row("target", *(Text(token.target or "·") for token in part))
         table.add_row("scored", *("yes" if token.scored else "·" for token in part))
         console.print(table)
     if tags := dict(shown.example.tags):
@@ -73,7 +75,8 @@ def _parts(tokens: Sequence[ShownToken], room: int) -> list[list[ShownToken]]:
     parts: list[list[ShownToken]] = [[]]
     left = room
     for token in tokens:
-        width = 3 + max(len(_word(token)), len(str(token.id)), len(str(token.position)), len("yes"))
+        cells = (_word(token), str(token.id), str(token.position), token.target or "", "yes")
+        width = 3 + max(map(len, cells))
         if width > left and parts[-1]:
             parts.append([])
             left = room

@@ -18,6 +18,7 @@ from trivium.evaluate.answers import evaluate as evaluate_split
 from trivium.evaluate.answers import evaluate_file
 from trivium.evaluate.config import EvaluateConfig
 from trivium.hub.folder import load
+from trivium.report.tables import length_tables, to_rich
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class EvalOptions:
     """Seed of sampling."""
     batch: int = 256
     """Rows generated side by side."""
+    lengths: tuple[int, ...] = ()
+    """Lengths, also beyond those of training, to score the model at one by one; the model must be able to read them."""
     json: bool = False
     """Print the scores as JSON on standard output."""
 
@@ -45,8 +48,10 @@ def evaluate(arguments: Sequence[str]) -> None:
     options = parse(EvalOptions, arguments, "trivium eval", "Score a trained run.")
     if options.temperature < 0:
         raise UserError(f"--temperature: expected 0 or more, got {options.temperature}")
-    config = replace(EvaluateConfig(), examples=options.examples, batch=options.batch)
+    config = replace(EvaluateConfig(), examples=options.examples, batch=options.batch, lengths=options.lengths)
     announce()
+    if options.lengths and options.data is not None:
+        raise UserError("--lengths: given beside --data, whose problems have the lengths that they have")
     model, _, task = load(options.run)
     with torch.inference_mode():
         if options.data is not None:
@@ -78,6 +83,8 @@ def show(scores: dict[str, Any]) -> None:
         table.add_row(name, f"{rate['rate']:.1%}", interval, str(rate["successes"]), str(rate["n"]))
     console = Console()
     console.print(table)
+    for by_length in length_tables({scores["task"]: scores.get("by_length") or {}}):
+        console.print(to_rich(by_length))
     console.print(f"token accuracy, teacher forced: {scores['token_accuracy']:.2%}")
     console.print(f"generated tokens a problem: {scores['generated_tokens_per_problem']:.1f}")
     for name, rate in (scores["chain"] or {}).items():

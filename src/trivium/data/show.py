@@ -14,7 +14,11 @@ REGION_NAMES = ("prompt", "chain", "answer", "pad")
 
 @dataclass(frozen=True)
 class ShownToken:
-    """One token of a problem: `position` is its position id, `scored` whether a model is trained to write it."""
+    """One token of a problem: `position` is its position id, `scored` whether a model is trained to write it.
+
+    In a task that labels what it reads `target` is the label to tell at this token, "" where there is none, and
+    `scored` says whether there is one; elsewhere it is None, since the target is the token that follows.
+    """
 
     text: str
     id: int
@@ -22,18 +26,20 @@ class ShownToken:
     digit: bool
     region: str
     scored: bool
+    target: str | None = None
 
 
 @dataclass(frozen=True)
 class ShownExample:
-    """One problem and its tokens, the end symbol included."""
+    """One problem and its tokens, the end symbol included; those of the prompt alone where they are labelled."""
 
     example: Example
     tokens: tuple[ShownToken, ...]
 
     @property
     def text(self) -> str:
-        return self.example.prompt + self.example.answer
+        between = " " if any(token.target is not None for token in self.tokens) else ""
+        return self.example.prompt + between + self.example.answer
 
 
 def show_example(
@@ -41,9 +47,16 @@ def show_example(
 ) -> ShownExample:
     """Return the tokens of one problem; `positions` names the ids: runs of digits, or places in the sequence."""
     alphabet = task.alphabet
-    ids = alphabet.encode(example.prompt) + alphabet.encode(example.answer)
-    regions = task.regions(example)
-    weights = [0.0, *task.encode(example)[2]] if ids else []
+    targets: list[str | None]
+    if task.labels:
+        ids, labels, weights = task.encode(example)
+        regions = task.regions(example)[: len(ids)]
+        targets = [alphabet.symbols[label] if weight > 0 else "" for label, weight in zip(labels, weights, strict=True)]
+    else:
+        ids = alphabet.encode(example.prompt) + alphabet.encode(example.answer)
+        regions = task.regions(example)
+        weights = [0.0, *task.encode(example)[2]] if ids else []
+        targets = [None] * len(ids)
     array = np.array(ids, dtype=np.int64)
     places = block_ids(array, alphabet.digit_ids) if positions == "block" else token_ids(array)
     tokens = [
@@ -54,8 +67,9 @@ def show_example(
             digit=index in alphabet.digit_ids,
             region=REGION_NAMES[region],
             scored=weight > 0 and (chain_loss or region != CHAIN),
+            target=target,
         )
-        for index, place, region, weight in zip(ids, places, regions, weights, strict=True)
+        for index, place, region, weight, target in zip(ids, places, regions, weights, targets, strict=True)
     ]
     return ShownExample(example, tuple(tokens))
 

@@ -45,11 +45,12 @@ class TrainStream:
         ]
         return np.concatenate(parts).astype(np.int64)
 
-    def batch(self, step: int, rank: int = 0, world: int = 1) -> Batch:
+    def batch(self, step: int, rank: int = 0, world: int = 1, stage: int = 0) -> Batch:
         """Return the slice of `step` that process `rank` of `world` trains on; slices differ by at most one row.
 
+        `stage` is that of a curriculum, see `Task`.
         Raises UserError when there are more processes than examples in a batch.
         """
         if world > self.batch_examples:
             raise UserError(f"batch: {self.batch_examples} examples cannot be shared among {world} processes")
-        return self.task.gather("train", np.array_split(self.indices(step), world)[rank])
+        return self.task.gather("train", np.array_split(self.indices(step), world)[rank], stage)

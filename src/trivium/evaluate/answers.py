@@ -3,15 +3,18 @@
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
 from trivium.config import UserError
 from trivium.evaluate.chain import chain_scores
 from trivium.evaluate.config import EvaluateConfig
+from trivium.evaluate.lengths import scores_by_length
 from trivium.evaluate.statistics import rate
 from trivium.evaluate.teacher import score_batches
 from trivium.generate.engine import check_length, generate, longest_input
+from trivium.generate.labels import read_labels
 from trivium.model.base import LanguageModel
 from trivium.tasks.base import Batch, Example, Split, Task, Verdict
 from trivium.tasks.jsonl import SHAPE, ended, numbered_rows
@@ -31,9 +34,11 @@ def evaluate(
     """Generate an answer to each of `config.examples` distinct problems of `split` and check it.
 
     Returns plain data: {"task", "task_version", "split", "examples", "asked", "temperature", "exact_match",
-    "token_accuracy", "generated_tokens_per_problem", "by_tag", "chain", "samples"}. A rate is a dict with Wilson's
-    interval. "examples" is below "asked" when the split has fewer distinct problems. "token_accuracy" is
+    "token_accuracy", "generated_tokens_per_problem", "by_tag", "by_length", "chain", "samples"}. A rate is a dict with
+    Wilson's interval. "examples" is below "asked" when the split has fewer distinct problems. "token_accuracy" is
     teacher-forced; `chain_loss` says whether the chain's tokens count for it. "chain" is None without a chain.
+    "by_length" has the scores at each of `config.lengths`, see `scores_by_length`. The answers of a task that labels
+    what it reads are its labels, all read in one pass: no token is generated.
     """
     indices = task.distinct(split, config.examples, stage)
     examples = task.examples(split, indices, stage)
@@ -42,7 +47,9 @@ def evaluate(
         for start in range(0, len(indices), config.batch)
     )
     head = {"split": split, "examples": len(examples), "asked": config.examples}
-    return _scores(model, task, examples, batches, config, head, temperature, seed, chain_loss)
+    scores = _scores(model, task, examples, batches, config, head, temperature, seed, chain_loss)
+    scores["by_length"] = scores_by_length(model, task, config, split=split, chain_loss=chain_loss)
+    return scores
 
 
 def evaluate_file(
@@ -66,7 +73,8 @@ def evaluate_file(
         example = ended(example, task.alphabet.end, f"{path}:{number}")
         try:
             lengths = [len(task.alphabet.encode(text)) for text in (example.prompt, example.answer)]
-            check_length(lengths[0], room, answer=lengths[1])
+            check_length(lengths[0], room, answer=0 if task.labels else lengths[1])
+            task.encode(example)  # refuses labels that are not one for each place
         except UserError as error:
             raise UserError(f"{path}:{number}: {error}") from None
         examples.append(example)
@@ -88,19 +96,8 @@ def _scores(
     seed: int,
     chain_loss: bool,
 ) -> dict[str, Any]:
-    alphabet = task.alphabet
     forced = score_batches(model, batches, chain_loss=chain_loss)
-    wanted = max(len(alphabet.encode(example.answer)) for example in examples)
-    generations = generate(
-        model,
-        [alphabet.encode(example.prompt) for example in examples],
-        end_id=alphabet.end_id,
-        max_new_tokens=max(wanted, task.max_length),
-        temperature=temperature,
-        seed=seed,
-        batch=config.batch,
-    )
-    texts = [alphabet.decode(generation.tokens) for generation in generations]
+    texts, generated = _answer(model, task, examples, config, temperature, seed)
     verdicts = [task.verify(example, text) for example, text in zip(examples, texts, strict=True)]
     correct = [verdict.correct for verdict in verdicts]
     return {
@@ -110,11 +107,44 @@ def _scores(
         "temperature": temperature,
         "exact_match": rate(sum(correct), len(correct)),
         "token_accuracy": forced["token_accuracy"],
-        "generated_tokens_per_problem": sum(len(generation.tokens) for generation in generations) / len(generations),
+        "generated_tokens_per_problem": generated / len(examples),
         "by_tag": _by_tag(examples, correct),
+        "by_length": {},
         "chain": chain_scores(model, task, examples, texts, batch=config.batch),
         "samples": _samples(examples, texts, verdicts, config.samples),
     }
+
+
+def _answer(
+    model: LanguageModel,
+    task: Task,
+    examples: Sequence[Example],
+    config: EvaluateConfig,
+    temperature: float,
+    seed: int,
+) -> tuple[list[str], int]:
+    """Return the model's answer to each example, end symbol included if it came, and how many tokens it generated."""
+    alphabet = task.alphabet
+    prompts = [alphabet.encode(example.prompt) for example in examples]
+    if task.labels:
+        texts = []
+        for example, read in zip(
+            examples, read_labels(model, prompts, batch=config.batch, temperature=temperature), strict=True
+        ):
+            scored = [weight > 0 for weight in task.encode(example)[2]]
+            texts.append(alphabet.decode(list(compress(read.tokens, scored))) + alphabet.end)
+        return texts, 0
+    generations = generate(
+        model,
+        prompts,
+        end_id=alphabet.end_id,
+        max_new_tokens=max(task.max_length, *(len(alphabet.encode(example.answer)) for example in examples)),
+        temperature=temperature,
+        seed=seed,
+        batch=config.batch,
+    )
+    texts = [alphabet.decode(generation.tokens) for generation in generations]
+    return texts, sum(len(generation.tokens) for generation in generations)
 
 
 def _by_tag(examples: Sequence[Example], correct: Sequence[bool]) -> dict[str, dict[str, Any]]:

@@ -4,6 +4,7 @@ import contextlib
 import io
 import sys
 from dataclasses import dataclass
+from itertools import compress
 from typing import TextIO
 
 from rich.console import Console
@@ -12,6 +13,7 @@ from rich.text import Text
 from trivium.config import UserError
 from trivium.data.tokenizers import CharacterTokenizer
 from trivium.generate.engine import check_length, generate, longest_input
+from trivium.generate.labels import read_labels
 from trivium.model.base import LanguageModel
 from trivium.tasks.base import Example, Step, Task, Verdict
 
@@ -42,6 +44,8 @@ class Reply:
     """The steps of its chain of thought, each true or false."""
     verdict: Verdict | None
     """The answer read from it, whether it is right and why not, in usual notation; None with nothing to check."""
+    gap: str = ""
+    """What keeps prompt and answer apart when they are shown: a blank where the answer is labels of the prompt."""
 
 
 class Chat:
@@ -66,6 +70,8 @@ class Chat:
         self.seed = seed
         # Bad settings are refused before the first question.
         generate(model, [], end_id=0, max_new_tokens=self.max_new_tokens, temperature=temperature)
+        if task.labels:
+            read_labels(model, [], temperature=temperature)
 
     def answer(self, line: str) -> Reply:
         """Let the model continue the problem in `line`, written in usual notation, and check what it wrote.
@@ -75,26 +81,34 @@ class Chat:
         example = self.task.parse(line)
         tokens, probabilities, finished = self._generate(example)
         text = self.tokenizer.decode(tokens)
+        gap = " " if self.task.labels else ""
         return Reply(
             prompt=example.prompt,
             generated=text,
             tokens=[self.tokenizer.decode([token]) for token in tokens],
             probabilities=probabilities,
             finished=finished,
-            readable=self.task.readable(example.prompt + text),
+            readable=self.task.readable(example.prompt + gap + text),
             steps=self.task.steps(example, text),
             verdict=self._check(example, text),
+            gap=gap,
         )
 
     def _check(self, example: Example, text: str) -> Verdict | None:
         if not example.answer and not self.task.checks_half_problems:
             return None
-        verdict = self.task.verify(example, text)
+        # Labels have no end of their own: there are as many as places.
+        verdict = self.task.verify(example, text + self.task.alphabet.end if self.task.labels else text)
         answer = None if verdict.answer is None else self.task.readable(verdict.answer)
         return Verdict(verdict.correct, answer, self.task.readable(verdict.reason))
 
     def _generate(self, example: Example) -> tuple[list[int], list[float], bool]:
         prompt = self.tokenizer.encode(example.prompt)
+        if self.task.labels:
+            (read,) = read_labels(self.model, [prompt])
+            assert read.probabilities is not None
+            scored = [weight > 0 for weight in self.task.encode(example)[2]]
+            return list(compress(read.tokens, scored)), list(compress(read.probabilities, scored)), True
         check_length(len(prompt), self.room, answer=len(self.tokenizer.encode(example.answer)))
         # Where the end symbol also stands within a prompt, one that completes a half problem ends nothing yet.
         goes_on = not example.answer and self.task.alphabet.end in example.prompt
@@ -171,9 +185,9 @@ def _read(lines: TextIO, interactive: bool) -> str | None:
 def render(reply: Reply, probabilities: bool = False) -> Text:
     """Return `reply` as lines for a terminal: the text, its steps, its answer and, if wanted, its probabilities."""
     text = Text()
-    text.append(reply.prompt, style="dim")
+    text.append(reply.prompt + reply.gap, style="dim")
     text.append(reply.generated)
-    if reply.readable != reply.prompt + reply.generated:
+    if reply.readable != reply.prompt + reply.gap + reply.generated:
         text.append(f"\n  in usual notation  {reply.readable}")
     width = max((len(step.text) for step in reply.steps), default=0)
     for number, step in enumerate(reply.steps, 1):

@@ -10,7 +10,7 @@ from trivium.report.figures import PLAIN, Series, learning_curves, styles
 from trivium.report.folder import read_json, read_metrics, read_result
 from trivium.report.html import Picture, Section, samples_of, write_page
 from trivium.report.study import read_results, write_study_page
-from trivium.report.tables import Table, percent, record_table, tag_tables
+from trivium.report.tables import Table, length_tables, percent, record_table, tag_tables
 
 SAMPLES = 10
 
@@ -49,6 +49,9 @@ def write_run_page(folder: Path) -> Path:
         slices = tag_tables({"exact match": evaluation.get("by_tag") or {}})
         if slices:
             sections.append(Section("Scores by slice", tables=slices))
+        lengths = length_tables({"this run": evaluation.get("by_length") or {}})
+        if lengths:
+            sections.append(Section("Scores by length", tables=lengths))
         answers = samples_of(evaluation.get("samples") or {}, SAMPLES)
         sections.append(Section("Right and wrong answers", samples=[(folder.name, look.colour, answers)]))
     sections.append(Section("Environment", tables=[record_table("Environment", environment)]))

@@ -12,6 +12,7 @@ from trivium.report.tables import (
     cost_table,
     fairness_table,
     learning_table,
+    length_tables,
     percent,
     record_table,
     tag_tables,
@@ -114,6 +115,10 @@ def _sections(results: Mapping[str, Any]) -> list[Section]:
     slices = tag_tables({name: variant["by_tag"] for name, variant in variants.items()})
     if slices:
         sections.append(Section("Scores by slice", words=["Exact match on test problems."], tables=slices))
+    lengths = length_tables({name: variant.get("by_length") or {} for name, variant in variants.items()})
+    if lengths:
+        words = ["Read at one length at a time: means over seeds, with Student's t intervals at 95 %."]
+        sections.append(Section("Scores by length", words=words, tables=lengths))
     sections.append(
         Section(
             "Right and wrong answers",

@@ -146,6 +146,25 @@ def tag_tables(slices: Mapping[str, Mapping[str, Any]]) -> list[Table]:
     return tables
 
 
+def length_tables(scores: Mapping[str, Mapping[str, Any]]) -> list[Table]:
+    """Return two tables, exact match and token error, of every name in `scores` (name -> length -> key -> score).
+
+    A score is a rate with its interval or, over seeds, a mean with its interval.
+    """
+    lengths = dict.fromkeys(length for found in scores.values() for length in found)
+    if not lengths:
+        return []
+    titles = {"exact_match": "Whole answers right, by length", "token_error": "Tokens wrong, by length"}
+    tables = []
+    for key, title in titles.items():
+        rows = []
+        for name, found in scores.items():
+            cells = [found[length][key] if length in found else {"mean": None} for length in lengths]
+            rows.append([name, *(write_interval({"mean": cell.get("rate"), **cell}) for cell in cells)])
+        tables.append(Table(title, ["", *lengths], rows))
+    return tables
+
+
 def record_table(title: str, record: Mapping[str, Any]) -> Table:
     """Return a table of names and values, nested mappings written as dotted names."""
     return Table(title, ["", ""], [[key, value] for key, value in _flat(record)], text=True)

@@ -88,6 +88,7 @@ def _variant(entry: Entry, thresholds: Sequence[float], length: int) -> dict[str
         "tokens_to": {_key(level): _tokens_to(done, _key(level)) for level in thresholds},
         "tokens_per_second": median(seed["tokens_per_second"] for seed in done) if done else None,
         "by_tag": _by_tag([seed["by_tag"] for seed in done]),
+        "by_length": _by_length([seed["by_length"] for seed in done]),
         "samples": first["samples"] if first else {"right": [], "wrong": []},
         "tuning": entry.tuning,
     }
@@ -114,6 +115,7 @@ def _seed(folder: Path, error: str | None, thresholds: Sequence[float]) -> dict[
         **head,
         "exact_match": evaluation["exact_match"],
         "by_tag": evaluation.get("by_tag") or {},
+        "by_length": evaluation.get("by_length") or {},
         "samples": evaluation.get("samples") or {"right": [], "wrong": []},
         **{
             key: result.get(key) for key in ("tokens", "seconds", "tokens_per_second", "precision", "threads", "device")
@@ -186,6 +188,17 @@ def _by_tag(scores: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
             rates = [score[tag][value]["rate"] for score in scores if value in score.get(tag, {})]
             tags[tag][value] = {"rate": sum(rates) / len(rates), "n": first["n"]}
     return tags
+
+
+def _by_length(scores: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return, for each length that every seed was read at, the intervals over seeds of both its scores."""
+    shared = [length for length in (scores[0] if scores else {}) if all(length in score for score in scores)]
+    return {
+        length: {
+            key: interval([score[length][key]["rate"] for score in scores]) for key in ("exact_match", "token_error")
+        }
+        for length in shared
+    }
 
 
 def _key(threshold: float) -> str:

@@ -71,7 +71,7 @@ def expand(recipe: Recipe) -> list[Variant]:
         plan = plans[name]
         config = _resolve(base, plan)
         with _naming(name):
-            context = model_context(task, config.model)
+            context = model_context(task, config.model, config.evaluate.lengths)
             if plan.to is not None:
                 config = replace(config, model=_match(config.model, context, plan, sized[plan.to], length))
             sizes = describe(config.model, context, length)

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -95,6 +95,10 @@ class AdditionConfig(TaskConfig):
             self.test_fraction,
         )
 
+    def of_lengths(self, shortest: int | None, longest: int) -> "AdditionConfig":
+        """Return this task with numbers of `shortest` to `longest` digits."""
+        return replace(self, min_digits=self.min_digits if shortest is None else shortest, max_digits=longest)
+
     def build(self) -> "Addition":
         return Addition(self)
 
@@ -163,9 +167,11 @@ class Addition(Task):
         return Example(self.notation.write_prompt(operands), self.notation.write_answer(operands), tags)
 
     def example(self, split: Split, index: int, stage: int = 0) -> Example:
-        return self.examples(split, np.array([index]))[0]
+        return self.examples(split, np.array([index]), stage)[0]
 
     def examples(self, split: Split, indices: np.ndarray, stage: int = 0) -> list[Example]:
+        if stage:
+            return self.staged(stage).examples(split, indices)
         problems = self._draw(split, np.asarray(indices))[0]
         return [self.example_of(problems.operands(row)) for row in range(len(indices))]
 
@@ -173,6 +179,8 @@ class Addition(Task):
         return draw(self.config.space, self.config.seed, split, indices_B)
 
     def gather(self, split: Split, indices: np.ndarray, stage: int = 0) -> Batch:
+        if stage:
+            return self.staged(stage).gather(split, indices)
         indices_B = np.asarray(indices, dtype=np.int64)
         if not self._follows(split, indices_B):
             return self._encoded(split, indices_B)
@@ -197,6 +205,8 @@ class Addition(Task):
         return last is not None and last[0] == split and 0 < start - last[1] <= 4 * rows
 
     def distinct(self, split: Split, count: int, stage: int = 0) -> np.ndarray:
+        if stage:
+            return self.staged(stage).distinct(split, count)
         size = self.size(split)
         chosen = np.zeros(0, dtype=np.int64)
         hashes = np.zeros(0, dtype=np.uint64)

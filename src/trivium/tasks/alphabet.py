@@ -8,6 +8,9 @@ import numpy as np
 
 from trivium.registry import UserError
 
+LARGE = 200  # symbols of an alphabet that is read by looking symbols up
+SHOWN = 100  # symbols that an error lists
+
 
 @dataclass(frozen=True)
 class Alphabet:
@@ -62,15 +65,31 @@ class Alphabet:
         """
         ids, place = [], 0
         while place < len(text):
-            match = self._pattern.match(text, place)
-            if match is None:
+            symbol = self._symbol_at(text, place)
+            if symbol is None:
+                known = ["space" if symbol == " " else symbol for symbol in self.symbols[:SHOWN]]
+                more = [f"... {len(self.symbols)} symbols"] if len(self.symbols) > SHOWN else []
                 raise UserError(
                     f"character {text[place]!r} at place {place + 1} of {text!r} is not in the alphabet: "
-                    + " ".join("space" if symbol == " " else symbol for symbol in self.symbols)
+                    + " ".join(known + more)
                 )
-            ids.append(self._ids[match.group()])
-            place = match.end()
+            ids.append(self._ids[symbol])
+            place += len(symbol)
         return ids
+
+    def _symbol_at(self, text: str, place: int) -> str | None:
+        """Return the longest symbol that `text` has at `place`."""
+        if len(self.symbols) <= LARGE:
+            match = self._pattern.match(text, place)
+            return None if match is None else match.group()
+        # A pattern tries its alternatives one by one, which thousands of them make slow.
+        return next(
+            (text[place : place + size] for size in self._sizes if text[place : place + size] in self._ids), None
+        )
+
+    @cached_property
+    def _sizes(self) -> list[int]:
+        return sorted({len(symbol) for symbol in self.symbols}, reverse=True)
 
     def decode(self, ids: list[int] | np.ndarray) -> str:
         """Return the text of token ids, specials written out."""

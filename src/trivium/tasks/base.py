@@ -53,8 +53,9 @@ class Step:
 class Batch:
     """Encoded examples, left-aligned.
 
-    The logits at place t are trained to predict ``targets_BT[:, t]`` with weight ``weights_BT[:, t]``.
-    `regions_BT` classifies each target (PROMPT, CHAIN, ANSWER, PAD); PROMPT and PAD have weight 0 here.
+    The logits at place t are trained to predict ``targets_BT[:, t]`` with weight ``weights_BT[:, t]``: the next token,
+    or the label of token t in a task that labels what it reads. `regions_BT` classifies each target (PROMPT, CHAIN,
+    ANSWER, PAD); PROMPT and PAD have weight 0 here.
     `lengths_B` counts the input tokens of a row, `prompt_lengths_B` those of its prompt.
     """
 
@@ -96,6 +97,14 @@ class TaskConfig(ABC):
         """Return this config with what it derives from files written out, so that it builds where they are not."""
         return self
 
+    def of_lengths(self, shortest: int | None, longest: int) -> "TaskConfig":
+        """Return this task with problems of `shortest` (None: as it is) to `longest` only, in the task's own unit.
+
+        The alphabet stays, and so does the split that a problem belongs to. Raises UserError when the task has no
+        length to choose or none of these.
+        """
+        raise UserError(f"the problems of task {self.kind!r} have no length to choose")
+
     @classmethod
     def examples(cls, folder: Path | None = None) -> Sequence["TaskConfig"]:
         """Return small configs that the contract tests run; override to cover each format.
@@ -108,12 +117,17 @@ class TaskConfig(ABC):
 class Task(ABC):
     """Makes, encodes and checks problems. Subclasses set `alphabet`, `max_length` and `version`.
 
-    `max_length` is the number of tokens of the longest possible prompt + answer. `checks_half_problems` says that
-    `verify` can judge an example without answer, once the generated text has completed its problem.
+    `max_length` is one more than the tokens of the longest possible input. `checks_half_problems` says that `verify`
+    can judge an example without answer, once the generated text has completed its problem. `labels` says that the
+    answer is not generated but read at the places of the prompt, all in one pass: the input is the prompt alone, and
+    the answer's symbols are the targets of the places that are scored, in order, and then the end symbol.
+
+    A `stage` is that of a curriculum: 0 is the whole task, any other is the longest length that problems may have.
     """
 
     version: ClassVar[int] = 1
     checks_half_problems: ClassVar[bool] = False
+    labels: ClassVar[bool] = False
     config: Any
     alphabet: Alphabet
     max_length: int
@@ -121,6 +135,29 @@ class Task(ABC):
     def size(self, split: Split) -> int | None:
         """Return the number of examples in `split`, or None when they never run out."""
         return None
+
+    def staged(self, stage: int) -> "Task":
+        """Return the task that `stage` of a curriculum draws from: this one for 0; made once and kept.
+
+        Raises UserError when its problems cannot be limited to that length, or when that leaves the task whole.
+        """
+        if stage == 0:
+            return self
+        kept: dict[int, Task] = vars(self).setdefault("_stages", {})
+        if stage not in kept:
+            task = self.build_stage(stage)
+            if task.max_length >= self.max_length:
+                raise UserError(f"a stage of length {stage} is the whole task, which follows the last stage anyway")
+            kept[stage] = task
+        return kept[stage]
+
+    def build_stage(self, stage: int) -> "Task":
+        """Return a new task whose longest problems have the length `stage`."""
+        return self.config.of_lengths(None, stage).build()
+
+    def at_length(self, length: int) -> "Task":
+        """Return this task with problems of exactly `length`, also beyond its own; UserError when it has none."""
+        return self.config.of_lengths(length, length).build()
 
     @abstractmethod
     def example(self, split: Split, index: int, stage: int = 0) -> Example:
@@ -167,6 +204,10 @@ class Task(ABC):
         prompt = len(self.alphabet.encode(example.prompt))
         return [PROMPT] * prompt + [ANSWER] * len(self.alphabet.encode(example.answer))
 
+    def target_regions(self, example: Example) -> list[int]:
+        """Return the region of each target of `encode`: by default that of the token that follows."""
+        return self.regions(example)[1:]
+
     def encode(self, example: Example) -> tuple[list[int], list[int], list[float]]:
         """Return (tokens, targets, weights) of one example, each of the same length.
 
@@ -180,7 +221,7 @@ class Task(ABC):
     def collate(self, examples: Sequence[Example]) -> Batch:
         """Encode `examples` one by one into a padded batch."""
         rows = [self.encode(example) for example in examples]
-        regions = [self.regions(example)[1:] for example in examples]
+        regions = [self.target_regions(example) for example in examples]
         longest = max((len(tokens) for tokens, _, _ in rows), default=0)
         shape = (len(rows), longest)
         tokens_BT = np.full(shape, self.alphabet.pad_id, dtype=np.int64)

@@ -13,6 +13,33 @@ from trivium.tasks.base import TaskConfig
 
 
 @dataclass(frozen=True)
+class CurriculumConfig:
+    """Short problems first: the stages of a run before the whole task, and when one is left for the next.
+
+    After every evaluation at which the criterion holds, on validation problems of the stage, the next stage begins;
+    the whole task follows the last. Without lengths there is no curriculum.
+    """
+
+    lengths: tuple[int, ...] = ()
+    """Longest problems of each stage, in the task's unit of length, ascending; the whole task comes after them."""
+    metric: Literal["exact_match", "token_accuracy", "loss"] = "exact_match"
+    """Score of the stage's validation problems that the criterion is about."""
+    advance_at: float = 0.9
+    """Go on when the score is at least this, or, for the loss, at most."""
+    warn_after: int = 20
+    """Evaluations without going on after which a warning says so."""
+
+    def __post_init__(self):
+        if min(self.lengths, default=1) < 1 or list(self.lengths) != sorted(set(self.lengths)):
+            raise UserError(f"lengths: expected ascending lengths of 1 or more, got {list(self.lengths)}")
+        if not 0 < self.advance_at < math.inf or (self.metric != "loss" and self.advance_at > 1):
+            allowed = "a number above 0" if self.metric == "loss" else "a rate above 0, up to 1"
+            raise UserError(f"advance_at: expected {allowed}, got {self.advance_at}")
+        if self.warn_after < 1:
+            raise UserError(f"warn_after: expected 1 or more evaluations, got {self.warn_after}")
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """How a model is trained. Its length is given by exactly one of steps, epochs and tokens.
 
@@ -53,6 +80,8 @@ class TrainConfig:
     """Score the tokens of the chain of thought; false masks them from the loss."""
     prompt_loss: bool = False
     """Score the prompt's tokens too."""
+    curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
+    """Short problems first, and when to go on to longer ones."""
     seed: int = 0
     """Seed of initialisation, dropout and the order of the training problems."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

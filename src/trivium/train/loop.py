@@ -84,7 +84,7 @@ def train(
     device = choose_device(options.device, world.local_rank)
     precision = choose_precision(options.precision, device)
     made = prepare(config, world.size)
-    task, stream, length = made.task, made.stream, made.length
+    task, stream, length, curriculum = made.task, made.stream, made.length, made.curriculum
     objective = NextToken(options.chain_loss, options.prompt_loss)
 
     join(world, device)
@@ -113,7 +113,7 @@ def train(
         optimizer = build_optimizer(model, options)
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         scaler = torch.amp.GradScaler(device.type, enabled=precision.name == "float16")
-        state = TrainingState(model, optimizer, scaler, Position(), options.seed, world, device)
+        state = TrainingState(model, optimizer, scaler, Position(stage=curriculum.first), options.seed, world, device)
         state.seed_dropout()
         from_first(world, lambda: remove_leftovers(run.checkpoints))
         checkpoint: Path | None = from_first(world, lambda: newest_good(run.checkpoints, rename_damaged=True))
@@ -186,9 +186,21 @@ def train(
 
             checkpoint, saved = from_first(world, write), at.step
 
+        def score(indices: np.ndarray, stage: int) -> dict[str, Any]:
+            return teacher_forced(
+                model,
+                task,
+                "validation",
+                indices,
+                chain_loss=options.chain_loss,
+                prompt_loss=options.prompt_loss,
+                autocast=precision.autocast(),
+                stage=stage,
+            )
+
         clock = time.perf_counter()
         while length.fraction(at.step, at.tokens) < 1:
-            batch = stream.batch(at.step, world.rank, world.size)
+            batch = stream.batch(at.step, world.rank, world.size, at.stage)
             weights = objective.weights(batch)
             heard = request.signal is not None
             counts = [
@@ -253,6 +265,7 @@ def train(
                 write_row(
                     {
                         "split": "train",
+                        **({"stage": at.stage} if options.curriculum.lengths else {}),
                         "loss": at.train_loss,
                         "learning_rate": rate,
                         "gradient_norm": norm_value if math.isfinite(norm_value) else None,
@@ -262,16 +275,13 @@ def train(
                 )
                 at.row_steps, at.row_tokens, at.row_seconds, at.row_loss = 0, 0, 0.0, 0.0
             if eval_due and world.first:
-                at.validation = teacher_forced(
-                    model,
-                    task,
-                    "validation",
-                    made.validation_indices,
-                    chain_loss=options.chain_loss,
-                    prompt_loss=options.prompt_loss,
-                    autocast=precision.autocast(),
-                )
+                at.validation = score(made.validation_indices, 0)
                 write_row({"split": "validation", **at.validation})
+                stage_row = curriculum.advance(at, score)
+                if stage_row is not None:
+                    write_row(stage_row)
+            if eval_due and options.curriculum.lengths:
+                at.stage, at.stage_evaluations = from_first(world, lambda: (at.stage, at.stage_evaluations))
             if save_due:
                 save()
             if eval_due or save_due:
@@ -332,6 +342,7 @@ def _finish(
         "device": precision.device,
         "train_loss": at.train_loss,
         "validation": at.validation,
+        **({"stage": at.stage} if config.train.curriculum.lengths else {}),
         "evaluation": evaluation,
     }
     samples = [{"verdict": name, **sample} for name in ("right", "wrong") for sample in evaluation["samples"][name]]

@@ -10,19 +10,21 @@ from trivium.model.base import ModelContext
 from trivium.model.context import model_context
 from trivium.tasks.base import Task
 from trivium.train.config import RunConfig
+from trivium.train.curriculum import Curriculum
 from trivium.train.schedule import Length, run_length
 from trivium.train.track import load_extras
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """The task, what the model must know of it, the training problems, the run's end, and what is validated on."""
+    """The task, what the model must know of it, the training problems, the run's end, what is validated on, stages."""
 
     task: Task
     context: ModelContext
     stream: TrainStream
     length: Length
     validation_indices: np.ndarray
+    curriculum: Curriculum
 
 
 def prepare(config: RunConfig, processes: int = 1) -> Prepared:
@@ -32,7 +34,7 @@ def prepare(config: RunConfig, processes: int = 1) -> Prepared:
     """
     options = config.train
     task = config.task.build()
-    context = model_context(task, config.model)
+    context = model_context(task, config.model, config.evaluate.lengths)
     batch = options.batch_examples(task.max_length - 1)
     if batch < processes:
         raise UserError(f"train.batch: {batch} examples cannot be shared by {processes} processes")
@@ -41,4 +43,5 @@ def prepare(config: RunConfig, processes: int = 1) -> Prepared:
     validation_indices = task.distinct("validation", options.eval_examples)
     task.distinct("test", 1)  # what is missing would else be noticed after training
     load_extras(config.track)
-    return Prepared(task, context, stream, length, validation_indices)
+    curriculum = Curriculum(options.curriculum, task, options.eval_examples)
+    return Prepared(task, context, stream, length, validation_indices, curriculum)

@@ -180,6 +180,6 @@ def load_run(folder: str | Path) -> tuple[RunConfig, LanguageModel, CharacterTok
     if path is None:
         raise UserError(f"{folder}: this run has no model and no checkpoint yet")
     task = config.task.build()
-    model = config.model.build(model_context(task, config.model))
+    model = config.model.build(model_context(task, config.model, config.evaluate.lengths))
     load_model_tensors(model, read_checkpoint(path)[0], path)
     return config, model.eval(), CharacterTokenizer(task.alphabet), task

@@ -18,15 +18,17 @@ _RANK_STRIDE, _STEP_STRIDE = 2**32, 2**48
 
 @dataclass
 class Position:
-    """Where a run is. `row_*` is what has come since the last row of metrics.
+    """Where a run is. `row_*` is what has come since the last row of metrics, `stage` the stage of a curriculum.
 
-    Seconds are those of training; evaluations and checkpoints are not counted.
+    `stage` is the longest length that problems may have, 0 for the whole task, and `stage_evaluations` counts the
+    evaluations since it began. Seconds are those of training; evaluations and checkpoints are not counted.
     """
 
     step: int = 0
     tokens: int = 0
     examples: int = 0
     stage: int = 0
+    stage_evaluations: int = 0
     seconds: float = 0.0
     row_steps: int = 0
     row_tokens: int = 0

@@ -1,0 +1,91 @@
+"""Scores at one length at a time, also beyond those of training.
+
+Shapes: B rows, T tokens, V vocabulary.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from trivium.config import UserError
+from trivium.evaluate.config import EvaluateConfig
+from trivium.evaluate.statistics import rate
+from trivium.generate.engine import device_of, evaluating, generate, longest_input
+from trivium.model.base import LanguageModel
+from trivium.tasks.base import ANSWER, CHAIN, Batch, Split, Task
+
+
+def scores_by_length(
+    model: LanguageModel,
+    task: Task,
+    config: EvaluateConfig,
+    *,
+    split: Split = "test",
+    chain_loss: bool = True,
+) -> dict[str, dict[str, Any]]:
+    """Return the scores at each of `config.lengths`, on up to `config.examples` distinct problems of each.
+
+    Length as text -> {"examples", "exact_match": rate of the problems whose whole answer is right, "token_error": rate
+    of wrong tokens of the answers, given the right ones before, "by_position"}. Rates have Wilson's interval; tokens of
+    one problem err together, so that the error's is narrower than it ought to be. A task that labels what it reads has
+    "by_position": {"wrong": [...], "n": [...]}, counts at each place of the input; it is None for the others, whose
+    exact match is that of generated answers. Raises UserError for lengths that the task or the model has no place for.
+    """
+    scores: dict[str, dict[str, Any]] = {}
+    room = longest_input(model)
+    for length in config.lengths:
+        try:
+            sized = task.at_length(length)
+        except UserError as error:
+            raise UserError(f"evaluate.lengths: {length}: {error}") from None
+        if sized.max_length - 1 > room:
+            raise UserError(
+                f"evaluate.lengths: {length}: problems of {sized.max_length - 1} tokens, the model reads at most {room}"
+            )
+        indices = sized.distinct(split, config.examples)
+        wrong_T, count_T = np.zeros((2, sized.max_length), dtype=np.int64)
+        exact = 0
+        for start in range(0, len(indices), config.batch):
+            rows = indices[start : start + config.batch]
+            batch = sized.gather(split, rows)
+            wrong_BT, scored_BT = _errors(model, batch, chain_loss)
+            width = wrong_BT.shape[1]
+            wrong_T[:width] += wrong_BT.sum(axis=0)
+            count_T[:width] += scored_BT.sum(axis=0)
+            exact += int((~wrong_BT.any(axis=1)).sum()) if sized.labels else sum(_solved(model, sized, split, rows))
+        read = np.flatnonzero(count_T)
+        last = int(read[-1]) + 1
+        scores[str(length)] = {
+            "examples": len(indices),
+            "exact_match": rate(exact, len(indices)),
+            "token_error": rate(int(wrong_T.sum()), int(count_T.sum())),
+            "by_position": {"wrong": wrong_T[:last].tolist(), "n": count_T[:last].tolist()} if sized.labels else None,
+        }
+    return scores
+
+
+def _errors(model: LanguageModel, batch: Batch, chain_loss: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Return (wrong, scored), each bool (B, T), of the targets of the answers."""
+    regions = (ANSWER, CHAIN) if chain_loss else (ANSWER,)
+    scored_BT = np.isin(batch.regions_BT, regions) & (batch.weights_BT > 0)
+    with evaluating(model), torch.inference_mode():
+        logits_BTV, _ = model(torch.from_numpy(batch.tokens_BT).to(device_of(model)))
+        chosen_BT = logits_BTV.argmax(-1).cpu().numpy()
+    return (chosen_BT != batch.targets_BT) & scored_BT, scored_BT
+
+
+def _solved(model: LanguageModel, task: Task, split: Split, indices: np.ndarray) -> Iterator[bool]:
+    """Say of each problem whether the answer that the model generates is right."""
+    alphabet = task.alphabet
+    examples = task.examples(split, indices)
+    generations = generate(
+        model,
+        [alphabet.encode(example.prompt) for example in examples],
+        end_id=alphabet.end_id,
+        max_new_tokens=task.max_length,
+        batch=len(examples),
+    )
+    for example, generation in zip(examples, generations, strict=True):
+        yield task.verify(example, alphabet.decode(generation.tokens)).correct

@@ -1,0 +1,72 @@
+"""Short problems first: which stage a run is in, and when it goes on to the next."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from trivium.config import UserError
+from trivium.tasks.base import Task
+from trivium.train.config import CurriculumConfig
+from trivium.train.state import Position
+
+_log = logging.getLogger("trivium")
+
+
+class Curriculum:
+    """The stages of a run. Everything that changes is in the run's `Position`, so that a resumed run goes on alike."""
+
+    def __init__(self, config: CurriculumConfig, task: Task, eval_examples: int):
+        self.config = config
+        self.task = task
+        self.eval_examples = eval_examples
+        self._indices: dict[int, np.ndarray] = {}
+        for length in config.lengths:
+            try:
+                task.staged(length)
+                self.indices(length)  # a stage without validation problems is refused before training
+            except UserError as error:
+                raise UserError(f"train.curriculum.lengths: {length}: {error}") from None
+
+    @property
+    def first(self) -> int:
+        """The stage that a run begins in: 0, the whole task, when there are no others."""
+        return self.config.lengths[0] if self.config.lengths else 0
+
+    def indices(self, stage: int) -> np.ndarray:
+        """Return the validation problems of `stage`."""
+        if stage not in self._indices:
+            self._indices[stage] = self.task.distinct("validation", self.eval_examples, stage)
+        return self._indices[stage]
+
+    def advance(self, at: Position, score: Callable[[np.ndarray, int], dict[str, Any]]) -> dict[str, Any] | None:
+        """Score the stage that `at` is in with `score(indices, stage)`, and move `at` on if its criterion holds.
+
+        Returns the row of metrics, with "advanced" in it; None when the whole task is learned already. Warns once when
+        a stage has lasted for `warn_after` evaluations.
+        """
+        if at.stage == 0:
+            return None
+        config, stage = self.config, at.stage
+        scores = score(self.indices(stage), stage)
+        value = scores[config.metric]
+        advanced = value <= config.advance_at if config.metric == "loss" else value >= config.advance_at
+        following = [length for length in config.lengths if length > stage]
+        at.stage_evaluations += 1
+        if advanced:
+            at.stage, at.stage_evaluations = (following[0] if following else 0), 0
+        elif at.stage_evaluations == config.warn_after:
+            _log.warning(
+                "step %d: the curriculum has not gone on from length %d in %d evaluations: %s is %.4g, to go on to %s "
+                "it has to be %s %g",
+                at.step,
+                stage,
+                at.stage_evaluations,
+                config.metric,
+                value,
+                f"length {following[0]}" if following else "the whole task",
+                "at most" if config.metric == "loss" else "at least",
+                config.advance_at,
+            )
+        return {"split": "stage", "stage": stage, **scores, "advanced": advanced}
