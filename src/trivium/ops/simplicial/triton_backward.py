@@ -9,6 +9,7 @@ memory atomically (fast: six matrix products a tile) or leaves them to `long_ker
 all, nothing depends on the order in which programs run).
 """
 
+# pyright: reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
 import triton
 import triton.language as tl
 

@@ -4,6 +4,7 @@ Every row keeps its own running maximum; the rows of one (query, head), which di
 at the end: o = sum_age w[age] v_short[age] * o[age], the softmax over both keys.
 """
 
+# pyright: reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
 import triton
 import triton.language as tl
 

@@ -7,15 +7,36 @@ a search. `tiles_for` holds what measurements on an H200 favoured.
 from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from trivium.ops.simplicial import triton_backward, triton_forward
+from trivium.ops.simplicial.triton_support import interpreted
 
 # Bytes of the deterministic backward's workspace at a time; more rows and heads are done one after the other.
 WORKSPACE = 2**28
 # Programs that keep a GPU busy. A constant, so that sums are split alike on every GPU.
 PROGRAMS = 256
+
+
+class _Kernels(NamedTuple):
+    """The kernels, whose launch syntax no type checker follows."""
+
+    forward_kernel: Any = triton_forward.forward_kernel
+    delta_kernel: Any = triton_backward.delta_kernel
+    rows_kernel: Any = triton_backward.rows_kernel
+    long_kernel: Any = triton_backward.long_kernel
+    gather_kernel: Any = triton_backward.gather_kernel
+
+
+_kernels = _Kernels()
+
+
+def _ceil(count: int, size: int) -> int:
+    return -(-count // size)
+
+
+def _power_of_two(count: int) -> int:
+    return 1 << max(count - 1, 0).bit_length()
 
 
 class Tiles(NamedTuple):
@@ -43,7 +64,7 @@ def tiles_for(kernel: str, *, width: int, group: int, short: int, wide: bool) ->
             rows, warps = 64, 4
     else:
         rows, long, warps, stages = (32, 64, 8, 1) if width > 128 else (64, 128, 8, 1)
-    keys = min(triton.next_power_of_2(short), rows)
+    keys = min(_power_of_two(short), rows)
     heads = min(group & -group, rows // keys)  # A power of two that divides the group: no row is wasted.
     return Tiles(rows // keys // heads, heads, keys, long, warps, stages)
 
@@ -65,7 +86,7 @@ class _Call(NamedTuple):
 
     @property
     def padded(self) -> int:
-        return max(16, triton.next_power_of_2(self.width))
+        return max(16, _power_of_two(self.width))
 
     def tiles(self, kernel: str, dtype: torch.dtype) -> Tiles:
         wide = dtype == torch.float32
@@ -79,7 +100,7 @@ class _Call(NamedTuple):
             "BG": tiles.heads,
             "BK": tiles.short,
             "BN": tiles.long,
-            "CHUNKS": triton.cdiv(self.short, tiles.short),
+            "CHUNKS": _ceil(self.short, tiles.short),
             "SIGN": sign,
             "DOCUMENTS": documents is not None,
             "PRECISION": "ieee" if dtype == torch.float32 else "tf32",
@@ -94,7 +115,7 @@ def _call(q: Tensor, k_long: Tensor, long: int, short: int) -> _Call:
 
 
 def _edge(tiles: Tiles) -> int:
-    return max(16, triton.next_power_of_2(tiles.queries - 1))
+    return max(16, _power_of_two(tiles.queries - 1))
 
 
 def _strides(*tensors: Tensor) -> list[int]:
@@ -121,9 +142,9 @@ def forward(
     o = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(call.rows, call.heads, call.tokens, dtype=torch.float32, device=q.device)
     tiles = call.tiles("forward", q.dtype)
-    head_blocks = triton.cdiv(call.group, tiles.heads)
-    grid = (triton.cdiv(call.tokens, tiles.queries) * head_blocks, call.rows * call.kv_heads)
-    triton_forward.forward_kernel[grid](
+    head_blocks = _ceil(call.group, tiles.heads)
+    grid = (_ceil(call.tokens, tiles.queries) * head_blocks, call.rows * call.kv_heads)
+    _kernels.forward_kernel[grid](
         *(q, k_long, v_long, k_short, v_short, documents, o, lse),
         *_strides(q, k_long, v_long, k_short, v_short),
         *(call.tokens, call.heads, call.kv_heads, call.group, head_blocks, call.long, call.short, scale),
@@ -159,20 +180,20 @@ def backward(
         do = do.contiguous()
     delta = torch.empty_like(lse)
     count = call.rows * call.tokens * call.heads
-    triton_backward.delta_kernel[(triton.cdiv(count, 32),)](
+    _kernels.delta_kernel[(_ceil(count, 32),)](
         do, o, delta, count, call.heads, call.tokens, *do.stride()[:3], D=call.width, BD=call.padded, BR=32
     )
     dq = torch.empty((2 if sign else 1, *q.shape), dtype=torch.float32 if sign else q.dtype, device=q.device)
     inputs = (q, k_long, v_long, k_short, v_short, documents, do, lse, delta)
     strides = _strides(q, k_long, v_long, k_short, v_short, do)
     tiles = call.tiles("rows", q.dtype)
-    head_blocks = triton.cdiv(call.group, tiles.heads)
+    head_blocks = _ceil(call.group, tiles.heads)
     constants = call.constants(tiles, sign, documents, q.dtype) | {
         "EDGE": _edge(tiles),
-        "PLACES": max(16, triton.next_power_of_2(tiles.queries + tiles.short - 1)),
+        "PLACES": max(16, _power_of_two(tiles.queries + tiles.short - 1)),
     }
     sizes = (call.tokens, call.heads, call.kv_heads, call.group)
-    query_tiles, pairs = triton.cdiv(call.tokens, tiles.queries), call.rows * call.kv_heads
+    query_tiles, pairs = _ceil(call.tokens, tiles.queries), call.rows * call.kv_heads
     if deterministic:
         d_long = _gradients_of_long(call, inputs, strides, scale, sign)
         d_short = [torch.empty_like(k_long, memory_format=torch.contiguous_format) for _ in range(2)]
@@ -181,7 +202,7 @@ def backward(
         for first in range(0, pairs, step):
             now = min(step, pairs - first)
             workspace = torch.zeros(2, now, query_tiles, span, call.width, dtype=torch.float32, device=q.device)
-            triton_backward.rows_kernel[(query_tiles, now)](
+            _kernels.rows_kernel[(query_tiles, now)](
                 *(*inputs, dq, dq, dq, *workspace, *strides, first, *sizes),
                 *(1, call.long, call.short, scale, dq[0].numel()),
                 HEAD_BLOCKS=head_blocks,
@@ -189,7 +210,7 @@ def backward(
                 **constants,
             )
             for source, target in zip(workspace, d_short, strict=True):
-                triton_backward.gather_kernel[(triton.cdiv(call.tokens, 16), now)](
+                _kernels.gather_kernel[(_ceil(call.tokens, 16), now)](
                     *(source, target, first, call.tokens, call.kv_heads, call.short),
                     D=call.width,
                     BD=call.padded,
@@ -198,7 +219,7 @@ def backward(
                 )
     else:
         sums = [torch.zeros(k_long.shape, dtype=torch.float32, device=q.device) for _ in range(4)]
-        triton_backward.rows_kernel[(query_tiles * head_blocks, pairs)](
+        _kernels.rows_kernel[(query_tiles * head_blocks, pairs)](
             *(*inputs, dq, *sums, *strides, 0, *sizes),
             *(head_blocks, call.long, call.short, scale, dq[0].numel()),
             HEAD_BLOCKS=1,
@@ -216,12 +237,12 @@ def _gradients_of_long(
     assert q is not None
     assert k_long is not None
     tiles = call.tiles("long", q.dtype)
-    key_tiles, pairs = triton.cdiv(call.tokens, tiles.long), call.rows * call.kv_heads
-    parts = max(1, min(16, triton.cdiv(PROGRAMS, key_tiles * pairs)))
+    key_tiles, pairs = _ceil(call.tokens, tiles.long), call.rows * call.kv_heads
+    parts = max(1, min(16, _ceil(PROGRAMS, key_tiles * pairs)))
     shares = torch.empty(2, parts, *k_long.shape, dtype=torch.float32, device=q.device)
-    triton_backward.long_kernel[(key_tiles, pairs, parts)](
+    _kernels.long_kernel[(key_tiles, pairs, parts)](
         *(*inputs, shares[0], shares[1], *strides, call.tokens, call.heads, call.kv_heads, call.group),
-        *(triton.cdiv(call.group, tiles.heads), call.long, call.short, scale, shares[0, 0].numel()),
+        *(_ceil(call.group, tiles.heads), call.long, call.short, scale, shares[0, 0].numel()),
         **call.constants(tiles, sign, inputs[5], q.dtype),
     )
     return [share.sum(0).to(q.dtype) for share in shares]
@@ -274,6 +295,8 @@ def triton_simplicial(
     documents: Tensor | None,
 ) -> Tensor:
     """Return o (B, T, H, D); arguments as in `simplicial_attention`, already checked."""
+    if q.device.type == "cpu" and not interpreted():
+        raise ValueError("q: on cpu; backend triton needs tensors on a GPU")
     for name, tensor in {"q": q, "k1": k1, "k2": k2, "v1": v1, "v2": v2}.items():
         if tensor.stride(3) != 1 and tensor.shape[3] > 1:
             raise ValueError(
