@@ -3,11 +3,17 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from trivium.ops.delta_rule import gated_delta_rule
+    from trivium.ops.linear_attention import gated_linear_attention
     from trivium.ops.simplicial import simplicial_attention
 
-__all__ = ["simplicial_attention"]
+__all__ = ["gated_delta_rule", "gated_linear_attention", "simplicial_attention"]
 
-_HOMES = {"simplicial_attention": "trivium.ops.simplicial"}
+_HOMES = {
+    "gated_delta_rule": "trivium.ops.delta_rule",
+    "gated_linear_attention": "trivium.ops.linear_attention",
+    "simplicial_attention": "trivium.ops.simplicial",
+}
 
 
 def __getattr__(name: str) -> Any:
