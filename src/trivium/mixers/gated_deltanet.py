@@ -21,7 +21,7 @@ from trivium.ops import gated_delta_rule
 @MIXERS.register("gated_deltanet")
 @dataclass(frozen=True)
 class GatedDeltaNetConfig(MixerConfig):
-    """Gated DeltaNet (arXiv 2412.06464): a token replaces what the memory holds under its key; n times: DeltaProduct."""
+    """Gated DeltaNet (arXiv 2412.06464): each token replaces what the memory holds under its key."""
 
     householder: int = 1
     """Delta steps a token, each with a key, value and strength of its own; above 1 it is DeltaProduct."""
@@ -57,7 +57,7 @@ class GatedDeltaNetConfig(MixerConfig):
         """
         channels, width = self.channels(context.width), context.width
         projections = channels + self._gates(context) + (2 if self.output_gate else 1) * width
-        steps = (1 if self.decay else 0) + 4 * self.householder + 2
+        steps = (1.0 if self.decay else 0.0) + 4 * self.householder + 2
         convolution = 2 * channels * (self.convolution or 0)
         return 2 * width * projections + convolution + steps * context.heads * context.head_width**2
 

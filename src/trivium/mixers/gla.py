@@ -47,7 +47,7 @@ class GLAConfig(MixerConfig):
         width = context.width
         projections = 2 * (5 if self.output_gate else 4) * width**2 + 4 * self.gate_rank * width
         convolution = 2 * 3 * width * (self.convolution or 0)
-        return projections + convolution + 5 * context.heads * context.head_width**2
+        return projections + convolution + 5.0 * context.heads * context.head_width**2
 
     def state_bytes(self, context: MixerContext, length: int, dtype: torch.dtype) -> int:
         widths = (context.head_width, context.head_width)

@@ -31,7 +31,7 @@ class GRUConfig(MixerConfig):
 
     def flops_per_token(self, context: MixerContext, length: int) -> float:
         """Count the three maps of the token, the three of the hidden state, and the one of the output."""
-        return 2 * 7 * context.width**2
+        return 2.0 * 7 * context.width**2
 
     def state_bytes(self, context: MixerContext, length: int, dtype: torch.dtype) -> int:
         return context.width * dtype.itemsize
@@ -72,10 +72,7 @@ class GRU(Mixer):
         refuse_documents_with_state(state, documents_BT)
         x_BTD = cache.without_padding(x_BTD, lengths_B)
         past_BD = None if state is None else state.hidden_BD
-        if documents_BT is None:
-            y_BTD = self._run(x_BTD, past_BD)
-        else:
-            y_BTD = self._run_documents(x_BTD, documents_BT)
+        y_BTD = self._run(x_BTD, past_BD) if documents_BT is None else self._run_documents(x_BTD, documents_BT)
         mixed_BTD = self.out(y_BTD)
         if state is None:
             return mixed_BTD, None
@@ -90,7 +87,7 @@ class GRU(Mixer):
         return mixed_BTD, state
 
     def _run(self, x_BTD: Tensor, hidden_BD: Tensor | None) -> Tensor:
-        precise = self.unit.weight_hh_l0.dtype
+        precise = next(self.unit.parameters()).dtype
         start_1BD = None if hidden_BD is None else hidden_BD.to(precise)[None].contiguous()
         with torch.autocast(x_BTD.device.type, enabled=False):
             return self.unit(x_BTD.to(precise), start_1BD)[0]
