@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 from torch import Tensor
 
+from trivium.ops import dispatch
 from trivium.registry import UserError
 
 FLA = "flash-linear-attention"
@@ -117,11 +118,13 @@ def fla_suits(device_type: str) -> str | None:
     return "flash-linear-attention's kernels" if device_type == "cuda" else None
 
 
-def check_fla(backend: str, q: Tensor) -> str:
-    """Return the backend to ask for, "torch" where "auto" meets float64; raise UserError for what fla cannot take."""
+def load(operator: str, backend: str, q: Tensor) -> Callable[..., tuple[Tensor, Tensor]]:
+    """Return the function that serves `backend` for inputs like q; float64 stays with plain PyTorch, which keeps it."""
+    requested = "torch" if backend == "auto" and q.dtype == torch.float64 else backend
+    function = dispatch.load(operator, requested, q.device.type)
     if backend == "fla" and (q.device.type != "cuda" or q.dtype == torch.float64):
         raise UserError(
-            f"backend 'fla': computes on a CUDA device in float32 or less, q is {q.dtype} on {q.device}; "
+            f"backend 'fla': computes in float32 or less on a CUDA device, q is {q.dtype} on {q.device}; "
             "allowed: auto, reference, torch"
         )
-    return "torch" if backend == "auto" and q.dtype == torch.float64 else backend
+    return function

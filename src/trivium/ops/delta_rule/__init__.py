@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from trivium.ops import dispatch
-from trivium.ops.recurrence import check_fla, check_recurrence, fla_missing, fla_suits, wide_dtype
+from trivium.ops.recurrence import check_recurrence, fla_missing, fla_suits, load, wide_dtype
 
 __all__ = ["gated_delta_rule"]
 
@@ -65,7 +65,7 @@ def gated_delta_rule(
     """
     gates = {name: (gate, tuple(q.shape[:3])) for name, gate in (("beta", beta), ("log_decay", log_decay))}
     check_recurrence(q, k, v, gates, state, documents)
-    function = dispatch.load(_OPERATOR, check_fla(backend, q), q.device.type)
+    function = load(_OPERATOR, backend, q)
     wide = wide_dtype(q.dtype)
     if state is None:
         state = torch.zeros(q.shape[0], *q.shape[2:], v.shape[3], dtype=wide, device=q.device)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from trivium.ops import dispatch
-from trivium.ops.recurrence import check_fla, check_recurrence, fla_missing, fla_suits, wide_dtype
+from trivium.ops.recurrence import check_recurrence, fla_missing, fla_suits, load, wide_dtype
 
 __all__ = ["gated_linear_attention"]
 
@@ -60,7 +60,7 @@ def gated_linear_attention(
     Raises ValueError for arguments that disagree and UserError for a backend that is missing.
     """
     check_recurrence(q, k, v, {"log_decay": (log_decay, tuple(q.shape))}, state, documents)
-    function = dispatch.load(_OPERATOR, check_fla(backend, q), q.device.type)
+    function = load(_OPERATOR, backend, q)
     wide = wide_dtype(q.dtype)
     if state is None:
         state = torch.zeros(q.shape[0], *q.shape[2:], v.shape[3], dtype=wide, device=q.device)

@@ -9,9 +9,11 @@ Shapes: B rows, T tokens, H heads, K key width, V value width, N chunks of C tok
 """
 
 from functools import lru_cache
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from trivium.ops.linear_attention.reference import reference
@@ -33,10 +35,9 @@ def chunked(
     q, k, v, log_decay = (by_chunk(x.to(state.dtype), size) for x in (scale * q, k, v, log_decay))
     # A product with 0 must stay 0: the sums below meet the decays as factors of a matrix of zeros and ones.
     log_decay = log_decay.clamp(min=NOTHING_LEFT)
-    sums = _sums(size).to(log_decay).flatten(0, 1) @ log_decay
-    decay = sums.exp().unflatten(-2, (-1, size))
-    scores_BHNCC = _scores(q, k, decay[..., :-2, :, :])
-    since_BHNCK, until_BHNCK = decay[..., -2:, :, :].unbind(-3)
+    scores_BHNCC = cast("Tensor", _Scores.apply(q, k, log_decay))
+    ones_CC = torch.ones(size, size, dtype=q.dtype, device=q.device)
+    since_BHNCK, until_BHNCK = (ones_CC.tril() @ log_decay).exp(), (ones_CC.triu(1) @ log_decay).exp()
     written_BHNKV = (k * until_BHNCK).mT @ v
     kept_BHNK1 = since_BHNCK[..., -1, :, None]
     states = [state]
@@ -63,35 +64,55 @@ def by_token(o_BHNCV: Tensor, tokens: int) -> Tensor:
     return o_BHNCV.permute(0, 2, 3, 1, 4).flatten(1, 2)[:, :tokens]
 
 
-def _scores(q: Tensor, k: Tensor, joining_BHNLCK: Tensor) -> Tensor:
-    """Return (B, H, N, C, C) each query's score of each key up to it, from the decays of every level of joining."""
-    right_LC1, pairs_LCC = (mask.to(q.device) for mask in _borders(q.shape[-2]))
-    decayed_BHNLCK = joining_BHNLCK * torch.where(right_LC1, q[..., None, :, :], k[..., None, :, :])
-    across_BHNCC = ((decayed_BHNLCK @ decayed_BHNLCK.mT) * pairs_LCC).sum(-3)
-    return across_BHNCC + torch.diag_embed((q * k).sum(-1))
+class _Scores(torch.autograd.Function):
+    """Return (B, H, N, C, C), the score of each key up to each query, with a backward pass that writes in place."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, log_decay: Tensor) -> Tensor:
+        size = q.shape[-2]
+        parts_LCC, pairs_LCC = (mask.to(q) for mask in _borders(size))
+        decay_BHNLCK = (parts_LCC.flatten(0, 1) @ log_decay).exp_().unflatten(-2, (-1, size))
+        decayed_BHNLCK = torch.empty_like(decay_BHNLCK)
+        for level in range(decay_BHNLCK.shape[-3]):
+            for side, x in ((1, q), (0, k)):
+                factors = (_side(y, level, side) for y in (x, decay_BHNLCK[..., level, :, :]))
+                torch.mul(*factors, out=_side(decayed_BHNLCK[..., level, :, :], level, side))
+        ctx.save_for_backward(q, k, decay_BHNLCK, decayed_BHNLCK, parts_LCC, pairs_LCC)
+        across_BHNCC = (decayed_BHNLCK @ decayed_BHNLCK.mT).mul_(pairs_LCC).sum(-3)
+        return across_BHNCC + torch.diag_embed((q * k).sum(-1))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        (dscores_BHNCC,) = gradients
+        q, k, decay_BHNLCK, decayed_BHNLCK, parts_LCC, pairs_LCC = ctx.saved_tensors
+        dacross_BHNLCC = dscores_BHNCC[..., None, :, :] * pairs_LCC
+        ddecayed_BHNLCK = (dacross_BHNLCC + dacross_BHNLCC.mT) @ decayed_BHNLCK
+        dsame_BHNC1 = dscores_BHNCC.diagonal(dim1=-2, dim2=-1)[..., None]
+        dq, dk = dsame_BHNC1 * k, dsame_BHNC1 * q
+        for level in range(decay_BHNLCK.shape[-3]):
+            for side, dx in ((1, dq), (0, dk)):
+                factors = (_side(y[..., level, :, :], level, side) for y in (ddecayed_BHNLCK, decay_BHNLCK))
+                _side(dx, level, side).addcmul_(*factors)
+        dsums_BHNMK = ddecayed_BHNLCK.mul_(decayed_BHNLCK).flatten(-3, -2)
+        return dq, dk, parts_LCC.flatten(0, 1).mT @ dsums_BHNMK
+
+
+def _side(x_BHNCK: Tensor, level: int, side: int) -> Tensor:
+    """Return the view of the tokens left (0) or right (1) of the borders of a level, whose blocks hold 2^level."""
+    return x_BHNCK.unflatten(-2, (-1, 2, 1 << level)).select(-3, side)
 
 
 @lru_cache(maxsize=16)
 def _borders(size: int) -> tuple[Tensor, Tensor]:
-    """Return (L, C, 1) which tokens lie right of a border at each level, and (L, C, C) the pairs that it parts."""
-    place_C = torch.arange(size)
-    level_L1 = torch.arange(size.bit_length() - 1)[:, None]
-    right_LC = (place_C >> level_L1) % 2 == 1
-    block_LC = place_C >> (level_L1 + 1)
-    together_LCC = block_LC[:, :, None] == block_LC[:, None, :]
-    return right_LC[..., None], together_LCC & right_LC[:, :, None] & ~right_LC[:, None, :]
+    """Return (L, C, C) whose decays part a token from its border at each level, and the pairs that a border parts.
 
-
-@lru_cache(maxsize=16)
-def _sums(size: int) -> Tensor:
-    """Return (L + 2, C, C) which tokens' decays part each token from the border of each level.
-
-    A token right of the border decays from there up to itself, one left of it from behind itself to there. The last
-    two rows hold the decay since the chunk's beginning and until its end.
+    A token right of the border decays from there up to itself, one left of it from behind itself to there.
     """
     place_C = torch.arange(size)
+    block_LC = place_C >> torch.arange(size.bit_length() - 1)[:, None]
+    right_LC1 = (block_LC % 2 == 1)[..., None]
+    same_LCC = block_LC[:, :, None] == block_LC[:, None, :]
+    paired_LCC = block_LC[:, :, None] // 2 == block_LC[:, None, :] // 2
     since_CC, until_CC = place_C <= place_C[:, None], place_C > place_C[:, None]
-    half_LC = place_C >> torch.arange(size.bit_length() - 1)[:, None]
-    same_LCC = half_LC[:, :, None] == half_LC[:, None, :]
-    right_LC1, _ = _borders(size)
-    return torch.cat((same_LCC & torch.where(right_LC1, since_CC, until_CC), torch.stack((since_CC, until_CC))))
+    return same_LCC & torch.where(right_LC1, since_CC, until_CC), paired_LCC & right_LC1 & ~right_LC1.mT
