@@ -82,20 +82,23 @@ class _Scores(torch.autograd.Function):
         return across_BHNCC + torch.diag_embed((q * k).sum(-1))
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        (dscores_BHNCC,) = gradients
-        q, k, decay_BHNLCK, decayed_BHNLCK, parts_LCC, pairs_LCC = ctx.saved_tensors
-        dacross_BHNLCC = dscores_BHNCC[..., None, :, :] * pairs_LCC
-        ddecayed_BHNLCK = (dacross_BHNLCC + dacross_BHNLCC.mT) @ decayed_BHNLCK
-        dsame_BHNC1 = dscores_BHNCC.diagonal(dim1=-2, dim2=-1)[..., None]
-        dq, dk = dsame_BHNC1 * k, dsame_BHNC1 * q
-        for level in range(decay_BHNLCK.shape[-3]):
-            for side, dx in ((1, dq), (0, dk)):
-                factors = (_side(y[..., level, :, :], level, side) for y in (ddecayed_BHNLCK, decay_BHNLCK))
-                _side(dx, level, side).addcmul_(*factors)
-        dsums_BHNMK = ddecayed_BHNLCK.mul_(decayed_BHNLCK).flatten(-3, -2)
-        return dq, dk, parts_LCC.flatten(0, 1).mT @ dsums_BHNMK
+        return _gradients(ctx, *gradients)
+
+
+@once_differentiable
+def _gradients(ctx: Any, dscores_BHNCC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    q, k, decay_BHNLCK, decayed_BHNLCK, parts_LCC, pairs_LCC = ctx.saved_tensors
+    dacross_BHNLCC = dscores_BHNCC[..., None, :, :] * pairs_LCC
+    ddecayed_BHNLCK = (dacross_BHNLCC + dacross_BHNLCC.mT) @ decayed_BHNLCK
+    dsame_BHNC1 = dscores_BHNCC.diagonal(dim1=-2, dim2=-1)[..., None]
+    dq, dk = dsame_BHNC1 * k, dsame_BHNC1 * q
+    for level in range(decay_BHNLCK.shape[-3]):
+        for side, dx in ((1, dq), (0, dk)):
+            factors = (_side(y[..., level, :, :], level, side) for y in (ddecayed_BHNLCK, decay_BHNLCK))
+            _side(dx, level, side).addcmul_(*factors)
+    dsums_BHNMK = ddecayed_BHNLCK.mul_(decayed_BHNLCK).flatten(-3, -2)
+    return dq, dk, parts_LCC.flatten(0, 1).mT @ dsums_BHNMK
 
 
 def _side(x_BHNCK: Tensor, level: int, side: int) -> Tensor:
