@@ -248,19 +248,21 @@ def test_a_missing_fla_is_an_error_that_tells_what_to_install(name: str, monkeyp
     monkeypatch.setattr(recurrence, "version", lambda package: "0.6.0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert "needs a CUDA device" in str(dispatch.backends(name)["fla"])
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert dispatch.choose(name, "auto", "cuda") == "fla"
-    assert dispatch.choose(name, "auto", "cpu") == "torch"
 
 
 @every_operator
 def test_float64_and_other_devices_are_not_for_fla(name: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(dispatch, "_choices", {(name, "fla", "cpu"): "fla", (name, "auto", "cpu"): "fla"})
-    for dtype in (torch.float32, torch.float64):
-        with pytest.raises(UserError, match=r"backend 'fla': .* allowed: auto, reference, torch"):
-            OPERATORS[name](**draw(name, 4, dtype=dtype), backend="fla")
-    assert recurrence.load(name, "auto", torch.zeros(1, dtype=torch.float64)).__name__ == "chunked"
-    assert recurrence.load(name, "auto", torch.zeros(1)).__name__ == "by_fla"
+    monkeypatch.setattr(dispatch, "_choices", {})
+    monkeypatch.setattr(recurrence, "version", lambda package: "0.6.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(UserError, match="'fla' cannot: it computes on CUDA devices, the inputs are on cpu"):
+        OPERATORS[name](**draw(name, 4), backend="fla")
+    wide = (("dtype", torch.float64), ("device", "cuda"))
+    with pytest.raises(UserError, match="'fla' cannot: it computes in float32 or less, the inputs are float64"):
+        dispatch.choose(name, "fla", "cuda", wide)
+    assert dispatch.choose(name, "auto", "cuda", wide) == "torch"
+    assert "fla cannot: it computes in float32 or less" in dispatch.chosen()[name]["reason"]
+    assert dispatch.choose(name, "auto", "cuda", (("dtype", torch.float32), ("device", "cuda"))) == "fla"
 
 
 # ---- The adapters to fla, with a stand-in for its kernels that has fla's argument names and its packed rows.
@@ -303,8 +305,9 @@ def fake_fla(monkeypatch: pytest.MonkeyPatch) -> None:
 @every_operator
 @pytest.mark.parametrize("tokens", [9, 40])
 def test_the_adapter_to_fla_equals_the_reference(name: str, tokens: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(dispatch, "_choices", {(name, "auto", "cpu"): "fla"})
-    assert dispatch._registered[name]["fla"].load().__name__ == "by_fla"
+    adapter = dispatch.Backend(dispatch._registered[name]["fla"].load, suits=lambda device_type: "the adapter")
+    monkeypatch.setattr(dispatch, "_choices", {})
+    monkeypatch.setitem(dispatch._registered[name], "fla", adapter)
     arguments = draw(name, tokens, dtype=torch.float32)
     for options in ({}, {"documents": packed(tokens)}, {"scale": 0.2}):
         expected = results(name, arguments, backend="reference", **options)

@@ -3,14 +3,12 @@
 Shapes: B rows, T tokens, H heads, K key width, V value width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import torch
 from torch import Tensor
-
-from trivium.ops import dispatch
-from trivium.registry import UserError
 
 FLA = "flash-linear-attention"
 
@@ -118,13 +116,13 @@ def fla_suits(device_type: str) -> str | None:
     return "flash-linear-attention's kernels" if device_type == "cuda" else None
 
 
-def load(operator: str, backend: str, q: Tensor) -> Callable[..., tuple[Tensor, Tensor]]:
-    """Return the function that serves `backend` for inputs like q; float64 stays with plain PyTorch, which keeps it."""
-    requested = "torch" if backend == "auto" and q.dtype == torch.float64 else backend
-    function = dispatch.load(operator, requested, q.device.type)
-    if backend == "fla" and (q.device.type != "cuda" or q.dtype == torch.float64):
-        raise UserError(
-            f"backend 'fla': computes in float32 or less on a CUDA device, q is {q.dtype} on {q.device}; "
-            "allowed: auto, reference, torch"
-        )
-    return function
+def fla_refuses(facts: Mapping[str, Any]) -> str | None:
+    """Say why flash-linear-attention's kernels cannot serve a call, or return None."""
+    if facts.get("device", "cuda") != "cuda":
+        return f"it computes on CUDA devices, the inputs are on {facts['device']}"
+    return "it computes in float32 or less, the inputs are float64" if facts.get("dtype") == torch.float64 else None
+
+
+def facts(q: Tensor) -> tuple[tuple[str, Any], ...]:
+    """Return what a backend of these operators may refuse."""
+    return (("dtype", q.dtype), ("device", q.device.type))

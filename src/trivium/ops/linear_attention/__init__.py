@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from trivium.ops import dispatch
-from trivium.ops.recurrence import check_recurrence, fla_missing, fla_suits, load, wide_dtype
+from trivium.ops.recurrence import check_recurrence, facts, fla_missing, fla_refuses, fla_suits, wide_dtype
 
 __all__ = ["gated_linear_attention"]
 
@@ -35,7 +35,11 @@ dispatch.register(
     "torch",
     dispatch.Backend(_load_chunked, suits=lambda device_type: f"plain PyTorch, chunked, runs on {device_type}"),
 )
-dispatch.register(_OPERATOR, "fla", dispatch.Backend(_load_fla, missing=fla_missing, suits=fla_suits))
+dispatch.register(
+    _OPERATOR,
+    "fla",
+    dispatch.Backend(_load_fla, missing=fla_missing, suits=fla_suits, refuses=fla_refuses),
+)
 
 
 def gated_linear_attention(
@@ -57,10 +61,10 @@ def gated_linear_attention(
     integer ids: where the id changes the memory starts empty, so that `state` belongs to a row's first document and
     the returned one to its last. The backends are "reference" (one token after the other), "torch" (chunked) and
     "fla" (flash-linear-attention's kernels, on a CUDA device). In float64 "auto" takes "torch", which alone keeps it.
-    Raises ValueError for arguments that disagree and UserError for a backend that is missing.
+    Raises ValueError for arguments that disagree and UserError for a backend that is missing or cannot.
     """
     check_recurrence(q, k, v, {"log_decay": (log_decay, tuple(q.shape))}, state, documents)
-    function = load(_OPERATOR, backend, q)
+    function = dispatch.load(_OPERATOR, backend, q.device.type, facts(q))
     wide = wide_dtype(q.dtype)
     if state is None:
         state = torch.zeros(q.shape[0], *q.shape[2:], v.shape[3], dtype=wide, device=q.device)
