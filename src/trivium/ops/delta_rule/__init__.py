@@ -67,7 +67,6 @@ def gated_delta_rule(
     "torch" (chunked) and "fla" (flash-linear-attention's kernels, on a CUDA device). In float64 "auto" takes "torch",
     which alone keeps it. Raises ValueError for arguments that disagree and UserError for a backend that is missing or
     cannot.
-
     """
     gates = {name: (gate, tuple(q.shape[:3])) for name, gate in (("beta", beta), ("log_decay", log_decay))}
     check_recurrence(q, k, v, gates, state, documents)
