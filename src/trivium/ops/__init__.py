@@ -3,14 +3,24 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from trivium.ops.delta_rule import gated_delta_rule
+    from trivium.ops.linear_attention import gated_linear_attention
     from trivium.ops.scan import OnlineScan, exclusive_scan
     from trivium.ops.simplicial import simplicial_attention
 
-__all__ = ["OnlineScan", "exclusive_scan", "simplicial_attention"]
+__all__ = [
+    "OnlineScan",
+    "exclusive_scan",
+    "gated_delta_rule",
+    "gated_linear_attention",
+    "simplicial_attention",
+]
 
 _HOMES = {
     "OnlineScan": "trivium.ops.scan",
     "exclusive_scan": "trivium.ops.scan",
+    "gated_delta_rule": "trivium.ops.delta_rule",
+    "gated_linear_attention": "trivium.ops.linear_attention",
     "simplicial_attention": "trivium.ops.simplicial",
 }
 

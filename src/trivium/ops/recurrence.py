@@ -1,0 +1,128 @@
+"""What the operators with a running state share: their arguments, packed documents, and when fla's kernels serve.
+
+Shapes: B rows, T tokens, H heads, K key width, V value width.
+"""
+
+from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FLA = "flash-linear-attention"
+
+
+def check_recurrence(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gates: dict[str, tuple[Tensor, tuple[int, ...]]],
+    state: Tensor | None,
+    documents: Tensor | None,
+) -> None:
+    """Raise ValueError that names the argument, what it was and what is allowed; `gates` maps to (tensor, shape)."""
+    if q.ndim != 4 or v.ndim != 4:
+        raise ValueError(f"q: shape {tuple(q.shape)}, v: shape {tuple(v.shape)}; give (B, T, H, K) and (B, T, H, V)")
+    batch, tokens, heads, width = q.shape
+    expected = {"q": (q, tuple(q.shape)), "k": (k, tuple(q.shape)), "v": (v, (batch, tokens, heads, v.shape[3]))}
+    expected |= gates
+    if state is not None:
+        expected["state"] = (state, (batch, heads, width, v.shape[3]))
+    for name, (tensor, shape) in expected.items():
+        if tuple(tensor.shape) != shape:
+            raise ValueError(f"{name}: shape {tuple(tensor.shape)}; with q {tuple(q.shape)} it must be {shape}")
+        if not tensor.is_floating_point():
+            raise ValueError(f"{name}: {tensor.dtype} is not allowed; give a floating-point tensor")
+        if name in ("k", "v") and tensor.dtype != q.dtype:
+            raise ValueError(f"{name}: {tensor.dtype}, but q is {q.dtype}; all must have one dtype")
+        if tensor.device != q.device:
+            raise ValueError(f"{name}: on {tensor.device}, but q is on {q.device}; all must be on one device")
+    if documents is not None:
+        if tuple(documents.shape) != (batch, tokens) or documents.dtype.is_floating_point:
+            raise ValueError(
+                f"documents: {documents.dtype} of shape {tuple(documents.shape)}; give integers ({batch}, {tokens})"
+            )
+        if documents.device != q.device:
+            raise ValueError(f"documents: on {documents.device}, but q is on {q.device}; all must be on one device")
+
+
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of sums and states: float32, or float64 for float64."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def restarts(documents_BT: Tensor) -> Tensor:
+    """Return (B, T) bool: where the document id differs from that of the token before; never at a row's beginning."""
+    starts_BT = torch.zeros_like(documents_BT, dtype=torch.bool)
+    starts_BT[:, 1:] = documents_BT[:, 1:] != documents_BT[:, :-1]
+    return starts_BT
+
+
+def forget_between(log_decay: Tensor, documents_BT: Tensor | None) -> Tensor:
+    """Return `log_decay` (B, T, ...) with -inf where a document begins: exp(-inf) = 0 forgets what came before."""
+    if documents_BT is None:
+        return log_decay
+    starts_BT = restarts(documents_BT)
+    return log_decay.masked_fill(starts_BT.view(*starts_BT.shape, *[1] * (log_decay.ndim - 2)), -torch.inf)
+
+
+def document_bounds(documents_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (bounds, first, last) of the documents of all rows laid end to end, as kernels for packed rows want them.
+
+    Document n holds the flattened tokens bounds[n] up to bounds[n + 1]; row b's documents are first[b] to last[b].
+    """
+    starts_BT = restarts(documents_BT)
+    starts_BT[:, 0] = True
+    begins_N = starts_BT.flatten().nonzero()[:, 0]
+    bounds = torch.cat((begins_N, begins_N.new_tensor([starts_BT.numel()])))
+    per_row_B = starts_BT.sum(dim=1)
+    last_B = per_row_B.cumsum(0) - 1
+    return bounds, last_B - per_row_B + 1, last_B
+
+
+def in_packed_rows(
+    kernel: Callable[[list[Tensor], Tensor, Tensor | None], tuple[Tensor, Tensor]],
+    tensors: list[Tensor],
+    state_BHKV: Tensor,
+    documents_BT: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Return what kernel(tensors, state, bounds) gives, with every document a sequence of its own in one packed row.
+
+    A row's first document begins from its state, the others from zero; the state of its last one comes back.
+    """
+    tensors = [tensor.contiguous() for tensor in tensors]
+    if documents_BT is None:
+        return kernel(tensors, state_BHKV.contiguous(), None)
+    bounds, first_B, last_B = document_bounds(documents_BT)
+    start = state_BHKV.new_zeros(len(bounds) - 1, *state_BHKV.shape[1:]).index_copy(0, first_B, state_BHKV)
+    o, final = kernel([tensor.flatten(0, 1)[None] for tensor in tensors], start, bounds)
+    return o[0].unflatten(0, documents_BT.shape), final.index_select(0, last_B)
+
+
+def fla_missing() -> str | None:
+    """Say why flash-linear-attention's kernels cannot run on this machine, or return None."""
+    try:
+        found = version(FLA)
+    except PackageNotFoundError:
+        return f"{FLA} is not installed: pip install '{FLA}[cuda]>=0.6'"
+    if tuple(int(part) for part in found.split(".")[:2]) < (0, 6):
+        return f"{FLA} {found} is too old: pip install '{FLA}[cuda]>=0.6'"
+    return None if torch.cuda.is_available() else f"{FLA} needs a CUDA device, and torch sees none"
+
+
+def fla_suits(device_type: str) -> str | None:
+    """Say why "auto" takes flash-linear-attention's kernels on a device type; None where they don't run."""
+    return "flash-linear-attention's kernels" if device_type == "cuda" else None
+
+
+def fla_refuses(facts: Mapping[str, Any]) -> str | None:
+    """Say why flash-linear-attention's kernels cannot serve a call, or return None."""
+    if facts.get("device", "cuda") != "cuda":
+        return f"it computes on CUDA devices, the inputs are on {facts['device']}"
+    return "it computes in float32 or less, the inputs are float64" if facts.get("dtype") == torch.float64 else None
+
+
+def facts(q: Tensor) -> tuple[tuple[str, Any], ...]:
+    """Return what a backend of these operators may refuse."""
+    return (("dtype", q.dtype), ("device", q.device.type))

@@ -1,0 +1,323 @@
+"""Gated linear attention and the gated delta rule: references against their formulas, backends against references."""
+
+import math
+import sys
+from importlib.metadata import PackageNotFoundError
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.contracts.model_checks import assert_equal
+from trivium.ops import dispatch, gated_delta_rule, gated_linear_attention, recurrence
+from trivium.ops.delta_rule import chunked as delta_chunked
+from trivium.ops.linear_attention import chunked as linear_chunked
+from trivium.registry import UserError
+
+OPERATORS = {"gated_linear_attention": gated_linear_attention, "gated_delta_rule": gated_delta_rule}
+every_operator = pytest.mark.parametrize("name", list(OPERATORS))
+
+
+def draw(
+    name: str,
+    tokens: int,
+    *,
+    rows: int = 2,
+    heads: int = 2,
+    width: int = 3,
+    value_width: int = 5,
+    decay: str = "mild",
+    dtype: torch.dtype = torch.float64,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Return arguments of the operator, a state included; decays are mild, strong, or the strongest."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    keys = torch.nn.functional.normalize(normal(rows, tokens, heads, width), dim=-1)
+    arguments = {"q": normal(rows, tokens, heads, width), "k": keys, "v": normal(rows, tokens, heads, value_width)}
+    gates = (rows, tokens, heads)
+    if name == "gated_delta_rule":
+        arguments["beta"] = 2 * normal(*gates).sigmoid()
+    else:
+        gates = (*gates, width)
+    log_decay = -normal(*gates).abs() * {"mild": 0.1, "strong": 30.0, "strongest": 1e4}[decay]
+    if decay == "strongest":  # some channels keep all, some nothing
+        log_decay = log_decay.masked_fill(normal(*gates) > 1, 0.0).masked_fill(normal(*gates) > 1, -torch.inf)
+    arguments |= {"log_decay": log_decay, "state": normal(rows, heads, width, value_width)}
+    return {key: tensor.to(dtype).requires_grad_() for key, tensor in arguments.items()}
+
+
+def results(name: str, arguments: dict[str, Any], **options: Any) -> list[Tensor]:
+    """Return the output, the final state and all gradients."""
+    o, state = OPERATORS[name](**arguments, **options)
+    generator = torch.Generator().manual_seed(9)
+    weights = [torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.dtype) for x in (o, state)]
+    loss = (o * weights[0]).sum() + (state * weights[1]).sum()
+    return [o.detach(), state.detach(), *torch.autograd.grad(loss, list(arguments.values()))]
+
+
+def assert_all_equal(mine: list[Tensor], expected: list[Tensor]) -> None:
+    for tensor, wanted in zip(mine, expected, strict=True):
+        assert tensor.dtype == wanted.dtype
+        assert_equal(tensor, wanted)
+
+
+def check_backends(name: str, tokens: int, decay: str, dtype: torch.dtype = torch.float64, **options: Any) -> None:
+    arguments = draw(name, tokens, decay=decay, dtype=dtype)
+    expected = results(name, arguments, backend="reference", **options)
+    assert all(bool(tensor.isfinite().all()) for tensor in expected)
+    available = [backend for backend, missing in dispatch.backends(name).items() if missing is None]
+    for backend in (backend for backend in available if backend not in ("reference", "fla")):
+        assert_all_equal(results(name, arguments, backend=backend, **options), expected)
+
+
+def packed(tokens: int) -> Tensor:
+    """Return ids of documents (2, tokens) whose borders lie elsewhere in each row, one of them on a chunk's border."""
+    place_T = torch.arange(tokens)
+    first = (place_T >= 3).long() + (place_T >= 4).long() + (place_T >= 32).long() * 5
+    return torch.stack((first, 7 - (place_T >= tokens // 2).long()))
+
+
+@torch.no_grad()
+@every_operator
+@pytest.mark.parametrize("scale", [None, 0.3])
+def test_the_reference_is_what_its_formula_says(name: str, scale: float | None):
+    a = draw(name, 6)
+    o, state = OPERATORS[name](**a, scale=scale, backend="reference")
+    for b in range(2):
+        for h in range(2):
+            memory = a["state"][b, h]
+            for t in range(6):
+                k, v, g = (a[key][b, t, h] for key in ("k", "v", "log_decay"))
+                if name == "gated_delta_rule":
+                    beta = a["beta"][b, t, h]
+                    memory = g.exp() * (torch.eye(3) - beta * torch.outer(k, k)) @ memory + beta * torch.outer(k, v)
+                else:
+                    memory = torch.diag(g.exp()) @ memory + torch.outer(k, v)
+                assert_equal(o[b, t, h], (1 / math.sqrt(3) if scale is None else scale) * a["q"][b, t, h] @ memory)
+            assert_equal(state[b, h], memory)
+
+
+@every_operator
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+def test_gradients_equal_finite_differences_the_first_state_s_too(name: str, backend: str):
+    arguments = draw(name, 5, rows=1)
+    documents = torch.tensor([[1, 1, 1, 2, 2]])
+    for ids in (None, documents):
+        assert torch.autograd.gradcheck(
+            lambda *tensors, ids=ids: OPERATORS[name](
+                **dict(zip(arguments, tensors, strict=True)), documents=ids, backend=backend
+            ),
+            tuple(arguments.values()),
+        )
+
+
+@every_operator
+@pytest.mark.parametrize("decay", ["mild", "strong", "strongest"])
+@pytest.mark.parametrize("tokens", [1, 2, 7, 63, 100])
+def test_every_backend_equals_the_reference_in_output_state_and_gradients(name: str, tokens: int, decay: str):
+    check_backends(name, tokens, decay)
+    check_backends(name, tokens, decay, torch.float32)
+    check_backends(name, tokens, decay, documents=packed(tokens))
+
+
+@every_operator
+def test_the_backend_check_catches_documents_that_are_ignored(name: str, monkeypatch: pytest.MonkeyPatch):
+    for module in (linear_chunked, delta_chunked):
+        monkeypatch.setattr(module, "forget_between", lambda log_decay, documents: log_decay)
+    check_backends(name, 40, "mild")
+    with pytest.raises(AssertionError):
+        check_backends(name, 40, "mild", documents=packed(40))
+
+
+@pytest.mark.parametrize("shift", [-1, 1])
+def test_the_backend_check_catches_decays_shifted_by_a_token(shift: int, monkeypatch: pytest.MonkeyPatch):
+    honest = linear_chunked.by_chunk
+
+    def by_chunk(x: Tensor, size: int) -> Tensor:
+        return honest(x.roll(shift, 1) if bool((x <= 0).all()) else x, size)
+
+    monkeypatch.setattr(linear_chunked, "by_chunk", by_chunk)
+    with pytest.raises(AssertionError):
+        check_backends("gated_linear_attention", 20, "mild")
+
+
+@every_operator
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+def test_a_sequence_in_pieces_equals_the_whole_and_no_state_is_changed(name: str, backend: str):
+    arguments = draw(name, 50)
+    whole = OPERATORS[name](**arguments, backend=backend)
+    state, outputs = arguments.pop("state"), []
+    for start, stop in ((0, 1), (1, 20), (20, 50)):
+        kept = state.detach().clone()
+        piece = {key: tensor[:, start:stop] for key, tensor in arguments.items()}
+        o, after = OPERATORS[name](**piece, state=state, backend=backend)
+        assert torch.equal(state, kept)
+        outputs.append(o)
+        state = after
+    assert_all_equal([torch.cat(outputs, dim=1), state], list(whole))
+
+
+@torch.no_grad()
+@every_operator
+def test_packed_documents_equal_each_alone_and_the_state_belongs_to_the_first(name: str):
+    arguments = draw(name, 40, rows=1)
+    o, state = OPERATORS[name](**arguments, documents=torch.tensor([[4] * 9 + [2] * 20 + [4] * 11]))
+    first = arguments.pop("state")
+    for start, stop, begin in ((0, 9, first), (9, 29, None), (29, 40, None)):
+        alone = {key: tensor[:, start:stop] for key, tensor in arguments.items()}
+        mine, last = OPERATORS[name](**alone, state=begin)
+        assert_equal(o[:, start:stop], mine)
+    assert_equal(state, last)
+
+
+@torch.no_grad()
+def test_a_strength_of_two_turns_the_memory_over_at_every_token():
+    k = torch.zeros(1, 40, 1, 4, dtype=torch.float64)
+    k[..., 1] = 1
+    zero = torch.zeros(1, 40, 1, dtype=torch.float64)
+    start = torch.ones(1, 1, 4, 1, dtype=torch.float64)
+    o, state = gated_delta_rule(k, k, torch.zeros_like(k)[..., :1], zero + 2, zero, scale=1.0, state=start)
+    assert_equal(o.flatten(), torch.tensor([-1.0, 1.0], dtype=torch.float64).repeat(20))
+    assert_equal(state, start)
+
+
+@torch.no_grad()
+@every_operator
+def test_bfloat16_inputs_are_summed_in_float32(name: str):
+    arguments = draw(name, 30, dtype=torch.bfloat16)
+    o, state = OPERATORS[name](**arguments)
+    exact = {key: tensor.double() for key, tensor in arguments.items()}
+    wanted_o, wanted_state = OPERATORS[name](**exact)
+    assert (o.dtype, state.dtype) == (torch.bfloat16, torch.float32)
+    torch.testing.assert_close(o.double(), wanted_o, rtol=0.01, atol=0.01)
+    assert_equal(state, wanted_state.float())
+
+
+@every_operator
+def test_no_tokens_give_no_output_and_leave_the_state(name: str):
+    arguments = draw(name, 4)
+    nothing = {key: tensor if key == "state" else tensor[:, :0] for key, tensor in arguments.items()}
+    o, state = OPERATORS[name](**nothing)
+    assert o.shape == (2, 0, 2, 5)
+    assert torch.equal(state, arguments["state"])
+
+
+@every_operator
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"q": torch.zeros(2, 3, 4)}, r"q: shape \(2, 3, 4\)"),
+        ({"k": torch.zeros(2, 4, 2, 4)}, r"k: shape \(2, 4, 2, 4\); with q \(2, 4, 2, 3\) it must be \(2, 4, 2, 3\)"),
+        ({"v": torch.zeros(2, 4, 1, 5)}, r"v: shape \(2, 4, 1, 5\).*must be \(2, 4, 2, 5\)"),
+        ({"log_decay": torch.zeros(2, 4)}, r"log_decay: shape \(2, 4\)"),
+        ({"state": torch.zeros(2, 2, 5, 3)}, r"state: shape \(2, 2, 5, 3\).*must be \(2, 2, 3, 5\)"),
+        ({"k": torch.zeros(2, 4, 2, 3)}, "k: torch.float32, but q is torch.float64"),
+        ({"log_decay": None}, "log_decay: torch.int64 is not allowed"),
+        ({"documents": torch.zeros(2, 5, dtype=torch.int64)}, r"documents: torch.int64 of shape \(2, 5\); give"),
+        ({"documents": torch.zeros(2, 4)}, "documents: torch.float32"),
+        ({"backend": "tritn"}, "no backend 'tritn' on this machine"),
+    ],
+)
+def test_arguments_that_disagree_are_refused_by_name(name: str, change: dict[str, Any], message: str):
+    arguments = draw(name, 4)
+    if change == {"log_decay": None}:
+        change = {"log_decay": arguments["log_decay"].detach().long()}
+    with pytest.raises(ValueError, match=message):
+        OPERATORS[name](**arguments | change)
+
+
+@every_operator
+def test_a_missing_fla_is_an_error_that_tells_what_to_install(name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(dispatch, "_choices", {})
+
+    def not_there(package: str) -> str:
+        raise PackageNotFoundError(package)
+
+    command = r"pip install 'flash-linear-attention\[cuda\]>=0.6'"
+    monkeypatch.setattr(recurrence, "version", not_there)
+    with pytest.raises(UserError, match=f"'fla' is missing: flash-linear-attention is not installed: {command}"):
+        OPERATORS[name](**draw(name, 4), backend="fla")
+    monkeypatch.setattr(recurrence, "version", lambda package: "0.5.1")
+    assert "0.5.1 is too old" in str(dispatch.backends(name)["fla"])
+    monkeypatch.setattr(recurrence, "version", lambda package: "0.6.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "needs a CUDA device" in str(dispatch.backends(name)["fla"])
+
+
+@every_operator
+def test_float64_and_other_devices_are_not_for_fla(name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(dispatch, "_choices", {})
+    monkeypatch.setattr(recurrence, "version", lambda package: "0.6.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(UserError, match="'fla' cannot: it computes on CUDA devices, the inputs are on cpu"):
+        OPERATORS[name](**draw(name, 4), backend="fla")
+    wide = (("dtype", torch.float64), ("device", "cuda"))
+    with pytest.raises(UserError, match="'fla' cannot: it computes in float32 or less, the inputs are float64"):
+        dispatch.choose(name, "fla", "cuda", wide)
+    assert dispatch.choose(name, "auto", "cuda", wide) == "torch"
+    assert "fla cannot: it computes in float32 or less" in dispatch.chosen()[name]["reason"]
+    assert dispatch.choose(name, "auto", "cuda", (("dtype", torch.float32), ("device", "cuda"))) == "fla"
+
+
+# ---- The adapters to fla, with a stand-in for its kernels that has fla's argument names and its packed rows.
+
+
+def stand_in(name: str, decay_argument: str) -> Any:
+    """Return a function with the call of fla 0.6, for rows of equal length or for one packed row with bounds."""
+
+    def kernel(q, k, v, *, scale, initial_state, output_final_state, cu_seqlens, **gates):
+        assert output_final_state
+        assert initial_state.dtype == torch.float32
+        assert all(tensor.is_contiguous() for tensor in (q, k, v, initial_state, *gates.values()))
+        gates = {"log_decay" if key == decay_argument else key: gate for key, gate in gates.items()}
+        tensors = {"q": q, "k": k, "v": v, **gates}
+        if cu_seqlens is None:
+            return OPERATORS[name](**tensors, state=initial_state, scale=scale, backend="reference")
+        assert q.shape[0] == 1
+        parts = []
+        for n, (start, stop) in enumerate(zip(cu_seqlens.tolist()[:-1], cu_seqlens.tolist()[1:], strict=True)):
+            piece = {key: tensor[:, start:stop] for key, tensor in tensors.items()}
+            parts.append(OPERATORS[name](**piece, state=initial_state[n : n + 1], scale=scale, backend="reference"))
+        outputs, states = zip(*parts, strict=True)
+        return torch.cat(outputs, dim=1), torch.cat(states)
+
+    return kernel
+
+
+@pytest.fixture
+def fake_fla(monkeypatch: pytest.MonkeyPatch) -> None:
+    gla, rule = ModuleType("fla.ops.gla"), ModuleType("fla.ops.gated_delta_rule")
+    gla.__dict__["chunk_gla"] = stand_in("gated_linear_attention", "g")
+    gla.__dict__["fused_recurrent_gla"] = stand_in("gated_linear_attention", "gk")
+    for function in ("chunk_gated_delta_rule", "fused_recurrent_gated_delta_rule"):
+        rule.__dict__[function] = stand_in("gated_delta_rule", "g")
+    for module in (ModuleType("fla"), ModuleType("fla.ops"), gla, rule):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+
+
+@pytest.mark.usefixtures("fake_fla")
+@every_operator
+@pytest.mark.parametrize("tokens", [9, 40])
+def test_the_adapter_to_fla_equals_the_reference(name: str, tokens: int, monkeypatch: pytest.MonkeyPatch):
+    adapter = dispatch.Backend(dispatch._registered[name]["fla"].load, suits=lambda device_type: "the adapter")
+    monkeypatch.setattr(dispatch, "_choices", {})
+    monkeypatch.setitem(dispatch._registered[name], "fla", adapter)
+    arguments = draw(name, tokens, dtype=torch.float32)
+    for options in ({}, {"documents": packed(tokens)}, {"scale": 0.2}):
+        expected = results(name, arguments, backend="reference", **options)
+        assert_all_equal(results(name, arguments, **options), expected)
+        with torch.no_grad():
+            assert_all_equal(list(OPERATORS[name](**arguments, **options)), expected[:2])
+
+
+def test_documents_bounds_cover_every_row_on_its_own():
+    bounds, first, last = recurrence.document_bounds(torch.tensor([[1, 1, 2, 2], [2, 2, 2, 2], [0, 1, 0, 0]]))
+    assert bounds.tolist() == [0, 2, 4, 8, 9, 10, 12]
+    assert first.tolist() == [0, 2, 3]
+    assert last.tolist() == [1, 2, 5]
