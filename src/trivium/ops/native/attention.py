@@ -1,0 +1,172 @@
+"""Causal attention by the kernels in C, as an operator that autograd and torch.compile know.
+
+Shapes: B rows, T tokens, N queries, H query heads, G key/value heads, K head width. `packed` (B, T, J, K) holds the
+keys and values (J = 2 G), behind the queries (J = H + 2 G) where no `query` (N, H, K) comes alone.
+"""
+
+import ctypes
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from trivium.ops.native.kernels import call
+
+_EVERY = 2**62  # a window that nothing reaches past
+
+_Pointer, _Integer = ctypes.c_void_p, ctypes.c_int64
+_STRIDES = [
+    (f"{name}_{axis}", _Integer) for name in ("query", "key", "value") for axis in ("token", "head")
+]
+
+
+class _Call(ctypes.Structure):
+    """`Attention` of attention.h."""
+
+    _fields_ = (
+        *((name, _Pointer) for name in ("query", "key", "value")),
+        *_STRIDES,
+        ("offsets", _Pointer),
+        ("places", _Pointer),
+        *((name, _Integer) for name in ("rows", "tokens", "heads", "kv_heads", "width", "window")),
+        ("scale", ctypes.c_double),
+        ("threads", _Integer),
+    )
+
+
+class _Gradients(ctypes.Structure):
+    """`Gradients` of attention.h."""
+
+    _fields_ = (*((name, _Pointer) for name in ("query", "key", "value")), *_STRIDES)
+
+
+def _pointers(packed: Tensor, query: Tensor | None, heads: int) -> tuple[int, ...]:
+    """Return the addresses of queries, keys and values, and the strides of their tokens and heads."""
+    first = packed.data_ptr()
+    token, width = packed.shape[2] * packed.shape[3], packed.shape[3]
+    kv_heads = (packed.shape[2] - (heads if query is None else 0)) // 2
+    keys = first + (heads * width * packed.element_size() if query is None else 0)
+    values = keys + kv_heads * width * packed.element_size()
+    queries, query_token = (first, token) if query is None else (query.data_ptr(), heads * width)
+    return queries, keys, values, query_token, width, token, width, token, width
+
+
+def _describe(packed: Tensor, query: Tensor | None, places: Tensor | None, heads: int, window: int) -> tuple[Any, Any]:
+    """Return the call's description and what must live as long as it."""
+    rows, tokens, kinds, width = packed.shape
+    offsets = None
+    if places is not None:
+        starts = torch.arange(0, (rows + 1) * tokens, tokens) if tokens else torch.zeros(rows + 1, dtype=torch.int64)
+        offsets = torch.searchsorted(places, starts)
+    described = _Call(
+        *_pointers(packed, query, heads),
+        None if offsets is None else offsets.data_ptr(),
+        None if places is None else places.data_ptr(),
+        rows,
+        tokens,
+        heads,
+        (kinds - (heads if query is None else 0)) // 2,
+        width,
+        window,
+        width**-0.5,
+        torch.get_num_threads(),
+    )
+    return described, offsets
+
+
+_library = torch.library.Library("trivium", "FRAGMENT")
+_library.define(
+    "native_attention(Tensor packed, Tensor? query, Tensor? places, int heads, int window) -> (Tensor, Tensor)"
+)
+_library.define(
+    "native_attention_backward(Tensor grad, Tensor softmaxes, Tensor packed, Tensor? query, Tensor? places, int heads, "
+    "int window) -> (Tensor, Tensor)"
+)
+
+
+def _shapes(packed: Tensor, query: Tensor | None, heads: int) -> tuple[Tensor, Tensor]:
+    count = packed.shape[0] * packed.shape[1] if query is None else query.shape[0]
+    wide = torch.float64 if packed.dtype == torch.float64 else torch.float32
+    return packed.new_empty(count, heads, packed.shape[3]), packed.new_empty(count, heads, 2, dtype=wide)
+
+
+def _forward(packed: Tensor, query: Tensor | None, places: Tensor | None, heads: int, window: int):
+    out, softmaxes = _shapes(packed, query, heads)
+    described, kept = _describe(packed, query, places, heads, window)
+    call("attention_forward", packed.dtype, ctypes.byref(described), _Pointer(out.data_ptr()), _Pointer(softmaxes.data_ptr()))
+    del kept
+    return out, softmaxes
+
+
+def _backward(
+    grad: Tensor,
+    softmaxes: Tensor,
+    packed: Tensor,
+    query: Tensor | None,
+    places: Tensor | None,
+    heads: int,
+    window: int,
+) -> tuple[Tensor, Tensor]:
+    grad_packed = torch.empty_like(packed)
+    grad_query = grad_packed.new_empty(0) if query is None else torch.empty_like(query)
+    described, kept = _describe(packed, query, places, heads, window)
+    gradients = _Gradients(*_pointers(grad_packed, None if query is None else grad_query, heads))
+    call(
+        "attention_backward",
+        packed.dtype,
+        ctypes.byref(described),
+        _Pointer(grad.data_ptr()),
+        _Pointer(softmaxes.data_ptr()),
+        ctypes.byref(gradients),
+    )
+    del kept
+    return grad_packed, grad_query
+
+
+_library.impl("native_attention", _forward, "CPU")
+_library.impl("native_attention_backward", _backward, "CPU")
+
+
+@torch.library.register_fake("trivium::native_attention")
+def _(packed: Tensor, query: Tensor | None, places: Tensor | None, heads: int, window: int):
+    return _shapes(packed, query, heads)
+
+
+@torch.library.register_fake("trivium::native_attention_backward")
+def _(grad: Tensor, softmaxes: Tensor, packed: Tensor, query: Tensor | None, *others: Any):
+    return torch.empty_like(packed), packed.new_empty(0) if query is None else torch.empty_like(query)
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, packed: Tensor, query: Tensor | None, places: Tensor | None, heads: int, window: int
+    ) -> Tensor:
+        out, softmaxes = torch.ops.trivium.native_attention(packed, query, places, heads, window)
+        ctx.save_for_backward(softmaxes, packed, query, places)
+        ctx.heads, ctx.window = heads, window
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        grads = torch.ops.trivium.native_attention_backward(
+            grad.contiguous(), *ctx.saved_tensors, ctx.heads, ctx.window
+        )
+        return grads[0], grads[1] if ctx.needs_input_grad[1] else None, None, None, None
+
+
+def native(
+    packed_BTJK: Tensor, query_NHK: Tensor | None, places_N: Tensor | None, heads: int, window: int | None
+) -> Tensor:
+    """Return o (N, H, K) for queries at `places_N` of the flattened (B, T), or at all of them."""
+    packed_BTJK = packed_BTJK.contiguous()
+    query_NHK = None if query_NHK is None else query_NHK.to(packed_BTJK.dtype).contiguous()
+    order_N = None
+    if places_N is not None and query_NHK is not None and not bool((places_N[1:] >= places_N[:-1]).all()):
+        places_N, order_N = places_N.sort()
+        query_NHK = query_NHK[order_N]
+    places_N = None if places_N is None else places_N.contiguous()
+    out_NHK = _Attention.apply(packed_BTJK, query_NHK, places_N, heads, min(window or _EVERY, _EVERY))
+    return out_NHK if order_N is None else torch.empty_like(out_NHK).index_copy(0, order_N, out_NHK)
