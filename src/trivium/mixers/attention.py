@@ -123,7 +123,7 @@ class Attention(Mixer):
         heads_BTJK = self.qkv(cache.without_padding(x_BTD, lengths_B)).unflatten(-1, (-1, self.head_width))
         if positions_BT is None and self.rotary_base is not None:
             past_B = None if state is None else state.length_B
-            positions_BT = count_positions(*x_BTD.shape[:2], x_BTD.device, past_B, documents_BT)
+            positions_BT = count_positions(x_BTD.shape[0], x_BTD.shape[1], x_BTD.device, past_B, documents_BT)
         heads_BTJK = self._placed(heads_BTJK, self.heads, positions_BT)
         if state is None and documents_BT is None:
             y_BTHK = causal_attention(heads_BTJK, heads=self.heads, window=self.window, backend=self.causal_backend)

@@ -70,7 +70,9 @@ class Block(nn.Module):
         self.norm1 = make_norm(config.norm, config.width)
         self.mixer = mixer
         self.norm2 = make_norm(config.norm, config.width)
-        self.feedforward = FeedForward(config.feedforward, config.width, config.hidden_width, std, output_std, backend=gelu)
+        self.feedforward = FeedForward(
+            config.feedforward, config.width, config.hidden_width, std, output_std, backend=gelu
+        )
         self.dropout = config.dropout
 
     def forward(
@@ -85,7 +87,8 @@ class Block(nn.Module):
     ) -> tuple[Tensor, Any]:
         """Return (x_BTD, state); of the last `keep` tokens alone, if it is given.
 
-        With `wanted_N`, places in the flattened B*T, those alone are computed where they can be, and (x_ND, state) comes back.
+        With `wanted_N`, places in the flattened B*T, what no other place reads is computed for those alone, and
+        (x_ND, state) comes back.
         """
         kept: dict[str, Any] = {"lengths_B": lengths_B, "documents_BT": documents_BT, "positions_BT": positions_BT}
         if wanted_N is not None and state is None:

@@ -33,7 +33,9 @@ class FeedForward(nn.Module):
     `std` and `output_std` are the standard deviations that the two maps start with, `backend` that of operator gelu.
     """
 
-    def __init__(self, kind: FeedForwardKind, width: int, ff_width: int, std: float, output_std: float, *, backend: str = "auto"):
+    def __init__(
+        self, kind: FeedForwardKind, width: int, ff_width: int, std: float, output_std: float, *, backend: str = "auto"
+    ):
         super().__init__()
         self.kind, self.backend = kind, backend
         gated = kind == "swiglu"

@@ -85,4 +85,6 @@ dispatch.register(
         suits=lambda device_type: f"PyTorch's scaled_dot_product_attention, which picks its kernel on {device_type}",
     ),
 )
-dispatch.register("causal_attention", "native", dispatch.Backend(_native, missing=missing, suits=suits, refuses=refuses))
+dispatch.register(
+    "causal_attention", "native", dispatch.Backend(_native, missing=missing, suits=suits, refuses=refuses)
+)

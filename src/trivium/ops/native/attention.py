@@ -9,16 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from trivium.ops.native.kernels import call
 
 _EVERY = 2**62  # a window that nothing reaches past
 
 _Pointer, _Integer = ctypes.c_void_p, ctypes.c_int64
-_STRIDES = [
-    (f"{name}_{axis}", _Integer) for name in ("query", "key", "value") for axis in ("token", "head")
-]
+_STRIDES = [(f"{name}_{axis}", _Integer) for name in ("query", "key", "value") for axis in ("token", "head")]
 
 
 class _Call(ctypes.Structure):
@@ -94,7 +91,13 @@ def _shapes(packed: Tensor, query: Tensor | None, heads: int) -> tuple[Tensor, T
 def _forward(packed: Tensor, query: Tensor | None, places: Tensor | None, heads: int, window: int):
     out, softmaxes = _shapes(packed, query, heads)
     described, kept = _describe(packed, query, places, heads, window)
-    call("attention_forward", packed.dtype, ctypes.byref(described), _Pointer(out.data_ptr()), _Pointer(softmaxes.data_ptr()))
+    call(
+        "attention_forward",
+        packed.dtype,
+        ctypes.byref(described),
+        _Pointer(out.data_ptr()),
+        _Pointer(softmaxes.data_ptr()),
+    )
     del kept
     return out, softmaxes
 
@@ -138,23 +141,22 @@ def _(grad: Tensor, softmaxes: Tensor, packed: Tensor, query: Tensor | None, *ot
     return torch.empty_like(packed), packed.new_empty(0) if query is None else torch.empty_like(query)
 
 
-class _Attention(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, packed: Tensor, query: Tensor | None, places: Tensor | None, heads: int, window: int
-    ) -> Tensor:
-        out, softmaxes = torch.ops.trivium.native_attention(packed, query, places, heads, window)
-        ctx.save_for_backward(softmaxes, packed, query, places)
-        ctx.heads, ctx.window = heads, window
-        return out
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    packed, query, places, ctx.heads, ctx.window = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(output[1], packed, query, places)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        grads = torch.ops.trivium.native_attention_backward(
-            grad.contiguous(), *ctx.saved_tensors, ctx.heads, ctx.window
-        )
-        return grads[0], grads[1] if ctx.needs_input_grad[1] else None, None, None, None
+
+def _differentiate(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
+    softmaxes, packed, query, places = ctx.saved_tensors
+    grads = torch.ops.trivium.native_attention_backward(
+        grad.contiguous(), softmaxes, packed, query, places, ctx.heads, ctx.window
+    )
+    return grads[0], None if query is None else grads[1], None, None, None
+
+
+torch.library.register_autograd("trivium::native_attention", _differentiate, setup_context=_save, lib=_library)
 
 
 def native(
@@ -168,5 +170,7 @@ def native(
         places_N, order_N = places_N.sort()
         query_NHK = query_NHK[order_N]
     places_N = None if places_N is None else places_N.contiguous()
-    out_NHK = _Attention.apply(packed_BTJK, query_NHK, places_N, heads, min(window or _EVERY, _EVERY))
+    out_NHK, _ = torch.ops.trivium.native_attention(
+        packed_BTJK, query_NHK, places_N, heads, min(window or _EVERY, _EVERY)
+    )
     return out_NHK if order_N is None else torch.empty_like(out_NHK).index_copy(0, order_N, out_NHK)

@@ -27,7 +27,7 @@ FLAGS = ("-std=gnu11", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-
 SUFFIX = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float64: "float64"}
 
 
-class NativeMissing(RuntimeError):
+class KernelsMissingError(RuntimeError):
     """The kernels cannot be compiled or loaded here; the message says why."""
 
 
@@ -36,26 +36,26 @@ def missing() -> str | None:
     """Return why the kernels cannot be had on this machine, or None; the first call compiles them (seconds)."""
     try:
         library()
-    except NativeMissing as error:
+    except KernelsMissingError as error:
         return str(error)
     return None
 
 
 @cache
 def library() -> ctypes.CDLL:
-    """Return the loaded kernels; raise NativeMissing where there is no compiler or it fails."""
+    """Return the loaded kernels; raise KernelsMissingError where there is no compiler or it fails."""
     if not sys.platform.startswith("linux"):
-        raise NativeMissing("compiled on Linux alone")
+        raise KernelsMissingError("compiled on Linux alone")
     compiler = next((path for name in ("gcc", "cc", "clang") if (path := shutil.which(name))), None)
     if compiler is None:
-        raise NativeMissing("no C compiler (gcc, cc or clang)")
+        raise KernelsMissingError("no C compiler (gcc, cc or clang)")
     path = cache_folder() / f"kernels-{_key(compiler)}.so"
     if not path.exists():
         path = _compile(compiler, path)
     try:
         return ctypes.CDLL(str(path))
     except OSError as error:
-        raise NativeMissing(f"the kernels do not load: {error}") from None
+        raise KernelsMissingError(f"the kernels do not load: {error}") from None
 
 
 def call(name: str, dtype: torch.dtype, *arguments: Any) -> None:
@@ -114,6 +114,6 @@ def _compile(compiler: str, path: Path) -> Path:
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 said = next(iter(done.stderr.strip().splitlines()), "without a word")
-                raise NativeMissing(f"{compiler} failed: {said}")
+                raise KernelsMissingError(f"{compiler} failed: {said}")
         os.replace(linked, path)
     return path

@@ -2,16 +2,16 @@
  *
  * gelu(x) = x s(2 u) with u = c (x + a x^3) and the sigmoid s, the same as x/2 (1 + tanh u) without a tanh.
  */
-INLINE VECTOR NAMED(gate)(VECTOR x) {
+INLINE VECTOR NAMED(rest)(VECTOR x) { /* exp(-2 u), (1 - s) / s */
     const VECTOR power = x * ((REAL)-1.5957691216057308 - (REAL)0.0713548162726 * (x * x));
-    return 1 / (1 + NAMED(exponential)(NAMED(select)((WHOLE)(power > 80), NAMED(all)(80), power)));
+    return NAMED(exponential)(NAMED(select)((WHOLE)(power > 80), NAMED(all)(80), power));
 }
 
-INLINE VECTOR NAMED(gelu)(VECTOR x) { return x * NAMED(gate)(x); }
+INLINE VECTOR NAMED(gelu)(VECTOR x) { return x / (1 + NAMED(rest)(x)); }
 
 INLINE VECTOR NAMED(gelu_slope)(VECTOR x) {
-    const VECTOR gate = NAMED(gate)(x);
-    return gate + x * gate * (1 - gate) * ((REAL)1.5957691216057308 + (REAL)0.2140644488178 * (x * x));
+    const VECTOR rest = NAMED(rest)(x), gate = 1 / (1 + rest);
+    return gate + x * (rest * gate) * gate * ((REAL)1.5957691216057308 + (REAL)0.2140644488178 * (x * x));
 }
 
 int NAMED(gelu_forward)(const STORE *x, STORE *y, int64_t count, int64_t threads) {

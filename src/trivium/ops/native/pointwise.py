@@ -1,11 +1,9 @@
 """GELU in its tanh form by the kernels in C, as an operator that autograd and torch.compile know."""
 
 import ctypes
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from trivium.ops.native.kernels import call
 
@@ -27,18 +25,14 @@ torch.library.register_fake("trivium::native_gelu")(lambda x: torch.empty_like(x
 torch.library.register_fake("trivium::native_gelu_backward")(lambda x, grad: torch.empty_like(x))
 
 
-class _Gelu(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return torch.ops.trivium.native_gelu(x)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return torch.ops.trivium.native_gelu_backward(*ctx.saved_tensors, grad.contiguous())
+torch.library.register_autograd(
+    "trivium::native_gelu",
+    lambda ctx, grad: torch.ops.trivium.native_gelu_backward(*ctx.saved_tensors, grad.contiguous()),
+    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
+    lib=_library,
+)
 
 
 def native(x: Tensor) -> Tensor:
     """Return gelu(x) of any shape."""
-    return _Gelu.apply(x.contiguous())
+    return torch.ops.trivium.native_gelu(x.contiguous())
