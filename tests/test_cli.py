@@ -380,7 +380,7 @@ def assert_refused(outcome: tuple[int, str, str], *messages: str) -> None:
         (RECIPE.replace("heads: 2", "heads: two"), "model.heads: expected a whole number, got 'two'"),
         (RECIPE.replace("steps: 3,", "steps: 3, steps: 4,"), "key 'steps' is given twice"),
         (RECIPE.replace("task:  {", "task:  {{"), "not valid YAML"),
-        (RECIPE.replace("kind: addition", "kind: subtraction"), "unknown task 'subtraction'"),
+        (RECIPE.replace("kind: addition", "kind: divination"), "unknown task 'divination'"),
         (RECIPE + "comparison: 3\n", "comparison: unknown key; did you mean 'compare'?"),
         ("", "this file holds nothing"),
         ("train:\n", "train: expected a mapping of keys, got nothing"),

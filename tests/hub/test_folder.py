@@ -216,7 +216,7 @@ def test_a_tensor_of_another_shape_is_named(folder: Path):
         ({"model": {"kind": "decodr"}}, "model: unknown model 'decodr'; did you mean 'decoder'"),
         ({"model": {"kind": "decoder", "widht": 3}}, "model.widht: unknown key"),
         ({"model": None}, "model: missing"),
-        ({"task": {"kind": "subtraction"}}, "task: unknown task 'subtraction'"),
+        ({"task": {"kind": "divination"}}, "task: unknown task 'divination'"),
         ({"context": {"vocab_size": 3}}, "context.max_length: missing"),
         ({"task": {"kind": "addition", "base": 16, "format": "column"}}, "do not have the same alphabet"),
     ],
