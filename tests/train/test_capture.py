@@ -139,6 +139,7 @@ MODELS_TO_CAPTURE += [
 
 
 @on_cuda
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")  # fla's import of torch's compiler
 @pytest.mark.parametrize("config", MODELS_TO_CAPTURE, ids=lambda config: f"{config.kind}-{config.layers}")
 def test_captured_steps_give_the_losses_of_eager_ones(config):
     choice = Choice(True, "")

@@ -174,14 +174,21 @@ class CapturedSteps:
         try:
             shape.replay = self._record(lambda: self._run(layout, buffer))
         except RuntimeError as error:
-            self._give_up(error)
+            self._give_up(error)  # nothing was computed
             self.step.optimizer.zero_grad(set_to_none=True)
 
     def _graph(self, run: Callable[[], Losses]) -> Callable[[], Losses]:
-        graph = torch.cuda.CUDAGraph()
-        # A thread of a tracker may use the device meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-            made = run()
+        graph, random = torch.cuda.CUDAGraph(), torch.cuda.get_rng_state(self.device)
+        try:
+            # A thread of a tracker may use the device meanwhile.
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+                made = run()
+        except RuntimeError:
+            # The generator still counts for the graph that failed: it goes on with a state of its own.
+            index = self.device.index or 0
+            fresh = torch.Generator(self.device).set_state(random)
+            torch.cuda.default_generators[index].graphsafe_set_state(fresh)
+            raise
 
         def replay() -> Losses:
             graph.replay()

@@ -150,15 +150,15 @@ def train(
         def read_losses() -> None:
             nonlocal loss_value, norm_value
             values = torch.stack([torch.stack((loss, norm)) for _, loss, norm in unread]).tolist() if unread else []
-            steps = [step for step, _, _ in unread]
+            numbers = [number for number, _, _ in unread]
             unread.clear()
-            for step, (loss_value, norm_value) in zip(steps, values, strict=True):
+            for number, (loss_value, norm_value) in zip(numbers, values, strict=True):
                 for name, value in (("loss", loss_value), ("gradient norm", norm_value)):
                     overflowed = name == "gradient norm" and scaler.is_enabled()  # such a step is skipped, not lost
                     if not math.isfinite(value) and not overflowed:
-                        indices = stream.indices(step).tolist()
-                        message = f"step {step + 1}: the {name} is {value} on training indices {_spans(indices)}"
-                        raise TrainingDiverged(message, step, checkpoint, indices)
+                        indices = stream.indices(number).tolist()
+                        message = f"step {number + 1}: the {name} is {value} on training indices {_spans(indices)}"
+                        raise TrainingDiverged(message, number, checkpoint, indices)
                 at.row_loss += loss_value
 
         def write_row(row: dict[str, Any]) -> None:
@@ -210,6 +210,7 @@ def train(
             ]
             weight, tokens, examples, stop = sum_over_processes(counts, world, device)
             if stop:
+                read_losses()
                 save()
                 name = request.signal or "a signal"
                 raise Interrupted(f"interrupted by {name} after step {at.step}", at.step, checkpoint)
