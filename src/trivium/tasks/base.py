@@ -89,6 +89,7 @@ class TaskConfig(ABC):
 
     registry: ClassVar[Registry] = TASKS
     kind: ClassVar[str]
+    extra: ClassVar[str | None] = None  # what must be installed for the task, if anything
 
     @abstractmethod
     def build(self) -> "Task": ...
@@ -109,7 +110,8 @@ class TaskConfig(ABC):
     def examples(cls, folder: Path | None = None) -> Sequence["TaskConfig"]:
         """Return small configs that the contract tests run; override to cover each format.
 
-        A task that reads files writes small ones into `folder`, and has no examples without one.
+        A task that reads files writes small ones into `folder`, and has no examples without one. One whose extra is
+        not installed has none.
         """
         return [cls()]
 
