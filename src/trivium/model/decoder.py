@@ -265,7 +265,9 @@ class Decoder(LanguageModel):
             wanted = wanted_N if index == len(passes) - 1 else None
             arguments = (x_BTD, mixer_state, lengths_B, documents_BT, positions_BT, None, wanted)
             if recompute:
-                x_BTD, mixer_state = checkpoint(block, *arguments, use_reentrant=False)
+                # The state of a generator cannot be read while a step is captured; without dropout nobody needs it.
+                random = self.config.dropout > 0
+                x_BTD, mixer_state = checkpoint(block, *arguments, use_reentrant=False, preserve_rng_state=random)
             else:
                 x_BTD, mixer_state = block(*arguments)
             mixer_states.append(mixer_state)
