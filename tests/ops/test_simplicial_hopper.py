@@ -35,6 +35,7 @@ BACKWARD_SHAPES = [
     (1, 130, 128, 1, 128, 97, 32),
     (2, 90, 4, 2, 128, 64, 64),
     (2, 5, 2, 1, 128, 512, 32),
+    (2, 260, 32, 2, 64, 128, 20),
 ]
 
 
@@ -225,7 +226,7 @@ def test_without_a_hopper_gpu_it_is_missing_with_a_reason():
     ("facts", "why"),
     [
         ({"deterministic": True}, "deterministic"),
-        ({"width": 64}, "128"),
+        ({"width": 32}, "128"),
         ({"group": 1, "window1": 512, "window2": 32}, "32 rows"),
     ],
 )

@@ -10,9 +10,9 @@ from trivium.ops.simplicial import triton_support
 
 DTYPES = (torch.bfloat16, torch.float16)
 WIDTHS = (32, 64, 128)
-BACKWARD_WIDTHS = (128,)
-# Rows (query and head) that read one short key, below which the Triton backward is faster.
-BACKWARD_ROWS = 256
+# For each head width of the backward kernel: rows (query and head) that read one short key, below which the Triton
+# backward is faster (measured on an H200: 256 rows 203 to 185 TFLOPS at width 128, 170 to 201 at width 64).
+BACKWARD_ROWS = {64: 512, 128: 256}
 # The rows of one (query, head) fill at most a warpgroup's tile; of narrower windows few share their long keys.
 SHORT = range(8, 65)
 
@@ -55,11 +55,12 @@ def refuses_backward(facts: Mapping[str, Any]) -> str | None:
     """Return why the backward pass is the Triton backend's, or None."""
     if facts.get("deterministic"):
         return "deterministic"
-    if facts.get("width", BACKWARD_WIDTHS[0]) not in BACKWARD_WIDTHS:
-        return f"head width {facts['width']}; allowed: 128"
-    rows = facts.get("group", BACKWARD_ROWS) * min(facts.get("window1", 1), facts.get("window2", 1))
-    if rows < BACKWARD_ROWS:
-        return f"{rows} rows (query heads a key/value head times the shorter window); needs {BACKWARD_ROWS}"
+    width = facts.get("width", 128)
+    if width not in BACKWARD_ROWS:
+        return f"head width {width}; allowed: 64, 128"
+    rows = facts.get("group", 1) * min(facts.get("window1", 1), facts.get("window2", 1))
+    if rows < BACKWARD_ROWS[width]:
+        return f"{rows} rows (query heads a key/value head times the shorter window); needs {BACKWARD_ROWS[width]}"
     return None
 
 
