@@ -69,8 +69,8 @@ def test_a_window_that_covers_the_whole_sequence_is_no_control():
 def test_a_control_that_is_nearly_another_variant_is_told_with_how_near(caplog):
     (note,) = nearly_equal(expand(recipe_of(FOUR)), 13)
     assert note == (
-        "attention_flops is attention but for the width of its feed-forward: +1.0 % FLOPs per token, +1.0 % parameters. "
-        "As a control it says little that attention does not."
+        "attention_flops is attention but for the width of its feed-forward: +1.0 % FLOPs per token, +1.0 % "
+        "parameters. As a control it says little that attention does not."
     )
     costly = {**FOUR, "simplicial": {"model.layers": "attention*1 + simplicial(window1=13, window2=13)*1"}}
     assert nearly_equal(expand(recipe_of(costly)), 13) == []

@@ -101,8 +101,8 @@ def nearly_equal(variants: Sequence[Variant], length: int) -> list[str]:
         if max(map(abs, more.values())) <= 2 * TOLERANCE:
             flops, parameters = (f"{100 * share:+.1f} %" for share in more.values())
             sentences.append(
-                f"{other.name} is {one.name} but for the width of its feed-forward: {flops} FLOPs per token, {parameters} "
-                f"parameters. As a control it says little that {one.name} does not."
+                f"{other.name} is {one.name} but for the width of its feed-forward: {flops} FLOPs per token, "
+                f"{parameters} parameters. As a control it says little that {one.name} does not."
             )
     return sentences
 
