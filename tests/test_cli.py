@@ -117,7 +117,7 @@ def test_a_mapping_in_a_recipe_is_one_flag_too(capsys, recipe, tmp_path):
         status, out, err = run(capsys, "train", *arguments, "--runs", tmp_path / "runs")
         assert status == 0, err
         record = json.loads((Path(out.split("run folder: ")[1].split("\n")[0]) / "environment.json").read_text())
-        assert record["operators"]["attention"] == {"backend": backend, "reason": "asked for by name"}
+        assert record["operators"]["causal_attention"] == {"backend": backend, "reason": "asked for by name"}
     status, _, err = run(capsys, "train", recipe, "--model.backends", "{attention: magic}")
     assert (status, len(err.splitlines())) == (2, 1)
     assert "backends.attention: 'magic' is not allowed" in err

@@ -88,17 +88,25 @@ def _shapes(packed: Tensor, query: Tensor | None, heads: int) -> tuple[Tensor, T
     return packed.new_empty(count, heads, packed.shape[3]), packed.new_empty(count, heads, 2, dtype=wide)
 
 
-def _forward(packed: Tensor, query: Tensor | None, places: Tensor | None, heads: int, window: int):
+def _order(places: Tensor | None) -> Tensor | None:
+    """Return what sorts the places, or None where they ascend already, as the kernels read them."""
+    return None if places is None or bool((places[1:] >= places[:-1]).all()) else places.argsort()
+
+
+def _forward(
+    packed: Tensor, query: Tensor | None, places: Tensor | None, heads: int, window: int
+) -> tuple[Tensor, Tensor]:
+    order = _order(places)
+    if order is not None and query is not None and places is not None:
+        out, softmaxes = _forward(packed, query[order], places[order], heads, window)
+        return torch.empty_like(out).index_copy_(0, order, out), torch.empty_like(softmaxes).index_copy_(
+            0, order, softmaxes
+        )
     out, softmaxes = _shapes(packed, query, heads)
-    described, kept = _describe(packed, query, places, heads, window)
-    call(
-        "attention_forward",
-        packed.dtype,
-        ctypes.byref(described),
-        _Pointer(out.data_ptr()),
-        _Pointer(softmaxes.data_ptr()),
-    )
-    del kept
+    described, offsets = _describe(packed, query, places, heads, window)
+    addresses = (_Pointer(each.data_ptr()) for each in (out, softmaxes))
+    call("attention_forward", packed.dtype, ctypes.byref(described), *addresses)
+    del offsets
     return out, softmaxes
 
 
@@ -111,19 +119,19 @@ def _backward(
     heads: int,
     window: int,
 ) -> tuple[Tensor, Tensor]:
+    order = _order(places)
+    if order is not None and query is not None and places is not None:
+        grad_packed, grad_query = _backward(
+            grad[order], softmaxes[order], packed, query[order], places[order], heads, window
+        )
+        return grad_packed, torch.empty_like(grad_query).index_copy_(0, order, grad_query)
     grad_packed = torch.empty_like(packed)
     grad_query = grad_packed.new_empty(0) if query is None else torch.empty_like(query)
-    described, kept = _describe(packed, query, places, heads, window)
+    described, offsets = _describe(packed, query, places, heads, window)
     gradients = _Gradients(*_pointers(grad_packed, None if query is None else grad_query, heads))
-    call(
-        "attention_backward",
-        packed.dtype,
-        ctypes.byref(described),
-        _Pointer(grad.data_ptr()),
-        _Pointer(softmaxes.data_ptr()),
-        ctypes.byref(gradients),
-    )
-    del kept
+    addresses = (_Pointer(each.data_ptr()) for each in (grad, softmaxes))
+    call("attention_backward", packed.dtype, ctypes.byref(described), *addresses, ctypes.byref(gradients))
+    del offsets
     return grad_packed, grad_query
 
 
@@ -165,12 +173,8 @@ def native(
     """Return o (N, H, K) for queries at `places_N` of the flattened (B, T), or at all of them."""
     packed_BTJK = packed_BTJK.contiguous()
     query_NHK = None if query_NHK is None else query_NHK.to(packed_BTJK.dtype).contiguous()
-    order_N = None
-    if places_N is not None and query_NHK is not None and not bool((places_N[1:] >= places_N[:-1]).all()):
-        places_N, order_N = places_N.sort()
-        query_NHK = query_NHK[order_N]
     places_N = None if places_N is None else places_N.contiguous()
     out_NHK, _ = torch.ops.trivium.native_attention(
         packed_BTJK, query_NHK, places_N, heads, min(window or _EVERY, _EVERY)
     )
-    return out_NHK if order_N is None else torch.empty_like(out_NHK).index_copy(0, order_N, out_NHK)
+    return out_NHK
