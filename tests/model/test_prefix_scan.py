@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from trivium.config import UserError, from_dict, to_dict
 from trivium.mixers import cache
-from trivium.model import aggregator, prefix_scan
+from trivium.model import aggregator
 from trivium.model.base import ModelConfig, ModelContext
 from trivium.model.prefix_scan import PrefixScanConfig
 from trivium.model.sizing import match

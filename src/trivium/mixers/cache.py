@@ -81,6 +81,19 @@ def used_slots(length_B: Tensor, slots: int) -> int:
     return min(slots, int(length_B.max())) if length_B.numel() else 0
 
 
+def held_slots(length_B: Tensor, added_B: Tensor | None, slots: int) -> tuple[int, Tensor | None]:
+    """Return (how many leading slots to read after one more token a row, how many of them each row holds, at least 1).
+
+    None instead of the rows' counts says that each row holds all of them. In a ring of its window's size every slot
+    that holds something is visible to the next token.
+    """
+    count_B = (length_B + (1 if added_B is None else added_B)).clamp(1, slots)
+    if not cheap_to_look(count_B) or not count_B.numel():
+        return slots, count_B
+    used = int(count_B.max())
+    return used, None if int(count_B.min()) == used else count_B
+
+
 def write(ring_BCHK: Tensor, new_BTHK: Tensor, length_B: Tensor, added_B: Tensor | None) -> Tensor:
     """Return the ring after the new tokens; in place under no_grad, a new tensor under grad."""
     slots, tokens = ring_BCHK.shape[1], new_BTHK.shape[1]
