@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from trivium.generate.engine import device_of, evaluating
+from trivium.generate.engine import evaluating
+from trivium.generate.sampling import device_of
 from trivium.model.base import LanguageModel
 from trivium.tasks.base import ANSWER, CHAIN, PROMPT, Batch, Split, Task
 

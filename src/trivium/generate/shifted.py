@@ -1,8 +1,8 @@
 """Decoding several tokens a pass, from a model whose logits at place t are those of token t + 1 + shift.
 
-With a prompt of P tokens the first answer token is read at place P - 1 - shift, while the prompt is still being read; each
-pass then reads the shift + 1 tokens that the one before gave. Shapes: B rows, T tokens of the longest prompt, R = shift
-+ 1 tokens of a pass, V vocabulary.
+With a prompt of P tokens the first answer token is read at place P - 1 - shift, while the prompt is still being read;
+each pass then reads the shift + 1 tokens that the one before gave. Shapes: B rows, T tokens of the longest prompt, R =
+shift + 1 tokens of a pass, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -28,8 +28,8 @@ def generate_shifted(
 ) -> list[Generation]:
     """Continue `prompts`, which are the `rows` of a call to `generate`, side by side; see there for the rest.
 
-    Where one pass gives the whole answer (`decoding.answer_tokens`), the end token is added to it, not generated. Raises
-    UserError for a prompt that has fewer tokens than a pass gives.
+    Where one pass gives the whole answer (`decoding.answer_tokens`), the end token is added to it, not generated.
+    Raises UserError for a prompt that has fewer tokens than a pass gives.
     """
     device, shift, whole = device_of(model), model.decoding.shift, model.decoding.answer_tokens
     per_pass = shift + 1

@@ -82,9 +82,8 @@ class Batch:
             self.prompt_lengths_B[rows],
         )
 
-
     def without_chain(self, count: int, pad_id: int) -> "Batch":
-        """Return the batch whose chains of thought lack their first `count` tokens, the brackets around them not counted.
+        """Return the batch whose chains of thought lack their first `count` tokens, brackets not counted.
 
         Where no other is left the brackets go too. Needs next-token targets, chains that follow the prompt.
         """
@@ -187,8 +186,8 @@ class Task(ABC):
     answer is not generated but read at the places of the prompt, all in one pass: the input is the prompt alone, and
     the answer's symbols are the targets of the places that are scored, in order, and then the end symbol.
     `least_first` says that every number is written least significant digit first, so that digits of equal significance
-    are equally far from the starts of their runs. `answer_tokens` is the number of tokens of every answer, its end symbol
-    not counted, where all have as many.
+    are equally far from the starts of their runs. `answer_tokens` is the number of tokens of every answer, its end
+    symbol not counted, where all have as many.
 
     A `stage` is that of a curriculum: 0 is the whole task, any other is the longest length that problems may have.
     """

@@ -115,8 +115,8 @@ class TrainConfig:
     clip: float | None = 1.0
     """Largest global gradient norm; null does not clip."""
     objective: Literal["next_token", "label_shift", "rollout"] = "next_token"
-    """What is minimised: cross-entropy of the next token, of one `shift` places behind it (several tokens a pass), or on
-    the model's own roll-out after the prompt."""
+    """What is minimised: cross-entropy of the next token, of one `shift` places behind it (several tokens a pass),
+    or on the model's own roll-out after the prompt."""
     shift: int = 0
     """With label_shift: places that targets lie behind the next token; shift + 1 tokens then come from a pass."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)

@@ -197,13 +197,15 @@ def train(
                 chain_removed=at.chain_removed,
             )
 
-        def validate() -> tuple[int, int]:
+        def validate() -> tuple[int, int, int]:
             at.validation = score(made.validation_indices, 0)
-            write_row({"split": "validation", **at.validation})
+            shortened = {"chain_removed": at.chain_removed} if options.chain_removal.tokens else {}
+            write_row({"split": "validation", **at.validation, **shortened})
             stage_row = curriculum.advance(at, score)
             if stage_row is not None:
                 write_row(stage_row)
-            return at.stage, at.stage_evaluations
+            curriculum.shorten_chains(at)
+            return at.stage, at.stage_evaluations, at.chain_removed
 
         clock = time.perf_counter()
         while length.fraction(at.step, at.tokens) < 1:
@@ -262,7 +264,7 @@ def train(
                 from_first(world, partial(write_row, row))
                 at.row_steps, at.row_tokens, at.row_seconds, at.row_loss = 0, 0, 0.0, 0.0
             if eval_due:
-                at.stage, at.stage_evaluations = from_first(world, validate)
+                at.stage, at.stage_evaluations, at.chain_removed = from_first(world, validate)
             if save_due:
                 save()
             if eval_due or save_due:

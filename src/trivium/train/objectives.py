@@ -134,7 +134,7 @@ class Rollout(NextToken):
         return torch.stack(predicted, dim=1).flatten(0, 1), targets_BA.flatten(), weights_BA.flatten()
 
     def sample(self, logits_BV: Tensor) -> tuple[Tensor, Tensor]:
-        """Return a distribution (B, V) over the symbols, softmax((logits + Gumbel noise) / temperature), and its mode."""
+        """Return distributions (B, V) over the symbols, softmax((logits + noise) / temperature), and their modes."""
         logits_BV = logits_BV.float()
         noise_BV = -torch.empty_like(logits_BV).exponential_().clamp_min(1e-20).log()
         soft_BV = ((logits_BV + noise_BV) / self._temperature[0]).softmax(-1)
@@ -152,7 +152,9 @@ def make_objective(options: TrainConfig, task: Task, model: ModelConfig, process
     if options.objective == "label_shift":
         decoding = decoding_of(options, task)
         if options.chain_removal.tokens:
-            raise UserError("train.chain_removal.tokens: a chain is shortened for next tokens only, not with label_shift")
+            raise UserError(
+                "train.chain_removal.tokens: a chain is shortened for next tokens only, not with label_shift"
+            )
         return LabelShift(**scored, decoding=decoding)
     if options.objective == "rollout":
         if task.labels:

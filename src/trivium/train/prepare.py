@@ -46,6 +46,6 @@ def prepare(config: RunConfig, processes: int = 1) -> Prepared:
     validation_indices = task.distinct("validation", options.eval_examples)
     task.distinct("test", 1)  # what is missing would else be noticed after training
     load_extras(config.track)
-    curriculum = Curriculum(options.curriculum, task, options.eval_examples)
+    curriculum = Curriculum(options.curriculum, task, options.eval_examples, options.chain_removal)
     objective = make_objective(options, task, config.model, processes)
     return Prepared(task, context, stream, length, validation_indices, curriculum, objective)

@@ -21,7 +21,8 @@ class Position:
     """Where a run is. `row_*` is what has come since the last row of metrics, `stage` the stage of a curriculum.
 
     `stage` is the longest length that problems may have, 0 for the whole task, and `stage_evaluations` counts the
-    evaluations since it began. `chain_removed` counts the tokens that chains of thought are shortened by. Seconds are those of training; evaluations and checkpoints are not counted.
+    evaluations since it began. `chain_removed` counts the tokens that chains of thought are shortened by. Seconds are
+    those of training; evaluations and checkpoints are not counted.
     """
 
     step: int = 0

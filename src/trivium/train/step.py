@@ -1,4 +1,7 @@
-"""One training step: the forward pass, the loss, the gradients and the update. Shapes: N scored tokens, V vocabulary."""
+"""One training step: the forward pass, the loss, the gradients and the update.
+
+Shapes: N scored tokens, V vocabulary.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
