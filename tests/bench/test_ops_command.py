@@ -64,3 +64,33 @@ def test_a_measuring_process_says_whose_fault_it_was(monkeypatch):
         with pytest.raises(error, match="the reason") as caught:
             ops._in_a_process({"threads": 1, "backend": "torch"})
         assert type(caught.value) is error
+
+
+def test_a_peer_is_timed_beside_ours_with_a_table(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("COLUMNS", "200")
+    out, figure = tmp_path / "kernels.json", tmp_path / "kernels.svg"
+    words = [*SMALL, "--peer", "theirs=tests.bench.test_kernels:wrong", "--device", "cpu", "--out", str(out)]
+    assert cli.main(["bench", "ops", *words]) == 0
+    shown = capsys.readouterr().out
+    assert "not run: theirs at B1 T12 H4 D6 4x2: o is off by" in shown
+    assert "times its floor" in shown
+    results = json.loads(out.read_text())
+    assert [row["pass"] for row in results["rows"]] == ["forward", "backward", "decode", "forward", "backward"]
+    assert cli.main(["bench", "ops", "--read", str(out), "--figure", str(figure)]) == 2
+    assert "hold no sweep" in capsys.readouterr().err
+    for tokens in (512, 1024):
+        row = results["rows"][0] | {"tokens": tokens, "sweep": True}
+        results["rows"] += [row, row | {"pass": "backward", "tflops": row["tflops"] / 2}]
+    out.write_text(json.dumps(results))
+    assert cli.main(["bench", "ops", "--read", str(out), "--figure", str(figure)]) == 0
+    assert "backward, 4 heads" in figure.read_text()
+
+
+def test_a_file_that_holds_no_results_is_refused(capsys, tmp_path):
+    other = tmp_path / "other.json"
+    for text in ("{}", "[1]", "no json"):
+        other.write_text(text)
+        assert cli.main(["bench", "ops", "--read", str(other)]) == 2
+        assert "--read" in capsys.readouterr().err
+    assert cli.main(["bench", "ops", "--sweep", "--device", "cpu"]) == 2
+    assert "--sweep: takes a GPU" in capsys.readouterr().err

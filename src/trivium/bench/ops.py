@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,41 +22,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from trivium.bench.gates import WrongResult
+from trivium.bench.shapes import SimplicialShape
 from trivium.ops import dispatch, simplicial_attention
-from trivium.ops.pairs import allowed_pairs
 from trivium.registry import UserError
 
 # Absolute and relative to the largest entry, as everywhere in the tests.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
 
 WRONG = 3  # the exit status of a measuring process that got a wrong result
-
-
-@dataclass(frozen=True)
-class SimplicialShape:
-    """Sizes of one measurement of 2-simplicial attention."""
-
-    batch: int = 2
-    tokens: int = 512
-    heads: int = 4
-    kv_heads: int = 4
-    head_width: int = 32
-    window1: int = 128
-    window2: int = 16
-
-    @property
-    def name(self) -> str:
-        heads = f"H{self.heads}" if self.heads == self.kv_heads else f"H{self.heads}/{self.kv_heads}"
-        return f"B{self.batch} T{self.tokens} {heads} D{self.head_width} {self.window1}x{self.window2}"
-
-    def reference_bytes(self, tokens: int) -> int:
-        """Return about what the reference holds at its peak in float32: three tensors of all triples."""
-        return 4 * 3 * self.batch * self.heads * tokens**3
-
-    def flops(self) -> int:
-        """Return 4 D per allowed (head, j, k) forward, and 2.5 times that backward."""
-        triples = allowed_pairs(self.tokens, self.window1, self.window2)
-        return int(3.5 * 4 * self.head_width * self.heads * self.batch * triples)
 
 
 def bench_simplicial(

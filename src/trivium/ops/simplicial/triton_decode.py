@@ -4,7 +4,7 @@ Rows of a tile are BG heads of one group x BK slots of the short ring, virtual q
 kernel; columns are slots of the long ring, in memory's order. A slot's age follows from the row's length alone.
 """
 
-# pyright: reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
+# pyright: reportGeneralTypeIssues=false, reportAttributeAccessIssue=false, reportAssignmentType=false
 import triton
 import triton.language as tl
 
