@@ -188,7 +188,7 @@ def test_real_sizes_are_right_on_a_gpu(
 
 
 @on_a_gpu
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler imports what torch deprecates
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # Inductor
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_compiled_block_equals_the_plain_one(dtype: torch.dtype):
     tensors = [x for x in cases.draw(tokens=64, width=32, dtype=dtype).values() if isinstance(x, torch.Tensor)]

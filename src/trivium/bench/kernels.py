@@ -21,7 +21,7 @@ from trivium.ops import dispatch, simplicial_attention, simplicial_decode
 from trivium.ops.pairs import allowed_pairs
 from trivium.registry import UserError
 
-__all__ = ["DECODED", "PASSES", "SWEEP", "TARGETS", "bench_kernels", "load_peer", "peers_at_hand"]
+__all__ = ["DECODED", "PASSES", "SWEEP", "TARGETS", "bench_kernels", "kernels_at_hand", "load_peer", "peers_at_hand"]
 
 PASSES = ("forward", "backward", "decode")
 # The shapes that public kernels were measured at (benchmarks/results/simplicial_gpu.json).
@@ -66,11 +66,11 @@ def peers_at_hand() -> dict[str, Attention]:
     """Return the peers that this machine has: the pip package simplicial-attention."""
     if find_spec("simplicial_attention") is None or not torch.cuda.is_available():
         return {}
-    module = importlib.import_module("simplicial_attention.triton_two_simplicial_attention")
 
     def attend(q: Tensor, k1: Tensor, k2: Tensor, v1: Tensor, v2: Tensor, *, window1: int, window2: int) -> Tensor:
         if q.shape[-1] > PEER_WIDTH:
             raise ValueError(f"head width {q.shape[-1]}; right up to {PEER_WIDTH}")
+        module = importlib.import_module("simplicial_attention.triton_two_simplicial_attention")
         return module.sliding_two_simplicial_attn(q, (k1, k2), (v1, v2), w1=window1, w2=window2, causal=True)
 
     return {PEER: attend}
@@ -101,7 +101,7 @@ def bench_kernels(
     dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
     clock = Clock(device)
     matrix = matrix or (8192 if device.startswith("cuda") else 1024)
-    chosen = _kernels(device) if backends is None else list(backends)
+    chosen = kernels_at_hand(device) if backends is None else list(backends)
     for name in chosen:
         dispatch.choose("simplicial", name, device.partition(":")[0])
     results: dict[str, Any] = {"operator": "simplicial", "device": device, "form": form, "dtype": str(dtype)[6:]}
@@ -121,7 +121,8 @@ def bench_kernels(
     return results
 
 
-def _kernels(device: str) -> list[str]:
+def kernels_at_hand(device: str) -> list[str]:
+    """Return the backends with kernels for `device`, the fastest last; plain PyTorch where there is none."""
     if not device.startswith("cuda"):
         return ["torch"]
     found = [name for name, missing in dispatch.backends("simplicial").items() if missing is None]

@@ -4,6 +4,8 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +14,16 @@ from rich.table import Table
 from rich.text import Text
 
 from trivium.bench.gates import WrongResult
-from trivium.bench.kernels import DECODED, PASSES, SWEEP, TARGETS, bench_kernels, load_peer, peers_at_hand
+from trivium.bench.kernels import (
+    DECODED,
+    PASSES,
+    SWEEP,
+    TARGETS,
+    bench_kernels,
+    kernels_at_hand,
+    load_peer,
+    peers_at_hand,
+)
 from trivium.bench.ops import bench_simplicial
 from trivium.bench.shapes import SimplicialShape
 from trivium.commands import fail
@@ -131,9 +142,11 @@ def _measure(options: OpsBenchOptions) -> dict[str, Any]:
         )
         if options.sweep:
             passes = [kind for kind in options.passes if kind != "decode"]
-            more = bench_kernels(SWEEP, options.backends or None, passes=passes, **settings)
+            fastest = options.backends or kernels_at_hand(str(device))[-1:]
+            more = bench_kernels(SWEEP, fastest, passes=passes, **settings)
             results["rows"] += [row | {"sweep": True} for row in more["rows"]]
-    return {"benchmark": "ops", "environment": describe_environment(device), **results}
+    environment = describe_environment(device) | {"triton": version("triton") if find_spec("triton") else None}
+    return {"benchmark": "ops", "environment": environment, **results}
 
 
 def _shape(options: OpsBenchOptions) -> SimplicialShape | None:

@@ -140,7 +140,8 @@ def _attend(
     head = kv_head * group + block * (2 * NH) + GROUP * NH
     q = _queries(q_ptr, b, head, heads, NH, W, D)
     k2 = _ring(k2_ptr, b, kv_head, length, slots2, kv_heads, NH, W, D)
-    u_buffers.index(GROUP).store(((q.to(gl.float32) * scale) * k2.to(gl.float32)).to(k_buffers.dtype).reshape([ROWS, D]))
+    u = (q.to(gl.float32) * scale) * k2.to(gl.float32)
+    u_buffers.index(GROUP).store(u.to(k_buffers.dtype).reshape([ROWS, D]))
     next_step = gl.minimum(first + 1, last - 1)
     n_b, n_kv, n_block, n_length, n_tiles, n_start = _place(lengths, next_step, HB, kv_heads, slots1, N)
     n_head = n_kv * group + n_block * (2 * NH) + GROUP * NH
