@@ -43,7 +43,8 @@ def bench_gpt2(
         eos_token_id=None,
     )
     config._attn_implementation = "sdpa"
-    model: Any = GPT2LMHeadModel(config).to(torch.device(device), dtype).eval()
+    model: Any = GPT2LMHeadModel(config)
+    model = model.to(torch.device(device), dtype).eval()
     cache: Any = DynamicCache()
     points = []
     with torch.inference_mode():

@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 
-from trivium.config import parse_scalar
+from trivium.config import from_dict, parse_scalar
 from trivium.hub.folder import load
 from trivium.model.base import LanguageModel, ModelConfig, ModelContext
-from trivium.model.decoder import DecoderConfig
 from trivium.model.layers import format_layers, parse_layers
 from trivium.model.prefix_scan import PrefixScanConfig
 from trivium.registry import UserError, nearest
@@ -68,8 +67,8 @@ def timed_models(
         ):
             if mine != theirs:
                 raise UserError(
-                    f"--models: {model.name} has {what} {mine}, {first.name} has {theirs}; latency is compared at equal "
-                    "layers and width"
+                    f"--models: {model.name} has {what} {mine}, {first.name} has {theirs}; "
+                    "latency is compared at equal layers and width"
                 )
     names = [model.name for model in models]
     twice = next((name for name in names if names.count(name) > 1), None)
@@ -81,7 +80,7 @@ def timed_models(
 def _read(text: str, width: int, heads: int, layers: int, room: int, positions: str) -> TimedModel:
     if Path(text).is_dir():
         model = load(text)[0]
-        mixers = getattr(model.config, "mixers", ())
+        mixers: Any = getattr(model.config, "mixers", ())
         kind = "prefix_scan" if isinstance(model.config, PrefixScanConfig) else mixers[-1].kind
         return TimedModel(Path(text).name, kind, model.config, model.context, Path(text))
     context = ModelContext(VOCABULARY, room)
@@ -90,10 +89,10 @@ def _read(text: str, width: int, heads: int, layers: int, room: int, positions: 
         if layers < 2:
             raise UserError(f"--layers: {layers} is not allowed with prefix_scan; it needs at least 2")
         options = _options(scan.group(1) or "")
-        given = {"width": width, "heads": heads, "aggregator_layers": layers // 2} | options
+        given: dict[str, Any] = {"width": width, "heads": heads, "aggregator_layers": layers // 2} | options
         if "layers" not in given:
-            given["layers"] = f"attention*{layers - int(given['aggregator_layers'])}"
-        config = PrefixScanConfig(**given)
+            given["layers"] = f"attention*{max(1, layers - int(given['aggregator_layers']))}"
+        config = from_dict(ModelConfig, {"kind": "prefix_scan", **given}, f"--models: {text}")
         return TimedModel(text.strip(), "prefix_scan", config, context)
     try:
         mixers = parse_layers(text)
@@ -101,7 +100,8 @@ def _read(text: str, width: int, heads: int, layers: int, room: int, positions: 
         raise UserError(f"--models: {error}; or prefix_scan(chunk=N), or a run folder") from None
     mixers = mixers * layers if len(mixers) == 1 else mixers
     pattern = format_layers(mixers)
-    config = DecoderConfig(width=width, heads=heads, layers=pattern, positions=positions)  # type: ignore[arg-type]
+    given = {"width": width, "heads": heads, "layers": pattern, "positions": positions}
+    config = from_dict(ModelConfig, {"kind": "decoder", **given}, f"--models: {text}")
     local = mixers[-1].kind == "attention" and getattr(mixers[-1], "window", None) is not None
     kinds = {mixer.kind for mixer in mixers}
     name = format_layers(mixers[:1]) if len(set(mixers)) == 1 else pattern

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from trivium.bench.gates import WrongResult
 from trivium.bench.memory import memory_now, memory_peak, wait
 from trivium.ops import dispatch, gated_delta_rule, gated_linear_attention
-from trivium.registry import UserError
 
 # Absolute and relative to the largest entry, as everywhere in the tests.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
@@ -47,9 +47,9 @@ def bench_recurrence(
 ) -> dict[str, Any]:
     """Return {"operator", "device", "threads", "rows"}; a row is one shape with one backend.
 
-    A row holds "forward_backward_seconds" (the median of "seconds"; a state goes in and comes out), "tokens_per_second",
-    "peak_bytes" above the inputs, and "times_as_fast", the median over rounds of the reference's seconds over this
-    backend's. Raises UserError for a backend that is missing or whose result is wrong.
+    A row holds "forward_backward_seconds" (the median of "seconds"; a state goes in and comes out),
+    "tokens_per_second", "peak_bytes" above the inputs, and "times_as_fast", the median over rounds of the reference's
+    seconds over this backend's. Raises UserError for a backend that is missing and WrongResult for one that is wrong.
     """
     available = [name for name, missing in dispatch.backends(operator).items() if missing is None]
     chosen = [name for name in (available if backends is None else backends) if name != "reference"]
@@ -133,7 +133,9 @@ def _refuse_a_wrong_result(found: list[Tensor], expected: list[Tensor], backend:
     for index, (tensor, wanted) in enumerate(zip(found, expected, strict=True)):
         error = float((tensor - wanted).abs().max() / wanted.abs().max())
         if not error <= TOLERANCE[wanted.dtype]:
-            raise UserError(f"backend {backend}: result {index} is off by {error:.1e} of its largest entry; not timed")
+            raise WrongResult(
+                f"backend {backend}: result {index} is off by {error:.1e} of its largest entry; not timed"
+            )
 
 
 def _peak(operator: str, backend: str, inputs: dict[str, Tensor], device: str) -> int:

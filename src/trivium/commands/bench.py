@@ -10,8 +10,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from trivium.bench.gates import WrongResult
 from trivium.bench.train import SHAPES, bench_train
+from trivium.commands import fail
 from trivium.commands.flags import parse
+from trivium.report.storage import write_whole
 
 
 @dataclass(frozen=True)
@@ -30,30 +33,37 @@ class TrainBenchOptions:
     """File to write the results to, such as benchmarks/results/train.json."""
 
 
-def train(arguments: Sequence[str]) -> None:
+def train(arguments: Sequence[str]) -> int:
     """Time our training step beside transformers' Trainer."""
     options = parse(
         TrainBenchOptions, arguments, "trivium bench train", "Time our training beside transformers' Trainer."
     )
     shapes = tuple(SHAPES) if options.shape == "all" else (options.shape,)
     reserve(options.out)
-    results = bench_train(shapes, repeats=options.repeats, threads=options.threads, steps=options.steps)
+    try:
+        results = bench_train(shapes, repeats=options.repeats, threads=options.threads, steps=options.steps)
+    except WrongResult as error:
+        return fail(str(error))
     if not keep(results, options.json, options.out):
         _show_training(results)
+    return 0
 
 
 def reserve(out: Path | None) -> None:
     """Find out before minutes of timing that `out` cannot be written; what it holds stays until then."""
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
+        new = not out.exists()
         out.open("a").close()
+        if new:  # a benchmark that fails leaves no empty file of results
+            out.unlink()
 
 
 def keep(results: dict[str, Any], as_json: bool, out: Path | None) -> bool:
     """Write the results to `out` if it is given, and print them if `as_json`; say whether they were printed."""
     text = json.dumps(results, indent=1)
     if out is not None:
-        out.write_text(text + "\n")
+        write_whole(out, text + "\n")
     if as_json:
         print(text)
     return as_json

@@ -1,4 +1,4 @@
-"""trivium bench latency: milliseconds a generated token and bytes of state against the position, as a table and figure."""
+"""trivium bench latency: milliseconds a generated token and bytes of state against the position, table and figure."""
 
 import sys
 from collections.abc import Sequence

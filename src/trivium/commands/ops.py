@@ -10,9 +10,11 @@ from rich.console import Console
 from rich.table import Table
 
 from trivium.bench.decode_step import StepShape, bench_decode_steps
+from trivium.bench.gates import WrongResult
 from trivium.bench.linear import RecurrenceShape, bench_recurrence
 from trivium.bench.ops import SimplicialShape, bench_simplicial
 from trivium.bench.scan import ScanShape, bench_scan
+from trivium.commands import fail
 from trivium.commands.bench import keep, reserve
 from trivium.commands.flags import parse
 from trivium.registry import UserError
@@ -83,34 +85,39 @@ class OpsBenchOptions:
     """File to write the results to, such as benchmarks/results/ops.json."""
 
 
-def ops(arguments: Sequence[str]) -> None:
+def ops(arguments: Sequence[str]) -> int:
     """Time the backends of an operator, forward and backward, with their peak memory."""
     options = parse(OpsBenchOptions, arguments, "trivium bench ops", "Time an operator's backends side by side.")
     operator = ALIASES.get(options.op, options.op)
     device = choose_device(options.device)
     sizes = _sizes(options, operator)
     reserve(options.out)
-    common: dict[str, Any] = {"repeats": options.repeats, "threads": options.threads, "device": str(device)}
+    try:
+        results = _measure(options, operator, sizes, str(device))
+    except WrongResult as error:
+        return fail(str(error))
+    results = {"benchmark": "ops", "operator": operator, "environment": describe_environment(device)} | results
+    if not keep(results, options.json, options.out):
+        show = {"simplicial": _show_simplicial, "scan": _show_scan, "decode_step": _show_steps}
+        show.get(operator, _show_recurrence)(results)
+    return 0
+
+
+def _measure(options: OpsBenchOptions, operator: str, sizes: dict[str, Any], device: str) -> dict[str, Any]:
+    common: dict[str, Any] = {"repeats": options.repeats, "threads": options.threads, "device": device}
     show: dict[str, Any] = {"on_progress": lambda line: print(line, file=sys.stderr)}
     if operator == "simplicial":
         shape = SimplicialShape(**sizes)
         if shape.heads % shape.kv_heads:
             raise UserError(f"--kv-heads: {shape.kv_heads} do not divide the {shape.heads} query heads")
-        results = bench_simplicial([shape], options.backends or None, form=options.form, **common, **show)
-    elif operator == "scan":
+        return bench_simplicial([shape], options.backends or None, form=options.form, **common, **show)
+    if operator == "scan":
         widths = (sizes.pop("width"),) if "width" in sizes else SCAN_WIDTHS
-        results = bench_scan(tuple(ScanShape(width, **sizes) for width in widths), **common)
-    elif operator == "decode_step":
-        results = bench_decode_steps(StepShape(**sizes), options.backends, **common, **show)
-    else:
-        shapes = [RecurrenceShape(**sizes)]
-        results = bench_recurrence(operator, shapes, options.backends or None, **common, **show)  # type: ignore[arg-type]
-    results = {"benchmark": "ops", "operator": operator, "environment": describe_environment(device)} | results
-    if keep(results, options.json, options.out):
-        return
-    {"simplicial": _show_simplicial, "scan": _show_scan, "decode_step": _show_steps}.get(operator, _show_recurrence)(
-        results
-    )
+        return bench_scan(tuple(ScanShape(width, **sizes) for width in widths), **common)
+    if operator == "decode_step":
+        return bench_decode_steps(StepShape(**sizes), options.backends, **common, **show)
+    recurrence: Any = operator
+    return bench_recurrence(recurrence, [RecurrenceShape(**sizes)], options.backends or None, **common, **show)
 
 
 def _sizes(options: OpsBenchOptions, operator: str) -> dict[str, int]:

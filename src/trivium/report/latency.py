@@ -33,7 +33,7 @@ def latency_figure(results: Mapping[str, Any], *, width: float = 7.0) -> "Figure
                     series.append(Series(row["name"], styles[row["name"]], places, middle, low, high))
                 else:
                     series.append(Series(row["name"], styles[row["name"]], places, _bytes(row)))
-            figures.growth(axes, series, label=label)
+            figures.growth(figure, axes, series, label=label)
             if what == "milliseconds":
                 _mark_worst(axes, rows, styles)
         panels[-1].set_xlabel("position (tokens)")
