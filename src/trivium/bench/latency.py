@@ -8,7 +8,7 @@ graph. Steps at which a prefix scan merges chunks are kept apart, and the one wi
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from trivium.ops import dispatch
 from trivium.registry import UserError
 
 MARKS = (1_000, 2_000, 5_000, 10_000, 20_000, 40_000)
+ClockKind = Literal["wall", "processor"]
 WARM = 4  # untimed steps before those that count
 WORST_REPEATS = 9
 
@@ -40,6 +41,7 @@ def bench_latency(
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
     threads: int | None = None,
+    clock: ClockKind = "wall",
     on_progress: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Return {"marks", "steps", "batch", "device", "precision", "threads", "rows"}; a row is one model.
@@ -49,7 +51,7 @@ def bench_latency(
     "milliseconds" {"median", "p10", "p90", "count"} of the steps outside of boundaries, "boundary" (those at one, or
     None) and "state_bytes", all for the whole batch. "ratio" is the median at the last mark over that at the first;
     "worst" the milliseconds of the step with the most merges up to the last mark, None for models without boundaries.
-    A model that can read fewer tokens than a mark asks for has no point there. Raises UserError for marks or sizes
+    On a busy machine `clock` "processor" times what one thread computed. A model that can read fewer tokens than a mark asks for has no point there. Raises UserError for marks or sizes
     that cannot be.
     """
     if not marks or min(marks) < 1 or steps < 1 or batch < 1:
@@ -60,7 +62,7 @@ def bench_latency(
     rows: list[dict[str, Any]] = []
     try:
         for model in models:
-            rows.append(_measure(model, marks, steps, batch, torch.device(device), dtype, on_progress))
+            rows.append(_measure(model, marks, steps, batch, torch.device(device), dtype, clock, on_progress))
         used = torch.get_num_threads()
     finally:
         torch.set_num_threads(before)
@@ -71,6 +73,7 @@ def bench_latency(
         "device": device,
         "precision": str(dtype).removeprefix("torch."),
         "threads": used,
+        "clock": clock,
         "captured": torch.device(device).type == "cuda",
         "rows": rows,
     }
@@ -83,6 +86,7 @@ def _measure(
     batch: int,
     device: torch.device,
     dtype: torch.dtype,
+    clock: ClockKind,
     on_progress: Callable[[str], None],
 ) -> dict[str, Any]:
     dispatch.forget()
@@ -103,9 +107,9 @@ def _measure(
         for place in sorted({*reached, last} - {0}):
             on_progress(f"{model.name}: {place} tokens")
             if place == last:
-                worst = _time_worst(steps, place, device)
+                worst = _time_worst(steps, place, device, clock)
             if place in reached:
-                points.append(_point(steps, model, place, count, device, batch, dtype))
+                points.append(_point(steps, model, place, count, device, batch, dtype, clock))
     first, end = points[0], points[-1]
     return {
         "name": model.name,
@@ -144,10 +148,14 @@ def _read_until(steps: DecodeSteps, place: int, device: torch.device) -> Tensor:
 
 
 class Clock:
-    """Marks in time: the host's clock on the CPU, events on a CUDA device, which then need not wait for the host."""
+    """Marks in time: the host's clock on the CPU, events on a CUDA device, which then need not wait for the host.
 
-    def __init__(self, device: torch.device):
+    "processor" takes what this process's threads have computed instead of the time on the wall, on the CPU.
+    """
+
+    def __init__(self, device: torch.device, kind: ClockKind = "wall"):
         self.cuda = device.type == "cuda"
+        self.now = time.process_time if kind == "processor" else time.perf_counter
         self.marks: list[Any] = []
 
     def mark(self) -> None:
@@ -156,7 +164,7 @@ class Clock:
             event.record()
             self.marks.append(event)
         else:
-            self.marks.append(time.perf_counter())
+            self.marks.append(self.now())
 
     def milliseconds(self) -> list[float]:
         pairs = list(zip(self.marks, self.marks[1:], strict=False))
@@ -174,13 +182,14 @@ def _point(
     device: torch.device,
     batch: int,
     dtype: torch.dtype,
+    kind: ClockKind,
 ) -> dict[str, Any]:
     start = max(mark // model.chunk * model.chunk, int(steps.lengths[0]) + WARM)
     chosen_B = _read_until(steps, start - WARM, device)
     for _ in range(WARM):
         chosen_B = steps.step(chosen_B).argmax(-1)
     wait(device)
-    clock, merges = Clock(device), []
+    clock, merges = Clock(device, kind), []
     clock.mark()
     for _ in range(count):
         chosen_B = steps.step(chosen_B).argmax(-1)
@@ -197,7 +206,7 @@ def _point(
     }
 
 
-def _time_worst(steps: DecodeSteps, place: int, device: torch.device) -> dict[str, Any]:
+def _time_worst(steps: DecodeSteps, place: int, device: torch.device, kind: ClockKind) -> dict[str, Any]:
     """Time the step that reaches `place`, again and again from the same state."""
     if int(steps.lengths[0]) >= place:
         first_B1 = torch.zeros(len(steps.lengths), 1, dtype=torch.int64, device=device)
@@ -211,7 +220,7 @@ def _time_worst(steps: DecodeSteps, place: int, device: torch.device) -> dict[st
             tensor.copy_(value)
         steps.lengths[:] = place - 1
         wait(device)
-        clock = Clock(device)
+        clock = Clock(device, kind)
         clock.mark()
         steps.step(chosen_B).argmax(-1)
         clock.mark()

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from trivium.bench.latency import WARM, Clock, spread
+from trivium.bench.latency import WARM, Clock, ClockKind, spread
 from trivium.bench.latency_models import VOCABULARY
 from trivium.bench.memory import memory_now, memory_peak, wait
 from trivium.registry import UserError
@@ -23,6 +23,7 @@ def bench_gpt2(
     batch: int,
     device: str,
     dtype: torch.dtype,
+    clock: ClockKind = "wall",
     on_progress: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Return a row like those of `bench_latency`: GPT2LMHeadModel with random weights, scaled_dot_product_attention and
@@ -61,15 +62,15 @@ def bench_gpt2(
             for _ in range(WARM):
                 chosen_B1 = read(chosen_B1)
             wait(device)
-            clock = Clock(torch.device(device))
-            clock.mark()
+            marked = Clock(torch.device(device), clock)
+            marked.mark()
             for _ in range(steps):
                 chosen_B1 = read(chosen_B1)
-                clock.mark()
+                marked.mark()
             points.append(
                 {
                     "position": mark,
-                    "milliseconds": spread(clock.milliseconds()),
+                    "milliseconds": spread(marked.milliseconds()),
                     "boundary": None,
                     "state_bytes": 2 * batch * layers * width * mark * dtype.itemsize,
                 }

@@ -58,6 +58,8 @@ class LatencyOptions:
     """Precision of weights and state (auto: bfloat16 on a GPU that has it, float32 on a CPU)."""
     threads: int | None = None
     """Processor threads (default: what torch takes)."""
+    clock: Literal["wall", "processor"] = "wall"
+    """Time on the wall, or (on a busy machine, with one thread) what this process computed."""
     json: bool = False
     """Print the results as JSON on standard output."""
     out: Path | None = None
@@ -77,6 +79,8 @@ def latency(arguments: Sequence[str]) -> None:
         raise UserError("--marks: give positions of 1 or more")
     if not options.models:
         raise UserError("--models: give at least one")
+    if options.clock == "processor" and (device.type != "cpu" or options.threads != 1):
+        raise UserError("--clock processor: needs --device cpu and --threads 1")
     if options.figure is not None and options.figure.suffix not in (".svg", ".png"):
         raise UserError(f"--figure: {options.figure.name}: give a name that ends in .svg or .png")
     dtype = torch.float32
@@ -89,6 +93,7 @@ def latency(arguments: Sequence[str]) -> None:
     figure = options.figure or (None if out is None else out.with_suffix(".svg"))
     reserve(out)
     common: dict[str, Any] = {"steps": options.steps, "batch": options.batch, "device": str(device), "dtype": dtype}
+    common["clock"] = options.clock
     common["on_progress"] = lambda line: print(line, file=sys.stderr)
     results = bench_latency(models, options.marks, threads=options.threads, **common)
     if options.transformers:
@@ -114,7 +119,7 @@ def latency(arguments: Sequence[str]) -> None:
 
 def _show(results: dict[str, Any]) -> None:
     marks = [mark for mark in results["marks"] if any(_at(row, mark) for row in results["rows"])]
-    how = "captured graphs" if results["captured"] else f"{results['threads']} threads"
+    how = "captured graphs" if results["captured"] else f"{results['threads']} threads, {results['clock']} time"
     table = Table(
         title=f"milliseconds a token, {results['batch']} rows, {results['precision']}, {results['device']}, {how}; "
         "random weights unless a run"

@@ -107,6 +107,7 @@ def _side(x_BHNCK: Tensor, level: int, side: int) -> Tensor:
 
 
 @lru_cache(maxsize=16)  # on the device: a captured step cannot copy from the host's memory
+@torch.inference_mode(False)  # what generation was the first to ask for, training may not save
 def _borders(size: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return (L, C, C) whose decays part a token from its border at each level, and the pairs that a border parts.
 
