@@ -51,8 +51,8 @@ def bench_latency(
     "milliseconds" {"median", "p10", "p90", "count"} of the steps outside of boundaries, "boundary" (those at one, or
     None) and "state_bytes", all for the whole batch. "ratio" is the median at the last mark over that at the first;
     "worst" the milliseconds of the step with the most merges up to the last mark, None for models without boundaries.
-    On a busy machine `clock` "processor" times what one thread computed. A model that can read fewer tokens than a mark asks for has no point there. Raises UserError for marks or sizes
-    that cannot be.
+    On a busy machine `clock` "processor" times what one thread computed. A model that can read fewer tokens than a
+    mark asks for has no point there. Raises UserError for marks or sizes that cannot be.
     """
     if not marks or min(marks) < 1 or steps < 1 or batch < 1:
         raise UserError(f"marks {list(marks)}, steps {steps}, batch {batch}: all must be at least 1")

@@ -17,7 +17,7 @@ from trivium.ops.simplicial.triton_support import interpreted
 SLOTS = 64  # of a tile
 PROGRAMS = 1024  # that keep a GPU busy; a constant, so that sums are split alike on every GPU
 LOG2E = 1.4426950408889634
-# The logit of a slot that holds nothing: finite, so that its difference from itself is; its weight beside any other is 0.
+# The logit of a slot that holds nothing: finite, so that its difference from itself is 0; beside any other it weighs 0.
 FAR = tl.constexpr(-1e30)
 
 
