@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from trivium.generate.captured import DecodeSteps
-from trivium.generate.engine import Generation, generate
+from trivium.generate.engine import generate
+from trivium.generate.sampling import Generation
 from trivium.mixers.base import MIXERS, State
 from trivium.model.base import ModelConfig, ModelContext
 from trivium.model.decoder import DecoderConfig

@@ -6,29 +6,17 @@ V vocabulary.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from trivium.config import UserError
 from trivium.generate.captured import DecodeSteps
+from trivium.generate.sampling import Generation, device_of, sample, uniforms
+from trivium.generate.shifted import generate_shifted
 from trivium.model.base import LanguageModel
-from trivium.tasks.counter_random import GOLDEN, mix
-
-
-@dataclass(frozen=True)
-class Generation:
-    """What was generated after one prompt; the end token, if it came (`finished`), is the last of `tokens`.
-
-    `probabilities` are those that the model itself (temperature 1) gave to each of the tokens.
-    """
-
-    tokens: list[int]
-    probabilities: list[float] | None
-    finished: bool
 
 
 def generate(
@@ -44,9 +32,10 @@ def generate(
 ) -> list[Generation]:
     """Continue each of `prompts` (token ids, any lengths), `batch` side by side; results in the given order.
 
-    A row ends with `end_id`, after `max_new_tokens`, or when the model can read no further. Temperature 0 takes
-    the most probable token; above it, a row's sample depends on (seed, its index in `prompts`) and not on the
-    rows beside it. Raises UserError for a negative temperature, an empty prompt and one longer than the model reads.
+    A row ends with `end_id`, after `max_new_tokens`, or when the model can read no further. Temperature 0 takes the
+    most probable token; above it, a row's sample depends on (seed, its index in `prompts`) and not on the rows beside
+    it. A model with a shift (`LanguageModel.decoding`) gives several tokens a pass. Raises UserError for a negative
+    temperature, an empty prompt and one longer than the model reads.
     """
     if not temperature >= 0 or temperature == float("inf"):
         raise UserError(f"temperature {temperature}: expected a finite number of at least 0 (0 is greedy)")
@@ -66,6 +55,19 @@ def generate(
         steps = None
         for start in range(0, len(order), batch):
             chosen = order[start : start + batch]
+            if model.decoding.shift:
+                found = generate_shifted(
+                    model,
+                    [prompts[row] for row in chosen],
+                    chosen,
+                    end_id=end_id,
+                    max_new_tokens=max_new_tokens,
+                    room=room,
+                    temperature=temperature,
+                    seed=seed,
+                )
+                results.update(zip(chosen.tolist(), found, strict=True))
+                continue
             if steps is None or not steps.fixed:
                 # Captured steps serve every batch: their rows, and the room of each, suffice for all.
                 served = order if served_at_once(device_of(model)) else chosen
@@ -109,11 +111,6 @@ def check_length(prompt: int, room: int, answer: int = 0) -> None:
             f"expression too long for the model: {prompt} tokens and {answer} of its answer, "
             f"the model reads at most {room}"
         )
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Return the device of the model's parameters; the CPU when it has none."""
-    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
 @contextmanager
@@ -198,25 +195,3 @@ def _pad(prompts: list[Sequence[int]], pad_id: int, rows: int) -> tuple[np.ndarr
     inside_BT = np.arange(tokens_BT.shape[1]) < lengths_B[:, None]
     tokens_BT[inside_BT] = np.concatenate([np.asarray(prompt, dtype=np.int64) for prompt in prompts])
     return tokens_BT, lengths_B
-
-
-def sample(logits_BV: Tensor, temperature: float, uniform_B: Tensor) -> Tensor:
-    """Return token ids (B,) drawn from softmax(logits / temperature) by inverting its distribution at `uniform_B`."""
-    scaled_BV = logits_BV.double()
-    # Subtracting first keeps tiny temperatures finite.
-    scaled_BV = (scaled_BV - scaled_BV.amax(-1, keepdim=True)) / temperature
-    cumulative_BV = scaled_BV.exp().cumsum(-1)
-    chosen_B = (cumulative_BV <= uniform_B[:, None] * cumulative_BV[:, -1:]).sum(-1)
-    return chosen_B.clamp_max(logits_BV.shape[-1] - 1)
-
-
-def uniforms(seed: int, rows: np.ndarray, num_steps: int) -> Tensor:
-    """Return float64 numbers (B, N) in [0, 1) that depend on (seed, row, step) alone, 40 bits each.
-
-    Source: SplitMix64 as a counter-based generator, see `tasks.counter_random`.
-    """
-    key = mix(np.array([seed % 2**64], dtype=np.uint64) + GOLDEN)
-    row_B1 = mix(key + rows.astype(np.uint64) + GOLDEN)[:, None]
-    bits_BN = mix(row_B1 + np.arange(num_steps, dtype=np.uint64) + GOLDEN)
-    # 40 bits, so that the product with a sum of probabilities stays below that sum.
-    return torch.from_numpy((bits_BN >> np.uint64(24)).astype(np.float64) * 2.0**-40)

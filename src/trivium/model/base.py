@@ -36,6 +36,8 @@ class ModelConfig(ABC):
     registry: ClassVar[Registry] = MODELS
     default_kind: ClassVar[str] = "decoder"
     kind: ClassVar[str]
+    reads_distributions: ClassVar[bool] = False
+    """Say whether the model's `forward` takes `soft_BTV`, as the decoder's does."""
 
     @abstractmethod
     def build(self, context: ModelContext) -> "LanguageModel":
@@ -69,11 +71,22 @@ class ModelConfig(ABC):
         return [cls()]
 
 
+@dataclass(frozen=True)
+class Decoding:
+    """How a model was trained to be read: the logits at place t are those of token t + 1 + shift, so that shift + 1
+    tokens come from each pass. With `answer_tokens`, one pass gives a whole answer of so many tokens without an end.
+    """
+
+    shift: int = 0
+    answer_tokens: int | None = None
+
+
 class LanguageModel(nn.Module, ABC):
-    """Token ids to logits. `config` and `context` rebuild it."""
+    """Token ids to logits. `config` and `context` rebuild it, and `decoding` says which tokens its logits are of."""
 
     config: Any
     context: ModelContext
+    decoding: Decoding = Decoding()
 
     @abstractmethod
     def init_state(
