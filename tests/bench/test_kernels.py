@@ -9,7 +9,7 @@ from torch import Tensor
 from trivium.bench import kernels
 from trivium.bench.gates import WrongResult
 from trivium.bench.kernels import DECODED, SWEEP, TARGETS, bench_kernels, load_peer
-from trivium.bench.shapes import SimplicialShape
+from trivium.bench.ops import SimplicialShape
 from trivium.ops import dispatch, simplicial_attention
 from trivium.ops.simplicial.windowed import windowed
 from trivium.registry import UserError

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from trivium.bench.clock import Clock
 from trivium.bench.gates import WrongResult
-from trivium.bench.shapes import SimplicialShape
+from trivium.bench.ops import SimplicialShape
 from trivium.ops import dispatch, simplicial_attention, simplicial_decode
 from trivium.ops.pairs import allowed_pairs
 from trivium.registry import UserError

@@ -39,17 +39,17 @@ def train(arguments: Sequence[str]) -> int:
         TrainBenchOptions, arguments, "trivium bench train", "Time our training beside transformers' Trainer."
     )
     shapes = tuple(SHAPES) if options.shape == "all" else (options.shape,)
-    _reserve(options.out)
+    reserve(options.out)
     try:
         results = bench_train(shapes, repeats=options.repeats, threads=options.threads, steps=options.steps)
     except WrongResult as error:
         return fail(str(error))
-    if not _keep(results, options.json, options.out):
+    if not keep(results, options.json, options.out):
         _show_training(results)
     return 0
 
 
-def _reserve(out: Path | None) -> None:
+def reserve(out: Path | None) -> None:
     """Find out before minutes of timing that `out` cannot be written; what it holds stays until then."""
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -59,7 +59,7 @@ def _reserve(out: Path | None) -> None:
             out.unlink()
 
 
-def _keep(results: dict[str, Any], as_json: bool, out: Path | None) -> bool:
+def keep(results: dict[str, Any], as_json: bool, out: Path | None) -> bool:
     """Write the results to `out` if it is given, and print them if `as_json`; say whether they were printed."""
     text = json.dumps(results, indent=1)
     if out is not None:
