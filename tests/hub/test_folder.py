@@ -191,6 +191,15 @@ def test_truncated_weights_are_refused_wherever_they_end(folder: Path):
         load(folder)
 
 
+def test_weights_that_may_not_be_read_are_not_called_damaged(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(path: Path, *arguments: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(UserError, match=r"model.safetensors: cannot be read: Permission denied$"):
+        load(folder)
+
+
 def test_a_pickle_is_never_opened(folder: Path):
     torch.save(build().state_dict(), folder / "model.safetensors")
     with pytest.raises(UserError, match="damaged or not a safetensors file"):
