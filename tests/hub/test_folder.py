@@ -2,6 +2,7 @@ import json
 import resource
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -192,8 +193,12 @@ def test_truncated_weights_are_refused_wherever_they_end(folder: Path):
 
 
 def test_weights_that_may_not_be_read_are_not_called_damaged(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    def refuse(path: Path, *arguments: object) -> None:
-        raise PermissionError(13, "Permission denied", str(path))
+    open_file = Path.open
+
+    def refuse(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path.name == "model.safetensors":
+            raise PermissionError(13, "Permission denied", str(path))
+        return open_file(path, *arguments, **options)
 
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(UserError, match=r"model.safetensors: cannot be read: Permission denied$"):

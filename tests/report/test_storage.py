@@ -7,7 +7,7 @@ from trivium.report.storage import naming, write_whole
 
 
 def test_a_full_disk_names_the_file_that_was_being_written(tmp_path):
-    with pytest.raises(OSError, match="No space left on device: .*run.lock") as caught, naming(tmp_path / "run.lock"):
+    with pytest.raises(OSError, match=r"No space left on device: .*run\.lock") as caught, naming(tmp_path / "run.lock"):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert caught.value.errno == errno.ENOSPC
 
