@@ -1,0 +1,88 @@
+"""Causal self-attention (arXiv 1706.03762) of short sequences, whose queries, keys and values lie in one tensor.
+
+Kernels made for long sequences cut them into tiles of 64 tokens and more, of which a sequence of 18 fills a quarter;
+and gradients that come back in one tensor need not be put together.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trivium.ops import dispatch
+from trivium.ops.attention import attention
+from trivium.ops.simplicial import triton_support
+
+__all__ = ["LONGEST", "packed_attention"]
+
+LONGEST = 64  # tokens of which one program of a GPU holds all scores
+_WIDEST = 128
+
+
+def packed_attention(
+    x_BTND: Tensor, kv_heads: int, window: int | None = None, *, attention_backend: str = "auto", backend: str = "auto"
+) -> Tensor:
+    """Return o (B, T, H, D) of x, whose N = H + 2 G heads are the queries, then G keys, then G values.
+
+    Query head h reads key head h // (H / G), up to itself and the last `window` tokens (None: all). The backends are
+    "torch", which calls `attention` with its backend, and "triton", for at most LONGEST tokens on a GPU. Raises
+    UserError for a backend that is missing or cannot; "reference" calls that of `attention`.
+    """
+    facts = (
+        ("dtype", x_BTND.dtype),
+        ("width", x_BTND.shape[3]),
+        ("short", x_BTND.shape[1] <= LONGEST),
+        ("attention", attention_backend),
+    )
+    function = dispatch.load("packed_attention", backend, x_BTND.device.type, facts)
+    return function(x_BTND, kv_heads, window, attention_backend)
+
+
+def _reference(x_BTND: Tensor, kv_heads: int, window: int | None, backend: str) -> Tensor:
+    return _by_attention(x_BTND, kv_heads, window, "reference")
+
+
+def _by_attention(x_BTND: Tensor, kv_heads: int, window: int | None, backend: str) -> Tensor:
+    tokens, packed = x_BTND.shape[1:3]
+    q_BTHD, k_BTGD, v_BTGD = x_BTND.split((packed - 2 * kv_heads, kv_heads, kv_heads), dim=2)
+    if window is None or window >= tokens:
+        return attention(q_BTHD, k_BTGD, v_BTGD, backend=backend)
+    age_TT = torch.arange(tokens, device=x_BTND.device)[:, None] - torch.arange(tokens, device=x_BTND.device)
+    return attention(q_BTHD, k_BTGD, v_BTGD, ((age_TT >= 0) & (age_TT < window))[None], backend=backend)
+
+
+def _load_triton():
+    from trivium.ops.packed_attention.launch import triton_packed
+
+    return triton_packed
+
+
+def _refuses(facts: Mapping[str, Any]) -> str | None:
+    if facts.get("attention", "auto") != "auto":
+        return f"attention is asked for from {facts['attention']}"
+    if not facts.get("short", True):
+        return f"more than {LONGEST} tokens"
+    if facts.get("dtype", triton_support.DTYPES[0]) not in triton_support.DTYPES:
+        return f"dtype {facts['dtype']}; allowed: bfloat16, float16, float32"
+    if facts.get("width", 1) > _WIDEST:
+        return f"head width {facts['width']}; allowed: at most {_WIDEST}"
+    return None
+
+
+dispatch.register("packed_attention", "reference", dispatch.Backend(lambda: _reference))
+dispatch.register(
+    "packed_attention",
+    "torch",
+    dispatch.Backend(lambda: _by_attention, suits=lambda device_type: f"the operator attention on {device_type}"),
+)
+dispatch.register(
+    "packed_attention",
+    "triton",
+    dispatch.Backend(
+        _load_triton,
+        missing=triton_support.missing,
+        suits=lambda device_type: "Triton kernels for short sequences" if device_type == "cuda" else None,
+        refuses=_refuses,
+    ),
+)
