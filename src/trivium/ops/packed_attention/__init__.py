@@ -17,7 +17,7 @@ from trivium.ops.simplicial import triton_support
 __all__ = ["LONGEST", "packed_attention"]
 
 LONGEST = 64  # tokens of which one program of a GPU holds all scores
-_WIDEST = 128
+_ROOM = {2: 8192, 4: 2048}  # channels of all of them that it has registers for, by the bytes of one
 
 
 def packed_attention(
@@ -29,14 +29,16 @@ def packed_attention(
     "torch", which calls `attention` with its backend, and "triton", for at most LONGEST tokens on a GPU. Raises
     UserError for a backend that is missing or cannot; "reference" calls that of `attention`.
     """
-    facts = (
-        ("dtype", x_BTND.dtype),
-        ("width", x_BTND.shape[3]),
-        ("short", x_BTND.shape[1] <= LONGEST),
-        ("attention", attention_backend),
-    )
+    tokens, width = x_BTND.shape[1], x_BTND.shape[3]
+    fits = "yes" if tokens <= LONGEST and tile(tokens) * width <= _ROOM.get(x_BTND.dtype.itemsize, 0) else "no"
+    facts = (("dtype", x_BTND.dtype), ("fits", fits), ("attention", attention_backend))
     function = dispatch.load("packed_attention", backend, x_BTND.device.type, facts)
     return function(x_BTND, kv_heads, window, attention_backend)
+
+
+def tile(count: int) -> int:
+    """Return the least power of two, 16 or more, that holds `count`."""
+    return 16 if count <= 16 else 32 if count <= 32 else 64 if count <= 64 else 128
 
 
 def _reference(x_BTND: Tensor, kv_heads: int, window: int | None, backend: str) -> Tensor:
@@ -61,12 +63,10 @@ def _load_triton():
 def _refuses(facts: Mapping[str, Any]) -> str | None:
     if facts.get("attention", "auto") != "auto":
         return f"attention is asked for from {facts['attention']}"
-    if not facts.get("short", True):
-        return f"more than {LONGEST} tokens"
     if facts.get("dtype", triton_support.DTYPES[0]) not in triton_support.DTYPES:
         return f"dtype {facts['dtype']}; allowed: bfloat16, float16, float32"
-    if facts.get("width", 1) > _WIDEST:
-        return f"head width {facts['width']}; allowed: at most {_WIDEST}"
+    if facts.get("fits", "yes") == "no":
+        return f"more than {LONGEST} tokens, or heads too wide to hold them all"
     return None
 
 

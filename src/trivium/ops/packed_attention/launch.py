@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from trivium.ops.packed_attention import kernels
+from trivium.ops.packed_attention import kernels, tile
 from trivium.ops.simplicial.triton_support import interpreted
 
 
@@ -21,7 +21,6 @@ _kernels = _Kernels()
 
 def _launch(kernel: Any, tensors: tuple[Tensor, ...], x: Tensor, kv_heads: int, window: int) -> None:
     batch, tokens, packed, width = x.shape
-    tile = max(16, 1 << (tokens - 1).bit_length())
     kernel[(batch * kv_heads,)](
         *tensors,
         tokens,
@@ -30,10 +29,10 @@ def _launch(kernel: Any, tensors: tuple[Tensor, ...], x: Tensor, kv_heads: int, 
         HEADS=packed - 2 * kv_heads,
         KV=kv_heads,
         D=width,
-        BT=tile,
-        BD=max(16, 1 << (width - 1).bit_length()),
+        BT=tile(tokens),
+        BD=tile(width),
         PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
-        num_warps=max(1, tile // 16),
+        num_warps=tile(tokens) // 16,
     )
 
 
