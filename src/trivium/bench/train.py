@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from trivium.bench.gates import WrongResult
 from trivium.config import UserError
 from trivium.data.stream import TrainStream
 from trivium.evaluate.config import EvaluateConfig
@@ -162,7 +163,7 @@ def _transformers_version() -> str:
 
 
 def check_first_loss(shape: Shape) -> dict[str, float]:
-    """Return both losses on the first batch, from the same weights; raise RuntimeError if they differ."""
+    """Return both losses on the first batch, from the same weights; raise WrongResult if they differ."""
     task = shape.task.build()
     config, device = shape.model(), torch.device(shape.device)
     torch.manual_seed(0)
@@ -180,7 +181,7 @@ def check_first_loss(shape: Shape) -> dict[str, float]:
         our_loss = float(loss_sum / weights_BT.sum())
         their_loss = float(theirs(**given).loss)
     if not abs(our_loss - their_loss) <= TOLERANCE * abs(their_loss):
-        raise RuntimeError(f"{shape.name}: the first losses differ, {our_loss} and {their_loss}: nothing is timed")
+        raise WrongResult(f"{shape.name}: the first losses differ, {our_loss} and {their_loss}: nothing is timed")
     parameters = sum(parameter.numel() for parameter in ours.parameters())
     return {"trivium": our_loss, "trainer": their_loss, "parameters": parameters, "tokens": batch.tokens_BT.shape[1]}
 

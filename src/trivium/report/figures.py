@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
+from trivium.report.storage import write_whole
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -27,8 +29,9 @@ _MIXERS = {
     "gla": ("#00845F", "D"),
     "gated_deltanet": ("#B0508A", "v"),
     "prefix_scan": ("#A87400", "P"),
+    "gru": ("#5A6B2F", "p"),
 }
-_OTHERS = (("#6A51A3", "X"), ("#7A7A00", "<"), ("#A04040", ">"), ("#006070", "h"), ("#805030", "p"), ("#555555", "*"))
+_OTHERS = (("#6A51A3", "X"), ("#7A7A00", "<"), ("#A04040", ">"), ("#006070", "h"), ("#805030", "8"), ("#555555", "*"))
 _LINES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.2, 1.6)), (0, (6, 1.6, 1.2, 1.6)))
 _INK, _FAINT, _GRID = "#222222", "#666666", "#DDDDDD"
 _FONT = 10.0
@@ -192,10 +195,12 @@ def save(figure: "Figure", path: Path) -> Path:
     """Write `figure` to `path` as its suffix says (.svg or .png) and return the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".svg":
-        path.write_text(to_svg(figure), encoding="utf-8")
+        write_whole(path, to_svg(figure))
         return path
+    buffer = BytesIO()
     with _look():
-        figure.savefig(path, dpi=160)
+        figure.savefig(buffer, format=path.suffix.removeprefix("."), dpi=160)
+    write_whole(path, buffer.getvalue())
     return path
 
 

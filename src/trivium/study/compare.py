@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import logging
 import math
 import os
 import shlex
@@ -14,18 +15,20 @@ from typing import Any
 
 from trivium.config import UserError, config_hash, to_dict, to_yaml
 from trivium.report.folder import read_json, read_result
+from trivium.report.storage import write_whole
 from trivium.report.study import write_study_page
 from trivium.study.jobs import TRAIN, Event, Failure, Job, Plan, Workers, available_cores, plan
 from trivium.study.recipe import CompareConfig, Recipe
 from trivium.study.results import SCHEMA, Entry, collect
-from trivium.study.variants import Variant, expand
+from trivium.study.variants import Variant, expand, nearly_equal
 from trivium.train.distributed import world_of_environment
 from trivium.train.precision import choose_device
 from trivium.train.prepare import prepare
 from trivium.train.run import read_config
-from trivium.train.storage import write_whole
 
 SECONDS_FOR_ORPHANS = 90.0
+
+_log = logging.getLogger("trivium")
 
 
 def compare(
@@ -90,6 +93,9 @@ class _Study:
         self.command = _command(command)
         self.entries = [Entry(variant, variant.config.train.learning_rate) for variant in variants]
         self.tuning_failures: list[dict[str, Any]] = []
+        self.notes = nearly_equal(variants, recipe.task.build().max_length)
+        for note in self.notes:
+            _log.warning("%s", note)
 
     def tune(self, workers: Workers) -> None:
         """Try the grid of learning rates with the tuning seeds, and let each variant take its best."""
@@ -149,6 +155,7 @@ class _Study:
             "environment": self._environment(),
             "jobs": self.using.jobs,
             "threads": self.using.threads,
+            "notes": self.notes,
             **results,
             "failed": failed,
         }
@@ -245,11 +252,8 @@ def _plan(recipe: Recipe, variants: Sequence[Variant], folder: Path, runs: int, 
 @contextmanager
 def _hold(folder: Path) -> Iterator[int]:
     """Make the study's folder and keep other processes out of it; workers of a killed study are waited for."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder / "study.lock", os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written: {error.strerror}") from None
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder / "study.lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         deadline = time.monotonic() + SECONDS_FOR_ORPHANS
         while True:

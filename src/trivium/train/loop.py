@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -162,8 +163,7 @@ def train(
                 at.row_loss += loss_value
 
         def write_row(row: dict[str, Any]) -> None:
-            if tracker is None:
-                return
+            assert tracker is not None
             try:
                 tracker.log({"step": at.step, "tokens": at.tokens, "examples": at.examples, **row})
             except OSError as error:
@@ -196,6 +196,14 @@ def train(
                 autocast=precision.autocast(),
                 stage=stage,
             )
+
+        def validate() -> tuple[int, int]:
+            at.validation = score(made.validation_indices, 0)
+            write_row({"split": "validation", **at.validation})
+            stage_row = curriculum.advance(at, score)
+            if stage_row is not None:
+                write_row(stage_row)
+            return at.stage, at.stage_evaluations
 
         clock = time.perf_counter()
         while length.fraction(at.step, at.tokens) < 1:
@@ -239,26 +247,19 @@ def train(
 
             if log_due:
                 at.train_loss = at.row_loss / at.row_steps
-                write_row(
-                    {
-                        "split": "train",
-                        **({"stage": at.stage} if options.curriculum.lengths else {}),
-                        "loss": at.train_loss,
-                        "learning_rate": rate,
-                        "gradient_norm": norm_value if math.isfinite(norm_value) else None,
-                        "seconds": at.seconds,
-                        "tokens_per_second": at.row_tokens / at.row_seconds,
-                    }
-                )
+                row = {
+                    "split": "train",
+                    **({"stage": at.stage} if options.curriculum.lengths else {}),
+                    "loss": at.train_loss,
+                    "learning_rate": rate,
+                    "gradient_norm": norm_value if math.isfinite(norm_value) else None,
+                    "seconds": at.seconds,
+                    "tokens_per_second": at.row_tokens / at.row_seconds,
+                }
+                from_first(world, partial(write_row, row))
                 at.row_steps, at.row_tokens, at.row_seconds, at.row_loss = 0, 0, 0.0, 0.0
-            if eval_due and world.first:
-                at.validation = score(made.validation_indices, 0)
-                write_row({"split": "validation", **at.validation})
-                stage_row = curriculum.advance(at, score)
-                if stage_row is not None:
-                    write_row(stage_row)
-            if eval_due and options.curriculum.lengths:
-                at.stage, at.stage_evaluations = from_first(world, lambda: (at.stage, at.stage_evaluations))
+            if eval_due:
+                at.stage, at.stage_evaluations = from_first(world, validate)
             if save_due:
                 save()
             if eval_due or save_due:
