@@ -58,17 +58,24 @@ def run_loop(shape: Shape, steps: int) -> float:
     began = 0.0
     for step in range(steps):
         if step == FIRST:
-            torch.cuda.synchronize()
+            _wait(shape.device)
             began = time.perf_counter()
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(options, step, step / steps)
         drawn = features(stream.batch(step))
-        batch = {name: x.pin_memory().to(shape.device, non_blocking=True) for name, x in drawn.items()}
+        if shape.device == "cuda":
+            drawn = {name: x.pin_memory() for name, x in drawn.items()}
+        batch = {name: x.to(shape.device, non_blocking=True) for name, x in drawn.items()}
         with torch.autocast(shape.device, dtype=torch.bfloat16):
             loss = compiled(**batch).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-    torch.cuda.synchronize()
+    _wait(shape.device)
     return (steps - FIRST) / (time.perf_counter() - began)
+
+
+def _wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()

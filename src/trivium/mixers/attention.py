@@ -126,8 +126,8 @@ class Attention(Mixer):
                 positions_BT = count_positions(batch, tokens, x_BTD.device, past_B, documents_BT)
             q_BTHK = rotate(q_BTHK, positions_BT, self.rotary_base)
             k_BTGK = rotate(k_BTGK, positions_BT, self.rotary_base)
-        # Where heads are to be put together again, that pays for the kernels of a GPU alone.
-        if state is None and documents_BT is None and (x_BTD.is_cuda or not self.turns):
+        # Heads are put together again for the kernels that want it alone.
+        if state is None and documents_BT is None and (self.packed_backend == "triton" or not self.turns):
             if self.turns:
                 heads_BTHK = torch.cat((q_BTHK, k_BTGK, v_BTGK), dim=2)
             y_BTHK = packed_attention(

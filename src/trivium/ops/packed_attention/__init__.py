@@ -26,8 +26,8 @@ def packed_attention(
     """Return o (B, T, H, D) of x, whose N = H + 2 G heads are the queries, then G keys, then G values.
 
     Query head h reads key head h // (H / G), up to itself and the last `window` tokens (None: all). The backends are
-    "torch", which calls `attention` with its backend, and "triton", for at most LONGEST tokens on a GPU. Raises
-    UserError for a backend that is missing or cannot; "reference" calls that of `attention`.
+    "torch" and "reference", which call `attention` with its backend or its reference, and "triton", for at most LONGEST
+    tokens on a GPU and only by name. Raises UserError for a backend that is missing or cannot.
     """
     tokens, width = x_BTND.shape[1], x_BTND.shape[3]
     fits = "yes" if tokens <= LONGEST and tile(tokens) * width <= _ROOM.get(x_BTND.dtype.itemsize, 0) else "no"
@@ -82,7 +82,6 @@ dispatch.register(
     dispatch.Backend(
         _load_triton,
         missing=triton_support.missing,
-        suits=lambda device_type: "Triton kernels for short sequences" if device_type == "cuda" else None,
-        refuses=_refuses,
+        refuses=_refuses,  # and "auto" leaves it until it has been checked and timed on a GPU
     ),
 )
