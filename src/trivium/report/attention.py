@@ -83,11 +83,19 @@ def save_panels(folder: Path, *, described: Mapping[str, Any], arrays: Mapping[s
     return written
 
 
+def hue_of(significance: int) -> str:
+    """Return the colour of digits of one significance, 1 the least; grey for 0, which is no digit."""
+    from matplotlib.colors import hsv_to_rgb, to_hex
+
+    hue = (200 + 47 * (significance - 1)) % 360 / 360
+    red, green, blue = hsv_to_rgb((hue, 0.9, 0.6)).tolist()
+    return to_hex((red, green, blue)) if significance else "#4D4D4D"
+
+
 def token_map(weights_TT: np.ndarray, *, described: Mapping[str, Any], signed: bool, title: str) -> "Figure":
     """Return one map (reader, read) for a paper: axes labelled by tokens, digits of one significance in one colour."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.colors import hsv_to_rgb
     from matplotlib.figure import Figure
 
     tokens = len(weights_TT)
@@ -105,9 +113,8 @@ def token_map(weights_TT: np.ndarray, *, described: Mapping[str, Any], signed: b
     axes.set_xticks(range(tokens), names, rotation=90 if max(map(len, names)) > 1 else 0)
     axes.set_yticks(range(tokens), names)
     for place, rank in enumerate(described["significance"][:tokens]):
-        colour = hsv_to_rgb((((200 + 47 * (rank - 1)) % 360) / 360, 0.9, 0.6)) if rank else (0.3, 0.3, 0.3)
         for tick in (axes.get_xticklabels()[place], axes.get_yticklabels()[place]):
-            tick.set_color(colour)
+            tick.set_color(hue_of(rank))
             tick.set_fontweight("bold" if place >= described["prompt"] else "normal")
     if described["prompt"] < tokens:
         for line in (axes.axhline, axes.axvline):
