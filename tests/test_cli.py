@@ -117,7 +117,7 @@ def test_a_mapping_in_a_recipe_is_one_flag_too(capsys, recipe, tmp_path):
         status, out, err = run(capsys, "train", *arguments, "--runs", tmp_path / "runs")
         assert status == 0, err
         record = json.loads((Path(out.split("run folder: ")[1].split("\n")[0]) / "environment.json").read_text())
-        assert record["operators"]["causal_attention"] == {"backend": backend, "reason": "asked for by name"}
+        assert record["operators"]["attention"] == {"backend": backend, "reason": "asked for by name"}
     status, _, err = run(capsys, "train", recipe, "--model.backends", "{attention: magic}")
     assert (status, len(err.splitlines())) == (2, 1)
     assert "backends.attention: 'magic' is not allowed" in err
@@ -273,9 +273,9 @@ def test_a_path_without_a_report_does_not_keep_others_from_theirs(capsys, traine
 
 
 def test_results_cannot_be_written_below_a_file(capsys, recipe, monkeypatch):
-    for name in ("bench_train", "bench_simplicial"):
-        monkeypatch.setattr(f"trivium.commands.bench.{name}", None)  # refused before anything is timed
-    for command in ("train", "ops"):
+    for name in ("bench.bench_train", "ops.bench_simplicial", "latency.bench_latency"):
+        monkeypatch.setattr(f"trivium.commands.{name}", None)  # refused before anything is timed
+    for command in ("train", "ops", "latency"):
         status, _, err = run(capsys, "bench", command, "--out", recipe / "x.json")
         assert (status, err) == (2, f"trivium: {recipe}: file exists\n")
 

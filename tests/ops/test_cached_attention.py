@@ -41,8 +41,10 @@ def error(shape: tuple[Any, ...], backend: str, dtype: torch.dtype, device: str)
     if backend != "triton":  # the mask of the others does not keep a NaN behind a weight of 0 away
         inputs = [x.nan_to_num() for x in inputs]
     with cases.settings():
-        found = cached_attention(*inputs, count, backend=backend)
-    wanted = cached_attention(*(x.double().nan_to_num() for x in inputs), count, backend="reference")
+        q, k, v = inputs
+        found = cached_attention(q, k, v, count, backend=backend)
+    q, k, v = (x.double().nan_to_num() for x in inputs)
+    wanted = cached_attention(q, k, v, count, backend="reference")
     return float((found.double() - wanted).norm() / wanted.norm())
 
 
@@ -77,6 +79,6 @@ def test_long_caches_equal_the_formula_on_a_gpu(dtype: torch.dtype):
 
 def test_a_call_with_gradients_is_refused_by_the_backend_that_has_none():
     pytest.importorskip("triton")
-    inputs, count = draw(SHAPES[0], torch.float32)
+    (q, k, v), count = draw(SHAPES[0], torch.float32)
     with pytest.raises(UserError, match="triton"):
-        cached_attention(*inputs, count, backend="triton")
+        cached_attention(q, k, v, count, backend="triton")

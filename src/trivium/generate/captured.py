@@ -63,6 +63,20 @@ class DecodeSteps:
         logits_BTV, self.state = self.model(tokens_BT, self.state, lengths_B=lengths_B if ragged else None)
         return logits_BTV[rows_B, (lengths_B - 1).clamp(min=0)]
 
+    def read(self, tokens_BT: Tensor) -> Tensor:
+        """Read some more tokens of each row at once and return the logits (B, V) behind the last."""
+        logits_BTV, self.state = self.model(tokens_BT, self.state)
+        self.lengths += tokens_BT.shape[1]
+        return logits_BTV[:, -1]
+
+    def prepare(self, room: int) -> None:
+        """Capture what steps of rows that grow to `room` tokens will replay, so that none of them waits for it."""
+        if self.mode != "graph":
+            return
+        self._graph("step", self._step)
+        for work in range(_count(self.model.settling(range(room + 1)))):
+            self._graph(work, lambda work=work: self.model.settle(self.state, self._added_B, work))
+
     def step(self, tokens_B: Tensor, active_B: Tensor | None = None) -> Tensor:
         """Read one token a row and return the logits (B, V) behind it; in a graph, memory that the next step writes.
 
@@ -104,9 +118,12 @@ class DecodeSteps:
             with fixed_shapes():
                 function()
             return
+        self._graph(key, function).replay()
+
+    def _graph(self, key: Hashable, function: Callable[[], None]) -> torch.cuda.CUDAGraph:
         if key not in self._graphs:
             self._graphs[key] = self._capture(function)
-        self._graphs[key].replay()
+        return self._graphs[key]
 
     def _capture(self, function: Callable[[], None]) -> torch.cuda.CUDAGraph:
         """Return the graph of `function`, which first runs as it will in the graph, with every row left out: libraries
@@ -128,3 +145,7 @@ class DecodeSteps:
             function()
         self._added_B.copy_(kept_B)
         return graph
+
+
+def _count(most: int | None) -> int:
+    return 0 if most is None else most + 1

@@ -17,7 +17,7 @@ from trivium.mixers.heads import HeadNorm, check_count, num_kv_heads
 from trivium.mixers.rotary import count_positions, rotate
 from trivium.ops.attention import attention
 from trivium.ops.cached_attention import cached_attention
-from trivium.ops.causal_attention import causal_attention
+from trivium.ops.packed_attention import packed_attention
 from trivium.ops.pairs import allowed_pairs
 from trivium.registry import UserError
 
@@ -94,16 +94,16 @@ class Attention(Mixer):
         self.heads, self.kv_heads = context.heads, num_kv_heads(context, config.kv_heads)
         self.head_width, self.window = context.head_width, config.window
         self.backend, self.cached_backend = context.backend("attention"), context.backend("cached_attention")
-        self.causal_backend = context.backends.get("causal_attention", self.backend)
+        self.packed_backend = context.backend("packed_attention")
         self.rotary_base = context.rotary_base if context.positions == "rotary" else None
         if self.rotary_base is not None and self.head_width % 2:
             raise UserError(f"positions: rotary needs an even head width, {context.width}/{context.heads} is odd")
         inner, outer = _widths(config, context)
         self.qkv = nn.Linear(context.width, inner, bias=config.bias)
         self.out = nn.Linear(outer, context.width, bias=config.bias)
-        self.normed = config.qk_norm
         self.query_norm = HeadNorm(self.head_width) if config.qk_norm else nn.Identity()
         self.key_norm = HeadNorm(self.head_width) if config.qk_norm else nn.Identity()
+        self.turns = config.qk_norm or self.rotary_base is not None  # queries and keys are not as projected
 
     def init_state(self, batch: int, max_length: int, device: torch.device | str, dtype: torch.dtype) -> AttentionState:
         shape = (batch, cache.capacity(self.window, max_length), self.kv_heads, self.head_width)
@@ -119,19 +119,28 @@ class Attention(Mixer):
         documents_BT: Tensor | None = None,
         positions_BT: Tensor | None = None,
     ) -> tuple[Tensor, AttentionState | None]:
-        if state is not None and documents_BT is not None:
-            raise ValueError("documents_BT: a state continues one document a row; give documents or a state, not both")
-        heads_BTJK = self.qkv(cache.without_padding(x_BTD, lengths_B)).unflatten(-1, (-1, self.head_width))
-        if positions_BT is None and self.rotary_base is not None:
-            past_B = None if state is None else state.length_B
-            positions_BT = count_positions(x_BTD.shape[0], x_BTD.shape[1], x_BTD.device, past_B, documents_BT)
-        heads_BTJK = self._placed(heads_BTJK, self.heads, positions_BT)
-        if state is None and documents_BT is None:
-            y_BTHK = causal_attention(heads_BTJK, heads=self.heads, window=self.window, backend=self.causal_backend)
-            return self.out(y_BTHK.flatten(2)), None
-        q_BTHK, k_BTGK, v_BTGK = heads_BTJK.split((self.heads, self.kv_heads, self.kv_heads), dim=2)
-        if state is None:
+        batch, tokens, _ = x_BTD.shape
+        heads_BTHK = self.qkv(cache.without_padding(x_BTD, lengths_B)).unflatten(-1, (-1, self.head_width))
+        q_BTHK, k_BTGK, v_BTGK = heads_BTHK.split((self.heads, self.kv_heads, self.kv_heads), dim=2)
+        q_BTHK, k_BTGK = self.query_norm(q_BTHK), self.key_norm(k_BTGK)
+        if self.rotary_base is not None:
+            if positions_BT is None:
+                past_B = None if state is None else state.length_B
+                positions_BT = count_positions(batch, tokens, x_BTD.device, past_B, documents_BT)
+            q_BTHK = rotate(q_BTHK, positions_BT, self.rotary_base)
+            k_BTGK = rotate(k_BTGK, positions_BT, self.rotary_base)
+        # Heads are put together again for the kernels that want it so.
+        kernels = self.packed_backend == "triton" or x_BTD.device.type == "cpu"
+        if state is None and documents_BT is None and (kernels or not self.turns):
+            if self.turns:
+                heads_BTHK = torch.cat((q_BTHK, k_BTGK, v_BTGK), dim=2)
+            y_BTHK = packed_attention(
+                heads_BTHK, self.kv_heads, self.window, attention_backend=self.backend, backend=self.packed_backend
+            )
+        elif state is None:
             y_BTHK = self._whole(q_BTHK, k_BTGK, v_BTGK, documents_BT)
+        elif documents_BT is not None:
+            raise ValueError("documents_BT: a state continues one document a row; give documents or a state, not both")
         else:
             y_BTHK, state = self._continue(q_BTHK, k_BTGK, v_BTGK, state, lengths_B)
         return self.out(y_BTHK.flatten(2)), state
@@ -149,45 +158,35 @@ class Attention(Mixer):
             return super().at(
                 x_BTD, wanted_N, lengths_B=lengths_B, documents_BT=documents_BT, positions_BT=positions_BT
             )
-        batch, tokens, _ = x_BTD.shape
-        cut, bias = self.heads * self.head_width, self.qkv.bias
         x_BTD = cache.without_padding(x_BTD, lengths_B)
-        x_1ND = x_BTD.flatten(0, 1).index_select(0, wanted_N)[None]
-        places_1N = None
-        if self.rotary_base is not None:
-            if positions_BT is None:
-                positions_BT = count_positions(batch, tokens, x_BTD.device)
-            places_1N = positions_BT.expand(batch, tokens).flatten().index_select(0, wanted_N)[None]
-        query_1NHK, rest_BTJK = (
-            self._placed(
-                linear(x, self.qkv.weight[rows], None if bias is None else bias[rows]).unflatten(
-                    -1, (-1, self.head_width)
-                ),
-                queries,
-                positions,
-            )
-            for x, rows, queries, positions in (
-                (x_1ND, slice(cut), self.heads, places_1N),
-                (x_BTD, slice(cut, None), 0, positions_BT),
-            )
-        )
-        y_NHK = causal_attention(
-            rest_BTJK, query_1NHK[0], wanted_N, heads=self.heads, window=self.window, backend=self.causal_backend
+        cut = self.heads * self.head_width
+        q_1NHK = self._projected(x_BTD.flatten(0, 1).index_select(0, wanted_N)[None], slice(cut))
+        heads_BTJK = self._projected(x_BTD, slice(cut, None))
+        if self.turns:
+            k_BTGK, v_BTGK = heads_BTJK.split(self.kv_heads, dim=2)
+            q_1NHK, k_BTGK = self.query_norm(q_1NHK), self.key_norm(k_BTGK)
+            if self.rotary_base is not None:
+                if positions_BT is None:
+                    positions_BT = count_positions(x_BTD.shape[0], x_BTD.shape[1], x_BTD.device)
+                places_1N = positions_BT.expand(x_BTD.shape[:2]).flatten().index_select(0, wanted_N)[None]
+                q_1NHK = rotate(q_1NHK, places_1N, self.rotary_base)
+                k_BTGK = rotate(k_BTGK, positions_BT, self.rotary_base)
+            heads_BTJK = torch.cat((k_BTGK, v_BTGK), dim=2)
+        y_NHK = packed_attention(
+            heads_BTJK,
+            self.kv_heads,
+            self.window,
+            query_MHD=q_1NHK[0],
+            places_M=wanted_N,
+            attention_backend=self.backend,
+            backend=self.packed_backend,
         )
         return self.out(y_NHK.flatten(1))
 
-    def _placed(self, heads_BTJK: Tensor, queries: int, positions_BT: Tensor | None) -> Tensor:
-        """Normalise and turn the first `queries` heads and, of those behind them, the keys, as the config says."""
-        if not self.normed and self.rotary_base is None:
-            return heads_BTJK
-        keys = 0 if heads_BTJK.shape[2] == queries else self.kv_heads
-        q_BTHK, k_BTGK, rest_BTJK = heads_BTJK.split((queries, keys, heads_BTJK.shape[2] - queries - keys), dim=2)
-        q_BTHK, k_BTGK = self.query_norm(q_BTHK), self.key_norm(k_BTGK)
-        if self.rotary_base is not None:
-            assert positions_BT is not None
-            q_BTHK = rotate(q_BTHK, positions_BT, self.rotary_base)
-            k_BTGK = rotate(k_BTGK, positions_BT, self.rotary_base)
-        return torch.cat((q_BTHK, k_BTGK, rest_BTJK), dim=2)
+    def _projected(self, x_BTD: Tensor, rows: slice) -> Tensor:
+        """Return the heads that these rows of `qkv` make."""
+        bias = None if self.qkv.bias is None else self.qkv.bias[rows]
+        return linear(x_BTD, self.qkv.weight[rows], bias).unflatten(-1, (-1, self.head_width))
 
     def _whole(self, q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, documents_BT: Tensor | None) -> Tensor:
         tokens = q_BTHK.shape[1]

@@ -105,13 +105,16 @@ class GLA(Mixer):
         if lengths_B is not None:  # padding writes nothing and forgets nothing
             real_BT11 = memory.real_tokens(x_BTD.shape[1], lengths_B, 4)
             k_BTHK, log_decay_BTHK = k_BTHK * real_BT11, log_decay_BTHK * real_BT11
-        inputs = (q_BTHK, k_BTHK, v_BTHK, log_decay_BTHK)
         if state is not None and memory.steps_in_place(state, x_BTD.shape[1], self.backend):
             after, scale = state.memory_BHKV, self.head_width**-0.5
-            y_BTHK = gated_linear_attention_step_(*(x[:, 0] for x in inputs), after, scale=scale)[:, None]
+            token = (q_BTHK[:, 0], k_BTHK[:, 0], v_BTHK[:, 0], log_decay_BTHK[:, 0])
+            y_BTHK = gated_linear_attention_step_(*token, after, scale=scale)[:, None]
         else:
             y_BTHK, after = gated_linear_attention(
-                *inputs,
+                q_BTHK,
+                k_BTHK,
+                v_BTHK,
+                log_decay_BTHK,
                 state=None if state is None else state.memory_BHKV,
                 documents=documents_BT,
                 backend=self.backend,

@@ -13,8 +13,7 @@ from trivium.ops.native.support import missing, refuses, suits
 
 def gelu(x: Tensor, *, backend: str = "auto") -> Tensor:
     """Return gelu(x); raise UserError for a backend that is missing."""
-    facts = (("dtype", str(x.dtype).removeprefix("torch.")),)
-    return dispatch.load("gelu", backend, x.device.type, facts)(x)
+    return dispatch.load("gelu", backend, x.device.type, (("dtype", x.dtype),))(x)
 
 
 def reference(x: Tensor) -> Tensor:

@@ -17,6 +17,8 @@ from trivium.ops.simplicial.triton_support import interpreted
 SLOTS = 64  # of a tile
 PROGRAMS = 1024  # that keep a GPU busy; a constant, so that sums are split alike on every GPU
 LOG2E = 1.4426950408889634
+# The logit of a slot that holds nothing: finite, so that its difference from itself is 0; beside any other it weighs 0.
+FAR = tl.constexpr(-1e30)
 
 
 @triton.jit
@@ -39,26 +41,29 @@ def _split_kernel(
     query = tl.load(q + b * q_b + h * q_h + d, mask=wide, other=0.0).to(tl.float32) * scale
     k += b.to(tl.int64) * k_b + (h // group) * k_g
     v += b.to(tl.int64) * v_b + (h // group) * v_g
-    acc = tl.zeros([BK], tl.float32)
-    top = -float("inf")
-    total = 0.0
+    # Each slot of a tile keeps a sum of its own: they are joined once, at the end.
+    acc = tl.zeros([BS, BK], tl.float32)
+    top = tl.full([BS], FAR, tl.float32)
+    total = tl.zeros([BS], tl.float32)
     for s0 in tl.range(begin, end, BS):
         s = s0 + tl.arange(0, BS)
         inside = (s < end)[:, None] & wide[None, :]
         at = s.to(tl.int64)[:, None]
         keys = tl.load(k + at * k_s + d[None, :], mask=inside, other=0.0)
         values = tl.load(v + at * v_s + d[None, :], mask=inside, other=0.0)
-        logits = tl.where(s < end, tl.sum(keys.to(tl.float32) * query[None, :], 1), -float("inf"))
-        higher = tl.maximum(top, tl.max(logits, 0))
+        logits = tl.where(s < end, tl.sum(keys.to(tl.float32) * query[None, :], 1), FAR)
+        higher = tl.maximum(top, logits)
         shrink = tl.exp2(top - higher)
         weights = tl.exp2(logits - higher)
-        total = total * shrink + tl.sum(weights, 0)
-        acc = acc * shrink + tl.sum(weights[:, None] * values.to(tl.float32), 0)
+        total = total * shrink + weights
+        acc = acc * shrink[:, None] + weights[:, None] * values.to(tl.float32)
         top = higher
+    highest = tl.max(top, 0)
+    shrink = tl.exp2(top - highest)
     place = pair * SPLITS + split
-    tl.store(parts + place * BK + d, acc)
-    tl.store(bounds + 2 * place, top)
-    tl.store(bounds + 2 * place + 1, total)
+    tl.store(parts + place * BK + d, tl.sum(acc * shrink[:, None], 0))
+    tl.store(bounds + 2 * place, highest)
+    tl.store(bounds + 2 * place + 1, tl.sum(total * shrink, 0))
 
 
 @triton.jit
@@ -69,7 +74,7 @@ def _join_kernel(
     split, d = tl.arange(0, SPLITS), tl.arange(0, BK)
     place = pair * SPLITS + split
     top = tl.load(bounds + 2 * place)
-    weights = tl.exp2(top - tl.max(top, 0))  # an empty share's is 0: its highest logit is minus infinity
+    weights = tl.exp2(top - tl.max(top, 0))  # an empty share's is 0
     total = tl.sum(weights * tl.load(bounds + 2 * place + 1), 0)
     shares = tl.load(parts + place[:, None] * BK + d[None, :])
     joined = tl.sum(weights[:, None] * shares, 0) / total
@@ -103,7 +108,7 @@ def _launch(q_BHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, count_B: Tensor | Non
         BS=SLOTS,
         SPLITS=splits,
         COUNTED=count_B is not None,
-        num_warps=4,
+        num_warps=2,
     )
     _join[(pairs,)](parts, bounds, o_BHK, K=width, BK=padded, SPLITS=splits, num_warps=4)
     return o_BHK

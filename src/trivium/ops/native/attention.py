@@ -168,13 +168,17 @@ torch.library.register_autograd("trivium::native_attention", _differentiate, set
 
 
 def native(
-    packed_BTJK: Tensor, query_NHK: Tensor | None, places_N: Tensor | None, heads: int, window: int | None
+    x_BTND: Tensor,
+    kv_heads: int,
+    window: int | None,
+    attention_backend: str,
+    query_MHD: Tensor | None = None,
+    places_M: Tensor | None = None,
 ) -> Tensor:
-    """Return o (N, H, K) for queries at `places_N` of the flattened (B, T), or at all of them."""
-    packed_BTJK = packed_BTJK.contiguous()
-    query_NHK = None if query_NHK is None else query_NHK.to(packed_BTJK.dtype).contiguous()
-    places_N = None if places_N is None else places_N.contiguous()
-    out_NHK, _ = torch.ops.trivium.native_attention(
-        packed_BTJK, query_NHK, places_N, heads, min(window or _EVERY, _EVERY)
-    )
-    return out_NHK
+    """Return o (B, T, H, D), or (M, H, D); arguments as in `packed_attention`."""
+    x_BTND = x_BTND.contiguous()
+    heads = x_BTND.shape[2] - 2 * kv_heads if query_MHD is None else query_MHD.shape[1]
+    query_MHD = None if query_MHD is None else query_MHD.to(x_BTND.dtype).contiguous()
+    places_M = None if places_M is None else places_M.contiguous()
+    out, _ = torch.ops.trivium.native_attention(x_BTND, query_MHD, places_M, heads, min(window or _EVERY, _EVERY))
+    return out if query_MHD is not None else out.unflatten(0, x_BTND.shape[:2])

@@ -20,5 +20,5 @@ def suits(device_type: str) -> str | None:
 
 def refuses(facts: Mapping[str, Any]) -> str | None:
     """Return why they cannot compute in the call's dtype, or None."""
-    dtype = facts.get("dtype", _TYPES[0])
+    dtype = str(facts.get("dtype", _TYPES[0])).removeprefix("torch.")
     return None if dtype in _TYPES else f"it computes in {', '.join(_TYPES)}, not {dtype}"
