@@ -157,7 +157,7 @@ def train(
                 for name, value in (("loss", loss_value), ("gradient norm", norm_value)):
                     overflowed = name == "gradient norm" and scaler.is_enabled()  # such a step is skipped, not lost
                     if not math.isfinite(value) and not overflowed:
-                        indices = stream.indices(step).tolist()
+                        indices = stream.indices(step, at.stage).tolist()
                         message = f"step {step + 1}: the {name} is {value} on training indices {_spans(indices)}"
                         raise TrainingDiverged(message, step, checkpoint, indices)
                 at.row_loss += loss_value
