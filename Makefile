@@ -19,6 +19,8 @@ $(VENV)/core.stamp: $(BIN)/python pyproject.toml constraints.txt
 
 $(VENV)/dev.stamp: $(BIN)/python pyproject.toml constraints.txt
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	@$(PIP) install --quiet --constraint constraints.txt --editable '.[gym]' \
+		|| echo 'reasoning-gym could not be installed (one of its packages needs a C compiler): its tests are skipped'
 	@touch $@ $(VENV)/core.stamp
 
 install: $(VENV)/core.stamp

@@ -1,6 +1,8 @@
 """The command line as people meet it: what works says what it did, and bad input gets one or two clear lines."""
 
 import json
+import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -232,6 +234,29 @@ def test_an_exported_model_is_read_like_the_run(capsys, trained, tmp_path):
     assert one == other
 
 
+@pytest.mark.parametrize(
+    "words", [["chat", "{run}"], ["eval", "{run}", "--examples", "4", "--json"], ["export", "{run}", "{out}"]]
+)
+def test_a_run_that_was_interrupted_is_used_from_its_newest_checkpoint_and_that_is_said(
+    capsys, trained, tmp_path, words, monkeypatch
+):
+    run_folder = tmp_path / "run"
+    shutil.copytree(trained, run_folder)
+    shutil.rmtree(run_folder / "model")
+    (run_folder / "result.json").unlink()
+    (tmp_path / "lines").write_text("12+34\n")
+    with (tmp_path / "lines").open() as lines:
+        monkeypatch.setattr(sys, "stdin", lines)
+        status, out, err = run(capsys, *[word.format(run=run_folder, out=tmp_path / "out") for word in words])
+    assert status == 0, err
+    assert out
+    assert "has not finished; using its newest good checkpoint, step-3" in " ".join(err.split())
+    shutil.rmtree(run_folder / "checkpoints")
+    outcome = run(capsys, *[word.format(run=run_folder, out=tmp_path / "elsewhere") for word in words])
+    assert_refused(outcome, "no model and no checkpoint yet")
+    assert not (tmp_path / "elsewhere").exists()
+
+
 def test_a_report_is_drawn_from_a_run_folder(capsys, trained):
     status, out, _ = run(capsys, "report", trained)
     assert status == 0
@@ -355,7 +380,7 @@ def assert_refused(outcome: tuple[int, str, str], *messages: str) -> None:
         (RECIPE.replace("heads: 2", "heads: two"), "model.heads: expected a whole number, got 'two'"),
         (RECIPE.replace("steps: 3,", "steps: 3, steps: 4,"), "key 'steps' is given twice"),
         (RECIPE.replace("task:  {", "task:  {{"), "not valid YAML"),
-        (RECIPE.replace("kind: addition", "kind: subtraction"), "unknown task 'subtraction'"),
+        (RECIPE.replace("kind: addition", "kind: divination"), "unknown task 'divination'"),
         (RECIPE + "comparison: 3\n", "comparison: unknown key; did you mean 'compare'?"),
         ("", "this file holds nothing"),
         ("train:\n", "train: expected a mapping of keys, got nothing"),
@@ -516,6 +541,21 @@ def test_an_extra_that_is_not_installed_is_named_with_the_pip_command(
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_disk_that_is_full_when_a_report_is_drawn_keeps_the_earlier_one(capsys, trained, monkeypatch):
+    assert run(capsys, "report", trained)[0] == 0
+    before = (trained / "report.html").read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    status, out, err = run(capsys, "report", trained)
+    assert (status, out) == (1, "")
+    assert err == f"trivium: {trained / 'report.html'}: the disk is full; what was written before is kept\n"
+    assert (trained / "report.html").read_bytes() == before
+    assert not list(trained.glob(".*.tmp"))
+
+
 @pytest.mark.parametrize(
     ("error", "status", "lines"),
     [
@@ -529,6 +569,11 @@ def test_an_extra_that_is_not_installed_is_named_with_the_pip_command(
             OSError(28, "No space left on device", "/x"),
             1,
             ["trivium: /x: the disk is full; what was written before is kept"],
+        ),
+        (
+            OSError(27, "File too large", "/x"),
+            1,
+            ["trivium: /x: the file is larger than this process may write; what was written before is kept"],
         ),
         (OSError(30, "Read-only file system", "/x"), 2, ["trivium: /x: the file system is read-only"]),
     ],

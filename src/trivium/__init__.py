@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from trivium import ops as ops
-    from trivium.hub.folder import load as load
     from trivium.model.build import build as build
+    from trivium.train.run import load as load
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "build", "load", "ops"]
 
-_HOMES = {"build": "trivium.model.build", "load": "trivium.hub.folder"}
+_HOMES = {"build": "trivium.model.build", "load": "trivium.train.run"}
 
 
 def __getattr__(name: str) -> Any:

@@ -30,6 +30,12 @@ COMMANDS = {
     "doctor": ("trivium.commands.doctor:doctor", "say what this machine, its libraries and operators can do"),
 }
 
+FULL = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file is larger than this process may write",
+}
+
 
 def help_text() -> str:
     """Return the overview that `trivium --help` prints."""
@@ -95,8 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         if error.errno == errno.EROFS:
             return fail(f"{where}the file system is read-only", 2)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return fail(f"{where}the disk is full; what was written before is kept")
+        if error.errno in FULL:
+            return fail(f"{where}{FULL[error.errno]}; what was written before is kept")
         traceback.print_exc()
     except Exception:
         traceback.print_exc()

@@ -24,6 +24,7 @@ EXTRAS = {
     "gpu": ("triton",),
     "hf": ("transformers", "accelerate", "tokenizers"),
     "track": ("tensorboard", "wandb", "trackio"),
+    "gym": ("reasoning_gym",),
     "dev": ("pytest", "hypothesis", "xdist", "ruff", "pyright"),
 }
 

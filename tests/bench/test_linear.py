@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from trivium.bench.gates import WrongResult
 from trivium.bench.linear import RecurrenceShape, bench_recurrence
 from trivium.ops import dispatch
 from trivium.ops.delta_rule.chunked import chunked
@@ -30,7 +31,7 @@ def test_a_wrong_backend_is_refused_not_timed(monkeypatch):
         return o, state * 1.001
 
     monkeypatch.setitem(dispatch._registered["gated_delta_rule"], "torch", dispatch.Backend(lambda: wrong))
-    with pytest.raises(UserError, match=r"backend torch: result 1 is off by .*; not timed"):
+    with pytest.raises(WrongResult, match=r"backend torch: result 1 is off by .*; not timed"):
         bench_recurrence("gated_delta_rule", [TINY], ["torch"], repeats=1)
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from trivium.bench import ops
+from trivium.bench.gates import WrongResult
 from trivium.bench.ops import SimplicialShape, bench_simplicial
 from trivium.ops import dispatch
 from trivium.ops.simplicial.windowed import windowed
@@ -50,7 +51,7 @@ def test_a_wrong_result_is_refused_and_not_timed(monkeypatch: pytest.MonkeyPatch
     job |= {"form": "trilinear", "expected": str(tmp_path / "reference.safetensors")}
     assert ops._measure(job | {"backend": "reference"})["peak_bytes"] >= 0
     assert ops._measure(job | {"backend": "torch"})["seconds"]
-    with pytest.raises(UserError, match=r"backend triton: o is off by .*; not timed"):
+    with pytest.raises(WrongResult, match=r"backend triton: o is off by .*; not timed"):
         ops._measure(job | {"backend": "triton"})
 
 

@@ -1,10 +1,14 @@
 """`trivium bench ops`: one row a backend, against the reference."""
 
 import json
+import subprocess
 
 import pytest
 
 from trivium import cli
+from trivium.bench import ops
+from trivium.bench.gates import WrongResult
+from trivium.registry import UserError
 
 SMALL = ["--batch", "1", "--tokens", "12", "--head-width", "6", "--window1", "4", "--window2", "2", "--repeats", "1"]
 
@@ -40,3 +44,23 @@ def test_a_table_is_printed_for_people(capsys, monkeypatch):
 def test_sizes_and_backends_that_cannot_be_are_refused(words, message, capsys):
     assert cli.main(["bench", "ops", *SMALL, *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_wrong_result_is_no_fault_of_the_user(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(ops, "TOLERANCE", dict.fromkeys(ops.TOLERANCE, -1.0))
+    monkeypatch.setattr(ops, "_in_a_process", ops._measure)
+    out = tmp_path / "ops.json"
+    assert cli.main(["bench", "ops", *SMALL, "--backends", "torch", "--out", str(out)]) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("trivium: backend torch: o is off by")
+    assert not out.exists()
+
+
+def test_a_measuring_process_says_whose_fault_it_was(monkeypatch):
+    def ended(status: int):
+        return lambda *arguments, **options: subprocess.CompletedProcess([], status, "", "first\nthe reason\n")
+
+    for status, error in ((2, UserError), (ops.WRONG, WrongResult), (1, RuntimeError)):
+        monkeypatch.setattr(subprocess, "run", ended(status))
+        with pytest.raises(error, match="the reason") as caught:
+            ops._in_a_process({"threads": 1, "backend": "torch"})
+        assert type(caught.value) is error

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from trivium.bench import scan
+from trivium.bench.gates import WrongResult
 from trivium.bench.scan import ScanShape, bench_scan, counter_prefixes
 
 TINY = (ScanShape(8, chunks=5, chunk=2, batch=2, heads=2),)
@@ -23,7 +24,7 @@ def test_both_ways_are_timed_in_the_step_and_alone(monkeypatch, tmp_path, capsys
 
 def test_scans_that_disagree_are_not_timed(monkeypatch):
     monkeypatch.setitem(scan.SCANS, "counter", lambda *arguments: counter_prefixes(*arguments) * 1.01)
-    with pytest.raises(ValueError, match=r"differ by .* nothing was timed"):
+    with pytest.raises(WrongResult, match=r"differ by .* nothing was timed"):
         bench_scan(TINY, repeats=1)
 
 

@@ -259,6 +259,8 @@ def test_in_a_terminal_a_key_leaves_without_a_traceback(key, pytestconfig):
     ours, theirs = pty.openpty()
     # In a session of its own the process can take the terminal, so that Ctrl-C in it becomes a signal.
     take_terminal = "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
+    # A shell's background job, such as a test run in one, begins with Ctrl-C ignored, and its children inherit that.
+    take_terminal += "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     process = subprocess.Popen(
         [sys.executable, "-c", take_terminal + textwrap.dedent(SCRIPT)],
         stdin=theirs,

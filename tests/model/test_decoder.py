@@ -190,3 +190,24 @@ def test_the_whole_form_compiles_without_a_graph_break(layers):
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
         torch.testing.assert_close(compiled(tokens())[0], model(tokens())[0])
+
+
+def test_loops_run_the_same_blocks_again_with_the_embeddings_added():
+    config = DecoderConfig(width=24, heads=2, positions="block", layers="attention*2", loops=2, input_injection=True)
+    torch.manual_seed(0)
+    model = config.build(CONTEXT).eval()
+    first, second = model.blocks
+    # What the model adds up before its blocks: a model without any layer's effect.
+    with torch.no_grad():
+        added, _, _ = model.positions(tokens(), None, None, None, None, torch.float32)
+        x_BTD = embedded = model.embedding(tokens()) + added
+        for index, block in enumerate((first, second, first, second)):
+            x_BTD = block(x_BTD + embedded if index else x_BTD, None, None, None, None, None, None)[0]
+        expected = model.norm(x_BTD) @ model.embedding.weight.T
+        torch.testing.assert_close(model(tokens())[0], expected)
+    once = dataclasses.replace(config, loops=1)
+    assert config.num_params(CONTEXT) == once.num_params(CONTEXT)
+    rest = 2 * config.width * CONTEXT.vocab_size
+    twice = 2 * (once.flops_per_token(CONTEXT, 13) - rest) + rest
+    assert config.flops_per_token(CONTEXT, 13) == pytest.approx(twice)
+    assert not config.equals_at(once, 13)

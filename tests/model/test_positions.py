@@ -7,9 +7,13 @@ from hypothesis import strategies as st
 from trivium.config import UserError
 from trivium.data import positions as shown
 from trivium.model.base import ModelContext
+from trivium.model.context import model_context
 from trivium.model.decoder import DecoderConfig
 from trivium.model.positions import Positions, block_ids, document_positions, document_starts
+from trivium.tasks.addition import AdditionConfig
 from trivium.tasks.alphabet import Alphabet
+from trivium.tasks.multiplication import MultiplicationConfig
+from trivium.tasks.sorting import SortingConfig
 
 HEX = Alphabet((*"0123456789ABCDEF", "+", "<end>"), digits=tuple("0123456789ABCDEF"))
 CONTEXT = ModelContext(vocab_size=len(HEX), max_length=8, digit_ids=HEX.digit_ids)
@@ -129,3 +133,47 @@ def test_training_shifts_the_ids_of_a_sequence_together_and_evaluation_does_not(
     packed = ids(documents_BT=torch.tensor([[0, 0, 0, 1, 1]]).expand(200, -1)) - plain
     assert torch.equal(packed[:, 1], packed[:, 2])
     assert not torch.equal(packed[:, 1], packed[:, 4])
+
+
+LEAST_FIRST = ModelContext(vocab_size=len(HEX), max_length=8, digit_ids=HEX.digit_ids, least_first=True)
+
+
+def test_coupled_ids_are_those_of_runs_and_their_offset_moves_every_token():
+    positions = Positions("coupled", 4, 8, LEAST_FIRST, std=1.0, block_offset=5)
+    with torch.no_grad():
+        positions.table.weight.copy_(torch.arange(positions.rows)[:, None].expand(-1, 4))
+    tokens_BT = torch.tensor([HEX.encode("+12+3")] * 200)
+    plain = torch.tensor([0, 1, 2, 0, 1])
+
+    def ids():
+        return positions(tokens_BT, None, None, None, None, torch.float32)[0][..., 0].long()
+
+    offsets = ids() - plain
+    assert torch.equal(offsets, offsets[:, :1].expand(-1, 5))
+    assert set(offsets[:, 0].tolist()) == set(range(6))
+    positions.eval()
+    assert torch.equal(ids(), plain.expand(200, -1))
+
+
+def test_coupled_ids_are_refused_where_numbers_begin_with_their_most_significant_digit():
+    with pytest.raises(UserError, match=r"model.positions: coupled .* does not know how many follow"):
+        DecoderConfig(positions="coupled").build(CONTEXT)
+    with pytest.raises(UserError, match=r"model.positions: coupled .* no digits"):
+        DecoderConfig(positions="coupled").build(ModelContext(vocab_size=5, max_length=8, least_first=True))
+
+
+@pytest.mark.parametrize(
+    ("config", "least_first"),
+    [
+        (AdditionConfig(format="reversed"), True),
+        (AdditionConfig(format="delimited"), True),
+        (AdditionConfig(format="plain"), False),
+        (AdditionConfig(format="column"), False),
+        (AdditionConfig(format="reversed_chain"), False),
+        (MultiplicationConfig(), True),
+        (MultiplicationConfig(reversed=False), False),
+        (SortingConfig(), False),
+    ],
+)
+def test_a_task_says_how_it_writes_numbers(config, least_first):
+    assert model_context(config.build(), DecoderConfig()).least_first == least_first

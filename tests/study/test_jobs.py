@@ -10,11 +10,12 @@ from trivium.study.jobs import Job, Plan, Workers, available_cores, plan
 from trivium.train.config import RunConfig
 
 FAKE = "tests.study.fake_runs:train"
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
 def _workers_find_the_tests(monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT / 'src'}{os.pathsep}{ROOT}")
 
 
 def job(folder, seed):

@@ -28,7 +28,7 @@ from tests.train.tiny import tiny_config
 from trivium.config import UserError
 from trivium.data.stream import TrainStream
 from trivium.train import loop
-from trivium.train.stop import Interrupted
+from trivium.train.stop import Interrupted, StorageFailed
 
 folder = Path(sys.argv[1])
 reports = []
@@ -57,6 +57,21 @@ except UserError as error:
     assert "another configuration" in str(error)
 else:
     raise AssertionError("a folder of another configuration was taken")
+
+def full(*arguments, **options):
+    raise OSError(28, "No space left on device")
+for place, name in ((loop, "save_checkpoint"), (loop.Tracker, "log"), (loop, "save_model")):
+    whole = getattr(place, name)
+    setattr(place, name, full)
+    try:
+        loop.train(tiny_config(batch=17, seed=2), folder / "full")
+    except (StorageFailed, OSError) as error:
+        assert "No space left on device" in str(error), error
+        assert isinstance(error, StorageFailed) == (name != "save_model")
+        assert getattr(error, "checkpoint", None) is None
+    else:
+        raise AssertionError(f"a full disk in {name} went unnoticed")
+    setattr(place, name, whole)
 """
 
 

@@ -4,11 +4,12 @@ import os
 import pytest
 import torch
 
+import trivium
 from tests.train.tiny import tiny_config
 from trivium.config import UserError, to_yaml
 from trivium.train.checkpoint import model_tensors, save_checkpoint
 from trivium.train.loop import train
-from trivium.train.run import Run, load_run, open_run, read_config
+from trivium.train.run import Run, open_run, read_config
 
 
 def test_a_new_run_folder_holds_the_resolved_configuration(tmp_path):
@@ -39,7 +40,7 @@ def test_a_folder_that_holds_something_else_is_refused(tmp_path):
 
 def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
     (tmp_path / "run").write_text("a file")
-    with pytest.raises(UserError, match="run: cannot be written"):
+    with pytest.raises(FileExistsError, match="run"):
         open_run(tmp_path / "run", tiny_config())
 
 
@@ -75,32 +76,40 @@ def test_a_damaged_configuration_is_named_with_its_file(tmp_path):
 
 
 def test_loading_what_is_not_a_run_is_refused(tmp_path):
-    with pytest.raises(UserError, match="no such run folder"):
-        load_run(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="not a run folder"):
-        load_run(tmp_path)
+    with pytest.raises(UserError, match="no such folder"):
+        trivium.load(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="not a run or model folder"):
+        trivium.load(tmp_path)
     open_run(tmp_path, tiny_config()).close()
     with pytest.raises(UserError, match="no model and no checkpoint yet"):
-        load_run(tmp_path)
+        trivium.load(tmp_path)
 
 
-def test_a_run_loads_its_final_model_or_that_of_its_newest_checkpoint(tmp_path):
-    train(tiny_config(steps=2), tmp_path)
-    config, model, tokenizer, task = load_run(tmp_path)
-    assert config == tiny_config(steps=2)
+def test_a_run_that_has_not_finished_is_loaded_from_its_newest_good_checkpoint_and_says_so(tmp_path, caplog):
+    train(tiny_config(steps=4, save_every=2), tmp_path)
+    model, tokenizer, task = trivium.load(tmp_path)
     assert tokenizer.decode(task.alphabet.encode("1+2")) == "1+2"
+    assert caplog.messages == []
     (tmp_path / "model").rename(tmp_path / "elsewhere")
-    _, again, _, _ = load_run(tmp_path)
+    again, same, _ = trivium.load(tmp_path)
+    assert same.alphabet == tokenizer.alphabet
     assert not again.training
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name])
+    assert "has not finished; using its newest good checkpoint, step-4" in caplog.text
+    (tmp_path / "checkpoints" / "step-4" / "tensors.safetensors").write_bytes(b"x")
+    before, _, _ = trivium.load(tmp_path)
+    assert "damaged" in caplog.text
+    assert caplog.messages[-1].endswith("using its newest good checkpoint, step-2")
+    assert (tmp_path / "checkpoints" / "step-4").is_dir(), "only the process that trains may move it aside"
+    assert not torch.equal(before.state_dict()["embedding.weight"], model.state_dict()["embedding.weight"])
 
 
 def test_a_run_with_a_checkpoint_of_another_model_is_refused(tmp_path):
     open_run(tmp_path, tiny_config()).close()
     save_checkpoint(tmp_path / "checkpoints", 3, model_tensors(torch.nn.Linear(2, 2)), {}, keep=1)
     with pytest.raises(UserError, match="a checkpoint of another model"):
-        load_run(tmp_path)
+        trivium.load(tmp_path)
 
 
 def test_the_record_of_the_first_start_stays_and_a_continuation_is_added(tmp_path):

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from trivium.bench.gates import WrongResult
 from trivium.ops import dispatch, gated_delta_rule, gated_linear_attention
-from trivium.registry import UserError
 
 # Absolute and relative to the largest entry, as everywhere in the tests.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
@@ -48,7 +48,7 @@ def bench_recurrence(
 
     A row holds "forward_backward_seconds" (the median of "seconds"; a state goes in and comes out) and
     "times_as_fast", the median over rounds of the reference's seconds over this backend's. Raises UserError for a
-    backend that is missing or whose result is wrong.
+    backend that is missing and WrongResult for one that is wrong.
     """
     available = [name for name, missing in dispatch.backends(operator).items() if missing is None]
     chosen = [name for name in (available if backends is None else backends) if name != "reference"]
@@ -129,7 +129,9 @@ def _refuse_a_wrong_result(found: list[Tensor], expected: list[Tensor], backend:
     for index, (tensor, wanted) in enumerate(zip(found, expected, strict=True)):
         error = float((tensor - wanted).abs().max() / wanted.abs().max())
         if not error <= TOLERANCE[wanted.dtype]:
-            raise UserError(f"backend {backend}: result {index} is off by {error:.1e} of its largest entry; not timed")
+            raise WrongResult(
+                f"backend {backend}: result {index} is off by {error:.1e} of its largest entry; not timed"
+            )
 
 
 def _wait(device: str) -> None:

@@ -21,12 +21,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from trivium.bench.gates import WrongResult
 from trivium.ops import dispatch, simplicial_attention
 from trivium.ops.pairs import allowed_pairs
 from trivium.registry import UserError
 
 # Absolute and relative to the largest entry, as everywhere in the tests.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
+
+WRONG = 3  # the exit status of a measuring process that got a wrong result
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ def bench_simplicial(
     A row holds "forward_backward_seconds" (the median), "tflops" (FLOPs of the allowed triples, see
     SimplicialShape.flops), "peak_bytes" above the inputs, and "times_as_fast" and "share_of_memory" against the
     reference of the same shape. Where the reference needs more memory than there is, it is compared on fewer tokens
-    and its row says "not run". Raises UserError for a backend that is missing or whose result is wrong.
+    and its row says "not run". Raises UserError for a backend that is missing and WrongResult for one that is wrong.
     """
     available = [name for name, missing in dispatch.backends("simplicial").items() if missing is None]
     chosen = available if backends is None else list(backends)
@@ -128,8 +131,9 @@ def _in_a_process(job: dict[str, Any]) -> dict[str, Any]:
     done = subprocess.run(
         command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": str(job["threads"])}
     )
-    if done.returncode == 2:
-        raise UserError(done.stderr.strip().splitlines()[-1])
+    if done.returncode in (2, WRONG):
+        refused = UserError if done.returncode == 2 else WrongResult
+        raise refused(done.stderr.strip().splitlines()[-1])
     if done.returncode != 0:
         raise RuntimeError(f"the measurement of {job['backend']} ended with {done.returncode}: {done.stderr.strip()}")
     return json.loads(done.stdout)
@@ -195,7 +199,9 @@ def _refuse_a_wrong_result(found: list[Tensor], expected: dict[str, Tensor], bac
         wanted = expected[str(index)]
         error = float((tensor.cpu() - wanted).abs().max() / wanted.abs().max())
         if not error <= TOLERANCE[wanted.dtype]:
-            raise UserError(f"backend {backend}: {names[index]} is off by {error:.1e} of its largest entry; not timed")
+            raise WrongResult(
+                f"backend {backend}: {names[index]} is off by {error:.1e} of its largest entry; not timed"
+            )
 
 
 def _wait(device: str) -> None:
@@ -236,3 +242,6 @@ if __name__ == "__main__":
     except UserError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
+    except WrongResult as error:
+        print(error, file=sys.stderr)
+        sys.exit(WRONG)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from trivium.bench.gates import WrongResult
 from trivium.model.base import ModelContext
 from trivium.model.prefix_scan import PrefixScan, PrefixScanConfig
 from trivium.ops import OnlineScan
@@ -65,7 +66,7 @@ def bench_scan(
     """Return the milliseconds (median, least) of a training step and of the scan alone, by levels and by counter.
 
     A step is forward, backward and AdamW of a model with one layer in the aggregator and one in the predictor; the
-    scan alone is its forward and backward. Raises ValueError if both scans do not agree.
+    scan alone is its forward and backward. Raises WrongResult if both scans do not agree.
     """
     with _threads(threads):
         rows = [_measure(shape, repeats, torch.device(device)) for shape in shapes]
@@ -134,7 +135,7 @@ def _check(model: PrefixScan, tokens_BT: Tensor) -> None:
     for mine, theirs in zip(*found, strict=True):
         difference = float((mine - theirs).detach().abs().max())
         if not difference <= TOLERANCE * float(theirs.detach().abs().max()):
-            raise ValueError(f"the level-batched scan and the counter differ by {difference:g}; nothing was timed")
+            raise WrongResult(f"the level-batched scan and the counter differ by {difference:g}; nothing was timed")
 
 
 def _time(work: Callable[[], None], device: torch.device) -> float:

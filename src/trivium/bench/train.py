@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from trivium.bench.gates import WrongResult
 from trivium.config import UserError
 from trivium.data.stream import TrainStream
 from trivium.evaluate.config import EvaluateConfig
@@ -139,7 +140,7 @@ def _transformers_version() -> str:
 
 
 def check_first_loss(shape: Shape) -> dict[str, float]:
-    """Return both losses on the first batch, from the same weights; raise RuntimeError if they differ."""
+    """Return both losses on the first batch, from the same weights; raise WrongResult if they differ."""
     task = shape.task.build()
     config = shape.model()
     torch.manual_seed(0)
@@ -156,7 +157,7 @@ def check_first_loss(shape: Shape) -> dict[str, float]:
         our_loss = float(loss_sum / weights_BT.sum())
         their_loss = float(theirs(**_features(batch)).loss)
     if not abs(our_loss - their_loss) <= TOLERANCE * abs(their_loss):
-        raise RuntimeError(f"{shape.name}: the first losses differ, {our_loss} and {their_loss}: nothing is timed")
+        raise WrongResult(f"{shape.name}: the first losses differ, {our_loss} and {their_loss}: nothing is timed")
     parameters = sum(parameter.numel() for parameter in ours.parameters())
     return {"trivium": our_loss, "trainer": their_loss, "parameters": parameters, "tokens": batch.tokens_BT.shape[1]}
 

@@ -11,10 +11,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from trivium.bench.gates import WrongResult
 from trivium.bench.ops import SimplicialShape, bench_simplicial
 from trivium.bench.train import SHAPES, bench_train
+from trivium.commands import fail
 from trivium.commands.flags import parse
 from trivium.registry import UserError
+from trivium.report.storage import write_whole
 from trivium.train.environment import describe_environment
 from trivium.train.precision import choose_device
 
@@ -35,16 +38,20 @@ class TrainBenchOptions:
     """File to write the results to, such as benchmarks/results/train.json."""
 
 
-def train(arguments: Sequence[str]) -> None:
+def train(arguments: Sequence[str]) -> int:
     """Time our training step beside transformers' Trainer."""
     options = parse(
         TrainBenchOptions, arguments, "trivium bench train", "Time our training beside transformers' Trainer."
     )
     shapes = tuple(SHAPES) if options.shape == "all" else (options.shape,)
     _reserve(options.out)
-    results = bench_train(shapes, repeats=options.repeats, threads=options.threads, steps=options.steps)
+    try:
+        results = bench_train(shapes, repeats=options.repeats, threads=options.threads, steps=options.steps)
+    except WrongResult as error:
+        return fail(str(error))
     if not _keep(results, options.json, options.out):
         _show_training(results)
+    return 0
 
 
 @dataclass(frozen=True)
@@ -81,7 +88,7 @@ class OpsBenchOptions(SimplicialShape):
     """File to write the results to, such as benchmarks/results/ops.json."""
 
 
-def ops(arguments: Sequence[str]) -> None:
+def ops(arguments: Sequence[str]) -> int:
     """Time each backend of 2-simplicial attention, forward and backward, with its peak memory."""
     options = parse(OpsBenchOptions, arguments, "trivium bench ops", "Time an operator's backends side by side.")
     device = choose_device(options.device)
@@ -92,18 +99,21 @@ def ops(arguments: Sequence[str]) -> None:
     if shape.heads % shape.kv_heads:
         raise UserError(f"--kv-heads: {shape.kv_heads} do not divide the {shape.heads} query heads")
     _reserve(options.out)
-    results = bench_simplicial(
-        [shape],
-        options.backends or None,
-        repeats=options.repeats,
-        threads=options.threads,
-        device=str(device),
-        form=options.form,
-        on_progress=lambda line: print(line, file=sys.stderr),
-    )
+    try:
+        results = bench_simplicial(
+            [shape],
+            options.backends or None,
+            repeats=options.repeats,
+            threads=options.threads,
+            device=str(device),
+            form=options.form,
+            on_progress=lambda line: print(line, file=sys.stderr),
+        )
+    except WrongResult as error:
+        return fail(str(error))
     results = {"benchmark": "ops", "environment": describe_environment(device), **results}
     if _keep(results, options.json, options.out):
-        return
+        return 0
     title = f"simplicial, {options.form}, forward + backward, {results['threads']} threads, {results['device']}"
     table = Table(title=title)
     for column in ("shape", "backend", "ms", "GFLOPS", "peak MiB", "times as fast", "share of memory"):
@@ -118,20 +128,24 @@ def ops(arguments: Sequence[str]) -> None:
     console = Console()
     console.print(table)
     console.print("FLOPs: 4 D for each allowed (query head, j, k) forward, 2.5 times that backward")
+    return 0
 
 
 def _reserve(out: Path | None) -> None:
     """Find out before minutes of timing that `out` cannot be written; what it holds stays until then."""
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
+        new = not out.exists()
         out.open("a").close()
+        if new:  # a benchmark that fails leaves no empty file of results
+            out.unlink()
 
 
 def _keep(results: dict[str, Any], as_json: bool, out: Path | None) -> bool:
     """Write the results to `out` if it is given, and print them if `as_json`; say whether they were printed."""
     text = json.dumps(results, indent=1)
     if out is not None:
-        out.write_text(text + "\n")
+        write_whole(out, text + "\n")
     if as_json:
         print(text)
     return as_json

@@ -7,15 +7,16 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
+from trivium.commands.console import announce
 from trivium.commands.flags import parse
 from trivium.generate.chat import Chat, repl
-from trivium.hub.folder import load
+from trivium.train.run import load
 
 
 @dataclass(frozen=True)
 class ChatOptions:
     run: tyro.conf.Positional[Path]
-    """Run folder, or a folder that `trivium export` wrote."""
+    """Run folder (one that has not finished gives its newest checkpoint), or one that `trivium export` wrote."""
     temperature: float = 0.0
     """Temperature of sampling; 0 takes the most probable token."""
     max_tokens: int | None = None
@@ -27,6 +28,7 @@ class ChatOptions:
 def chat(arguments: Sequence[str]) -> None:
     """Read problems until quit, exit, Ctrl-C or Ctrl-D."""
     options = parse(ChatOptions, arguments, "trivium chat", "Give a trained run problems of your own.")
+    announce()
     model, tokenizer, task = load(options.run)
     talk = Chat(
         model,

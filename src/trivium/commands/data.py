@@ -15,6 +15,7 @@ from trivium.commands.recipes import read_recipe
 from trivium.data.jsonl import write_jsonl
 from trivium.data.show import ShownExample, ShownToken, show_examples, show_expression
 from trivium.model.context import model_context
+from trivium.model.positions import RUNS
 from trivium.tasks.base import SPLITS
 
 
@@ -37,7 +38,7 @@ def show(arguments: Sequence[str]) -> None:
     )
     task = recipe.task.build()
     model_context(task, recipe.model, recipe.evaluate.lengths)  # refuses a position scheme that the task has no ids for
-    positions = "block" if getattr(recipe.model, "positions", None) == "block" else "token"
+    positions = "block" if getattr(recipe.model, "positions", None) in RUNS else "token"
     chain_loss = recipe.train.chain_loss
     if options.expression is not None:
         shown = [show_expression(task, options.expression, positions=positions, chain_loss=chain_loss)]

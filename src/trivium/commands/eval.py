@@ -17,14 +17,14 @@ from trivium.config import UserError
 from trivium.evaluate.answers import evaluate as evaluate_split
 from trivium.evaluate.answers import evaluate_file
 from trivium.evaluate.config import EvaluateConfig
-from trivium.hub.folder import load
 from trivium.report.tables import length_tables, to_rich
+from trivium.train.run import load
 
 
 @dataclass(frozen=True)
 class EvalOptions:
     run: tyro.conf.Positional[Path]
-    """Run folder, or a folder that `trivium export` wrote."""
+    """Run folder (one that has not finished gives its newest checkpoint), or one that `trivium export` wrote."""
     data: Path | None = None
     """JSONL file of {"prompt", "answer", "tags"?} rows to score instead of a split of the task."""
     examples: int = 1000

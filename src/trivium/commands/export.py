@@ -6,8 +6,10 @@ from pathlib import Path
 
 import tyro
 
+from trivium.commands.console import announce
 from trivium.commands.flags import parse
-from trivium.hub.folder import load, save_model
+from trivium.hub.folder import save_model
+from trivium.train.run import load
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,7 @@ class ExportOptions:
 def export(arguments: Sequence[str]) -> None:
     """Write the model folder and say how to load it."""
     options = parse(ExportOptions, arguments, "trivium export", "Copy a run's model as a folder that loads anywhere.")
+    announce()
     model, _, task = load(options.run)
     save_model(options.folder, model, task.config)
     print(f"{options.folder}: load it with trivium.load({str(options.folder)!r})")

@@ -1,13 +1,12 @@
 """Problems as JSON lines, `{"prompt": ..., "answer": ..., "tags": {...}}`: the shape that the task `jsonl` reads."""
 
 import json
-import os
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
 from trivium.config import UserError
+from trivium.report.storage import write_whole
 from trivium.tasks.base import Split, Task
 
 
@@ -15,8 +14,8 @@ def write_jsonl(task: Task, split: Split, count: int, path: str | Path, *, overw
     """Write `count` problems of `split` to `path` and return how many there are.
 
     Validation and test problems are distinct, so that a small split gives fewer; training problems are drawn as
-    training draws them. The file is written aside and renamed. Raises UserError when `path` holds something else and
-    `overwrite` is not set, or cannot be written.
+    training draws them. Raises UserError when `path` holds something else and `overwrite` is not set, and OSError when
+    it cannot be written.
     """
     if count < 1:
         raise UserError(f"count: expected 1 or more, got {count}")
@@ -31,15 +30,8 @@ def write_jsonl(task: Task, split: Split, count: int, path: str | Path, *, overw
         row = {"prompt": example.prompt, "answer": example.answer, "tags": dict(example.tags)}
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
     content = "".join(lines).encode()
-    aside = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        if path.exists() and not overwrite and path.read_bytes() != content:
-            raise UserError(f"{path}: exists and holds something else; remove it or choose another folder")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_bytes(content)
-        aside.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            aside.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
+    if path.exists() and not overwrite and path.read_bytes() != content:
+        raise UserError(f"{path}: exists and holds something else; remove it or choose another folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, content)
     return len(lines)

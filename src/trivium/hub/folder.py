@@ -30,7 +30,7 @@ MODEL_TYPE = "trivium"
 def save_model(folder: str | Path, model: LanguageModel, task_config: TaskConfig) -> None:
     """Write `model` and its task to `folder`; an older save of the same configuration is replaced.
 
-    Raises UserError when `folder` holds something else, or may not be written.
+    Raises UserError when `folder` holds something else, and OSError when it cannot be written.
     """
     folder = Path(folder)
     _restore(folder)
@@ -46,7 +46,7 @@ def save_model(folder: str | Path, model: LanguageModel, task_config: TaskConfig
 
 
 def load(folder: str | Path) -> tuple[LanguageModel, CharacterTokenizer, Task]:
-    """Return (model, tokenizer, task) from a run folder or a model folder; the model is on the CPU, in eval mode.
+    """Return (model, tokenizer, task) from a model folder or a finished run's folder; the model is in eval mode.
 
     Raises UserError when it is neither, or when a file in it is missing, damaged or of another model.
     """
@@ -54,8 +54,6 @@ def load(folder: str | Path) -> tuple[LanguageModel, CharacterTokenizer, Task]:
     inner = folder / "model"
     if not (folder / CONFIG_FILE).is_file() and (inner / CONFIG_FILE).is_file():
         return load_model(inner)
-    if (folder / "config.yaml").is_file() and not inner.exists():
-        raise UserError(f"{folder}: this run has no finished model yet (no folder 'model' in it)")
     return load_model(folder)
 
 
@@ -209,11 +207,8 @@ def _written_aside(folder: Path) -> Iterator[Path]:
     Files of the old folder that the block did not write are kept.
     """
     aside, new, old = _places_aside(folder)
-    try:
-        shutil.rmtree(aside, ignore_errors=True)
-        new.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written: {error.strerror}") from None
+    shutil.rmtree(aside, ignore_errors=True)
+    new.mkdir(parents=True)
     try:
         yield new
         if folder.exists():

@@ -19,11 +19,13 @@ MODELS = Registry("model", "trivium.model")
 
 @dataclass(frozen=True)
 class ModelContext:
-    """What a task tells the model: vocabulary size, which ids are digits, and the longest sequence in tokens."""
+    """What a task tells the model: vocabulary size, the longest sequence in tokens, which ids are digits, and whether
+    every number is written least significant digit first."""
 
     vocab_size: int
     max_length: int
     digit_ids: tuple[int, ...] = ()
+    least_first: bool = False
     backends: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -25,6 +25,7 @@ def model_context(task: Task, config: ModelConfig, lengths: Sequence[int] = ()) 
         vocab_size=len(task.alphabet),
         max_length=wanted or needed,
         digit_ids=task.alphabet.digit_ids,
+        least_first=task.least_first,
     )
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         config.build(context)

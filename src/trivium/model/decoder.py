@@ -32,7 +32,7 @@ from trivium.model.block import (
 )
 from trivium.model.feedforward import FeedForwardKind
 from trivium.model.layers import format_layers, parse_layers
-from trivium.model.positions import PositionKind, Positions, table_rows
+from trivium.model.positions import RUNS, PositionKind, Positions, table_rows
 
 # Sizes of published addition models (SPEC, section 4). A preset fills what the recipe leaves out.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -58,11 +58,16 @@ class DecoderConfig(ModelConfig):
     layers: str = knob(None)
     """Mixer of each layer: name(option=value, ...)*count + ... (attention*2 when no preset gives it)."""
     positions: PositionKind = "learned"
-    """How tokens know their place; block numbers the digits of each run (Abacus)."""
+    """How tokens know their place; block numbers the digits of each run (Abacus), coupled does so where digits of
+    equal significance then share an id, and its random offset moves all tokens (position coupling)."""
     block_offset: int = 0
-    """Largest random offset that training adds to the block ids of a sequence."""
+    """Largest random offset that training adds to the block or coupled ids of a sequence."""
     feedforward: FeedForwardKind = knob(None)
     """Feed-forward of each block: gelu, gelu_new (GPT-2's tanh form) or swiglu (gelu when no preset gives it)."""
+    loops: int = 1
+    """Passes through the layers with the same weights, each with a state of its own (looped transformer)."""
+    input_injection: bool = False
+    """Add the embeddings to the input of every layer but the first, in every pass."""
     ff_width: int | None = None
     """Hidden width of the feed-forward; null is 4 times the width, 8/3 with swiglu."""
     norm: Norm = "layernorm"
@@ -84,10 +89,11 @@ class DecoderConfig(ModelConfig):
                 object.__setattr__(self, name, default)
         if self.preset is not None and self.preset not in PRESETS:
             raise UserError(f"preset: {self.preset!r} is not allowed; allowed: {', '.join(PRESETS)}")
-        check_numbers(self, ("width", "heads", "ff_width", "max_length"))
-        if self.block_offset < 0 or (self.block_offset and self.positions != "block"):
+        check_numbers(self, ("width", "heads", "loops", "ff_width", "max_length"))
+        if self.block_offset < 0 or (self.block_offset and self.positions not in RUNS):
             raise UserError(
-                f"block_offset: {self.block_offset} is not allowed; allowed: 0 or more, and 0 without block positions"
+                f"block_offset: {self.block_offset} is not allowed; "
+                "allowed: 0 or more, and 0 without block or coupled positions"
             )
         check_choices(
             self,
@@ -133,17 +139,17 @@ class DecoderConfig(ModelConfig):
 
     def mixer_flops_per_token(self, context: ModelContext, length: int) -> float:
         mixer_context = self.mixer_context(context)
-        return sum(mixer.flops_per_token(mixer_context, length) for mixer in self.mixers)
+        return self.loops * sum(mixer.flops_per_token(mixer_context, length) for mixer in self.mixers)
 
     def flops_per_token(self, context: ModelContext, length: int) -> float:
         block = feedforward.flops_per_token(self.feedforward, self.width, self.hidden_width)
-        rest = len(self.mixers) * block + 2 * self.width * context.vocab_size
+        rest = self.loops * len(self.mixers) * block + 2 * self.width * context.vocab_size
         return self.mixer_flops_per_token(context, length) + rest
 
     def state_bytes(self, context: ModelContext, length: int, dtype: torch.dtype) -> int:
         mixer_context = self.mixer_context(context)
-        counters = 8 * (2 if self.positions == "block" else 1)
-        return counters + sum(mixer.state_bytes(mixer_context, length, dtype) for mixer in self.mixers)
+        counters = 8 * (2 if self.positions in RUNS else 1)
+        return counters + self.loops * sum(mixer.state_bytes(mixer_context, length, dtype) for mixer in self.mixers)
 
     def equals_at(self, other: ModelConfig, length: int) -> bool:
         """Say whether both compute the same on every sequence of up to `length` tokens, given equal weights."""
@@ -171,13 +177,15 @@ class DecoderConfig(ModelConfig):
         variants += [
             {"tied": False, "norm": "rmsnorm", "feedforward": "swiglu", "ff_width": 21},
             {"checkpoint_activations": True, "feedforward": "gelu_new", "positions": "block", "block_offset": 3},
+            {"positions": "block", "loops": 3, "input_injection": True},
         ]
         return [cls(**{"width": 24, "heads": 2, **variant}) for variant in variants]
 
 
 @dataclass
 class DecoderState(State):
-    """The mixers' states, the tokens that each row has seen, and the digits that it ended with (block ids)."""
+    """The mixers' states (of every pass), the tokens that each row has seen, and the digits that it ended with (block
+    ids)."""
 
     mixers: list[State]
     lengths_B: Tensor
@@ -219,9 +227,9 @@ class Decoder(LanguageModel):
         dtype = weight.dtype if dtype is None else dtype
         counter_B = torch.zeros(batch, dtype=torch.int64, device=device)
         return DecoderState(
-            mixers=[block.mixer.init_state(batch, room, device, dtype) for block in self._blocks()],
+            mixers=[block.mixer.init_state(batch, room, device, dtype) for block in self._passes()],
             lengths_B=counter_B,
-            run_B=counter_B.clone() if self.config.positions == "block" else None,
+            run_B=counter_B.clone() if self.config.positions in RUNS else None,
         )
 
     def forward(
@@ -248,13 +256,18 @@ class Decoder(LanguageModel):
             x_BTD = functional.dropout(x_BTD, self.config.dropout, self.training)
         recompute = self.config.checkpoint_activations and state is None and torch.is_grad_enabled()
         mixer_states: list[Any] = []
-        for index, block in enumerate(self._blocks()):
+        embedded_BTD, passes = x_BTD, self._passes()
+        for index, block in enumerate(passes):
+            if self.config.input_injection and index:
+                x_BTD = x_BTD + embedded_BTD
             mixer_state = None if state is None else state.mixers[index]
             # Where no logits are wanted nothing reads what the last block's second half would add.
-            wanted = wanted_N if index == len(self.blocks) - 1 else None
+            wanted = wanted_N if index == len(passes) - 1 else None
             arguments = (x_BTD, mixer_state, lengths_B, documents_BT, positions_BT, None, wanted)
             if recompute:
-                x_BTD, mixer_state = checkpoint(block, *arguments, use_reentrant=False)
+                # The state of a generator cannot be read while a step is captured; without dropout nobody needs it.
+                random = self.config.dropout > 0
+                x_BTD, mixer_state = checkpoint(block, *arguments, use_reentrant=False, preserve_rng_state=random)
             else:
                 x_BTD, mixer_state = block(*arguments)
             mixer_states.append(mixer_state)
@@ -276,5 +289,6 @@ class Decoder(LanguageModel):
             state.run_B.copy_(run_B)
         return state
 
-    def _blocks(self) -> list[Block]:
-        return cast("list[Block]", list(self.blocks))
+    def _passes(self) -> list[Block]:
+        """Return the blocks in the order in which a token meets them, each as often as it does."""
+        return cast("list[Block]", list(self.blocks) * self.config.loops)

@@ -14,7 +14,8 @@ from torch.nn import functional
 from trivium.model.base import ModelContext
 from trivium.registry import UserError
 
-PositionKind = Literal["learned", "sinusoidal", "rotary", "block", "none"]
+PositionKind = Literal["learned", "sinusoidal", "rotary", "block", "coupled", "none"]
+RUNS: tuple[PositionKind, ...] = ("block", "coupled")  # the schemes that number the digits of each run
 
 
 def document_starts(documents_BT: Tensor) -> Tensor:
@@ -46,15 +47,18 @@ def table_rows(kind: PositionKind, max_length: int, block_offset: int = 0) -> in
     """Return the rows of the scheme's trained table; 0 for schemes without one."""
     if kind == "learned":
         return max_length
-    return max_length + 1 + block_offset if kind == "block" else 0
+    return max_length + 1 + block_offset if kind in RUNS else 0
 
 
 def check_positions(kind: PositionKind, context: ModelContext) -> None:
     """Raise UserError if the task gives the scheme nothing to count."""
-    if kind == "block" and not context.digit_ids:
+    others = "allowed: learned, sinusoidal, rotary, none"
+    if kind in RUNS and not context.digit_ids:
+        raise UserError(f"model.positions: {kind} numbers the digits of a run, and this task has no digits; {others}")
+    if kind == "coupled" and not context.least_first:
         raise UserError(
-            "model.positions: block numbers the digits of a run, and this task has no digits; "
-            "allowed: learned, sinusoidal, rotary, none"
+            "model.positions: coupled gives digits of equal significance one id, and this task writes numbers most "
+            f"significant digit first: a number's first digit does not know how many follow; {others}, block"
         )
 
 
@@ -76,7 +80,7 @@ class Positions(nn.Module):
         if self.rows:
             self.table = nn.Embedding(self.rows, width)
             nn.init.normal_(self.table.weight, std=std)
-        if kind == "block":
+        if kind in RUNS:
             digit_V = torch.tensor([index in context.digit_ids for index in range(context.vocab_size)])
             self.register_buffer("digit_V", digit_V, persistent=False)
 
@@ -97,7 +101,7 @@ class Positions(nn.Module):
         if self.kind == "none":
             return None, None, None
         starts_BT = None if documents_BT is None else document_starts(documents_BT)
-        if self.kind == "block":
+        if self.kind in RUNS:
             ids_BT = block_ids(self.digit_V[tokens_BT], run_B, starts_BT)
             new_run_B = None if run_B is None else _last(ids_BT, run_B, lengths_B)
             if self.training and self.block_offset and past_B is None:
@@ -131,20 +135,22 @@ class Positions(nn.Module):
         return self.table(ids)
 
     def _too_long(self, given: int, what: str) -> ValueError:
-        allowed = self.rows - (self.kind == "block")
+        allowed = self.rows - (self.kind in RUNS)
         return ValueError(
             f"{given} {what} given, but the {self.kind} position table of this model allows at most {allowed}; "
             "train with a larger model.max_length"
         )
 
     def _shift(self, ids_BT: Tensor, starts_BT: Tensor | None) -> Tensor:
-        """Add one random offset a sequence to the ids of its digits."""
+        """Add one random offset a sequence to the ids of its digits, or of all its tokens where they are coupled."""
         offsets_BT = torch.randint(self.block_offset + 1, ids_BT.shape, device=ids_BT.device)
         if starts_BT is None:
             offsets_BT = offsets_BT[:, :1]
         else:
             index_T = torch.arange(ids_BT.shape[1], device=ids_BT.device)
             offsets_BT = offsets_BT.gather(1, index_T - document_positions(starts_BT))
+        if self.kind == "coupled":
+            return ids_BT + offsets_BT
         return torch.where(ids_BT > 0, ids_BT + offsets_BT, 0)
 
     def _sinusoid(self, ids: Tensor, dtype: torch.dtype) -> Tensor:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 from trivium.report.spread import spread
+from trivium.report.storage import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -222,10 +223,12 @@ def save(figure: "Figure", path: Path) -> Path:
     """Write `figure` to `path` as its suffix says (.svg or .png) and return the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".svg":
-        path.write_text(to_svg(figure), encoding="utf-8")
+        write_whole(path, to_svg(figure))
         return path
+    buffer = BytesIO()
     with _look():
-        figure.savefig(path, dpi=160)
+        figure.savefig(buffer, format=path.suffix.removeprefix("."), dpi=160)
+    write_whole(path, buffer.getvalue())
     return path
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trivium.config import UserError
 from trivium.report.figures import to_svg
+from trivium.report.storage import write_whole
 from trivium.report.tables import Table
 
 if TYPE_CHECKING:
@@ -57,15 +57,9 @@ class Section:
 
 
 def write_page(path: Path, *, title: str, subtitle: str, sections: Sequence[Section]) -> Path:
-    """Write the page to `path` and return that; raise UserError when it cannot be written."""
+    """Write the page to `path` and return that; raise OSError naming `path`, where a page of before then stays."""
     text = render_page(title=title, subtitle=subtitle, sections=sections)
-    aside = path.with_name(f".{path.name}.tmp")
-    try:
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(path)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+    write_whole(path, text)
     return path
 
 

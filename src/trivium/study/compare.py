@@ -15,6 +15,7 @@ from typing import Any
 from trivium.config import UserError, config_hash, to_dict, to_yaml
 from trivium.registry import nearest
 from trivium.report.folder import read_json, read_result
+from trivium.report.storage import write_whole
 from trivium.report.study import write_study_page
 from trivium.study.jobs import TRAIN, Event, Failure, Job, Plan, Workers, available_cores, plan
 from trivium.study.recipe import CompareConfig, Recipe
@@ -24,7 +25,6 @@ from trivium.train.distributed import world_of_environment
 from trivium.train.precision import choose_device
 from trivium.train.prepare import prepare
 from trivium.train.run import read_config
-from trivium.train.storage import write_whole
 
 SECONDS_FOR_ORPHANS = 90.0
 
@@ -263,11 +263,8 @@ def _plan(recipe: Recipe, variants: Sequence[Variant], folder: Path, runs: int, 
 @contextmanager
 def _hold(folder: Path) -> Iterator[int]:
     """Make the study's folder and keep other processes out of it; workers of a killed study are waited for."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder / "study.lock", os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written: {error.strerror}") from None
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder / "study.lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         deadline = time.monotonic() + SECONDS_FOR_ORPHANS
         while True:

@@ -133,6 +133,7 @@ class Addition(Task):
             config.separator,
         )
         self.alphabet = self.notation.alphabet
+        self.least_first = self.notation.least_first
         # Every length grows with the digits and with the carries, and the largest operands have the most of both.
         self.max_length = len(
             self.alphabet.encode(self.render(*[config.base**config.max_digits - 1] * config.operands))

@@ -89,6 +89,7 @@ class TaskConfig(ABC):
 
     registry: ClassVar[Registry] = TASKS
     kind: ClassVar[str]
+    extra: ClassVar[str | None] = None  # what must be installed for the task, if anything
 
     @abstractmethod
     def build(self) -> "Task": ...
@@ -109,7 +110,8 @@ class TaskConfig(ABC):
     def examples(cls, folder: Path | None = None) -> Sequence["TaskConfig"]:
         """Return small configs that the contract tests run; override to cover each format.
 
-        A task that reads files writes small ones into `folder`, and has no examples without one.
+        A task that reads files writes small ones into `folder`, and has no examples without one. One whose extra is
+        not installed has none.
         """
         return [cls()]
 
@@ -121,6 +123,8 @@ class Task(ABC):
     can judge an example without answer, once the generated text has completed its problem. `labels` says that the
     answer is not generated but read at the places of the prompt, all in one pass: the input is the prompt alone, and
     the answer's symbols are the targets of the places that are scored, in order, and then the end symbol.
+    `least_first` says that every number is written least significant digit first, so that digits of equal significance
+    are equally far from the starts of their runs.
 
     A `stage` is that of a curriculum: 0 is the whole task, any other is the longest length that problems may have.
     """
@@ -128,6 +132,7 @@ class Task(ABC):
     version: ClassVar[int] = 1
     checks_half_problems: ClassVar[bool] = False
     labels: ClassVar[bool] = False
+    least_first: bool = False
     config: Any
     alphabet: Alphabet
     max_length: int

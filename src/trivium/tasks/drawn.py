@@ -4,7 +4,7 @@ Shapes: B problems, P tokens of the longest prompt, A tokens of the longest answ
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 
 from trivium.registry import UserError
 from trivium.tasks.answers import strip_end
-from trivium.tasks.base import ANSWER, PAD, PROMPT, SPLITS, Batch, Example, Split, Task, TaskConfig, Verdict
+from trivium.tasks.base import ANSWER, CHAIN, PAD, PROMPT, SPLITS, Batch, Example, Split, Task, TaskConfig, Verdict
 from trivium.tasks.counter_random import GOLDEN, key, mix
 
 END = "<end>"
@@ -160,6 +160,14 @@ class DrawnTask(Task):
         assert problems.answer_lengths_B is not None
         return problems.answers_BA, problems.answer_lengths_B
 
+    def hashes(self, problems: Drawn) -> np.ndarray:
+        """Return the uint64 hash (B,) that says which split a problem belongs to: equal for equal `canonical`."""
+        return prompt_hashes(problems)
+
+    def chain_lengths(self, problems: Drawn) -> np.ndarray:
+        """Return how many tokens (B,) of each answer are a chain of thought; none by default."""
+        return np.zeros_like(problems.lengths_B)
+
     def size(self, split: Split) -> int | None:
         return self.config.train_examples if split == "train" else None
 
@@ -186,7 +194,7 @@ class DrawnTask(Task):
             if total > COUNTED:
                 self._checked.update(splits)
                 return
-        hashes = np.unique(prompt_hashes(self.propose(mix(np.arange(PROBES, dtype=np.uint64) + GOLDEN))))
+        hashes = np.unique(self.hashes(self.propose(mix(np.arange(PROBES, dtype=np.uint64) + GOLDEN))))
         for split in splits:
             if not self._within(hashes, split).any():
                 raise UserError(
@@ -222,7 +230,7 @@ class DrawnTask(Task):
             tries = max(1, min(int(1 / share), most // len(pending)))
             counters = np.arange(attempt + 1, attempt + 1 + tries, dtype=np.uint64) * GOLDEN
             proposed = self.propose(mix(streams_B[pending][:, None] + counters).ravel())
-            taken = self._within(prompt_hashes(proposed), split).reshape(-1, tries)
+            taken = self._within(self.hashes(proposed), split).reshape(-1, tries)
             hit = taken.any(axis=1)
             parts.append(proposed.rows(np.flatnonzero(hit) * tries + taken.argmax(axis=1)[hit]))
             places.append(pending[hit])
@@ -262,7 +270,7 @@ class DrawnTask(Task):
             stop = start + max(64, count - len(chosen))
             indices = np.arange(start, stop if size is None else min(stop, size))
             # Two problems of one 64-bit hash would count as one: 100,000 problems lose one with a chance of 3e-10.
-            for index, found in zip(indices.tolist(), prompt_hashes(task.draw(split, indices)).tolist(), strict=True):
+            for index, found in zip(indices.tolist(), task.hashes(task.draw(split, indices)).tolist(), strict=True):
                 if len(chosen) == count or stale >= 1000 + 20 * len(seen):  # as Task.distinct
                     return np.array(chosen, dtype=np.int64)
                 stale += 1
@@ -304,12 +312,15 @@ class DrawnTask(Task):
         ids_BT[answer_BT] = answers_BA[np.arange(answers_BA.shape[1]) < answer_lengths_B[:, None]]
         ids_BT[np.arange(len(totals_B)), totals_B - 1] = self.alphabet.end_id
         answer_BT |= place_T == (totals_B - 1)[:, None]
-        regions_BT = np.where(prompt_BT, PROMPT, np.where(answer_BT, ANSWER, PAD)).astype(np.uint8)[:, 1:]
+        regions_BT = np.where(prompt_BT, PROMPT, np.where(answer_BT, ANSWER, PAD)).astype(np.uint8)
+        chain_BT = ~prompt_BT & (place_T < (prompts_B + self.chain_lengths(problems))[:, None])
+        regions_BT[chain_BT] = CHAIN
+        regions_BT = regions_BT[:, 1:]
         inside_BT = place_T[:-1] < (totals_B - 1)[:, None]
         return Batch(
             np.where(inside_BT, ids_BT[:, :-1], self.alphabet.pad_id),
             ids_BT[:, 1:],
-            (regions_BT == ANSWER).astype(np.float32),
+            ((regions_BT == ANSWER) | (regions_BT == CHAIN)).astype(np.float32),
             regions_BT,
             totals_B - 1,
             prompts_B.copy(),
@@ -338,7 +349,7 @@ class DrawnTask(Task):
         targets = [next(labels) if labelled else self.alphabet.pad_id for labelled in places]
         return tokens, targets, [float(labelled) for labelled in places]
 
-    def canonical(self, example: Example) -> str:
+    def canonical(self, example: Example) -> Hashable:
         return example.prompt
 
     def parse(self, expression: str) -> Example:

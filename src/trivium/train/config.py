@@ -92,6 +92,8 @@ class TrainConfig:
     """Arithmetic of the forward and backward pass; auto is bfloat16 where the processor has it."""
     compile: bool = False
     """Compile the model with torch.compile."""
+    capture: Literal["auto", "yes", "no"] = knob("auto", affects_results=False)
+    """Make a CUDA graph of the whole training step; auto does so where it can be done, yes insists."""
     device: str = knob("auto", affects_results=False)
     """Device to train on: auto, cpu, cuda, cuda:1 ..."""
     threads: int | None = knob(None, affects_results=False)

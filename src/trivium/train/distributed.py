@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from trivium.config import UserError
+from trivium.train.stop import TrainingStopped
 
 T = TypeVar("T")
 
@@ -107,19 +108,18 @@ def from_first(world: World, function: Callable[[], T]) -> T:
     """Call `function` in the first process alone and return its value in all; its error is raised in all too."""
     if world.size == 1:
         return function()
-    outcome: list[Any] = [None, None, None]
+    outcome: list[Any] = [None, None]
     error: BaseException | None = None
     if world.first:
         try:
             outcome[0] = function()
         except (Exception, KeyboardInterrupt) as caught:
             error = caught
-            outcome[1], outcome[2] = type(caught).__name__, str(caught)
+            foreseen = isinstance(caught, UserError | TrainingStopped | OSError | KeyboardInterrupt)
+            outcome[1] = caught if foreseen else RuntimeError(f"the first process failed: {caught!r}")
     dist.broadcast_object_list(outcome, src=0)
     if error is not None:
         raise error
-    if outcome[1] == UserError.__name__:
-        raise UserError(outcome[2])
     if outcome[1] is not None:
-        raise RuntimeError(f"the first process stopped with {outcome[1]}: {outcome[2]}")
+        raise outcome[1]
     return outcome[0]

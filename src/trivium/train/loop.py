@@ -1,7 +1,4 @@
-"""The training loop, from a recipe to result.json: read it from top to bottom.
-
-Shapes: B examples of this process, T tokens, N scored tokens, V vocabulary.
-"""
+"""The training loop, from a recipe to result.json: read it from top to bottom."""
 
 import json
 import math
@@ -9,6 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,26 +21,20 @@ from trivium.hub.folder import save_model
 from trivium.model.base import LanguageModel, ModelContext
 from trivium.ops.dispatch import chosen, forget
 from trivium.tasks.base import Task
+from trivium.train.capture import CapturedSteps, EagerSteps, choose_capture
 from trivium.train.checkpoint import CheckpointError, newest_good, remove_leftovers, save_checkpoint
 from trivium.train.config import RunConfig
-from trivium.train.distributed import (
-    exchange,
-    from_first,
-    join,
-    parallel,
-    sum_over_processes,
-    sum_tensor,
-    world_of_environment,
-)
+from trivium.train.distributed import from_first, join, parallel, sum_over_processes, world_of_environment
 from trivium.train.environment import describe_environment
 from trivium.train.memory import keep_freed_memory
 from trivium.train.objectives import NextToken
-from trivium.train.optim import build_optimizer, clip_gradients, set_learning_rate
+from trivium.train.optim import build_optimizer, set_learning_rate
 from trivium.train.precision import Precision, choose_device, choose_precision
 from trivium.train.prepare import prepare
 from trivium.train.run import Run
 from trivium.train.schedule import learning_rate
 from trivium.train.state import Position, TrainingState
+from trivium.train.step import Step, reads
 from trivium.train.stop import Interrupted, StorageFailed, TrainingDiverged, listening
 from trivium.train.track import Tracker
 
@@ -86,6 +78,7 @@ def train(
     made = prepare(config, world.size)
     task, stream, length, curriculum = made.task, made.stream, made.length, made.curriculum
     objective = NextToken(options.chain_loss, options.prompt_loss)
+    capture = choose_capture(options.capture, device, world, precision)
 
     join(world, device)
     with listening() as request, ExitStack() as held:
@@ -123,8 +116,14 @@ def train(
 
         forward = cast(nn.Module, torch.compile(model)) if options.compile else model
         forward = parallel(forward, world, device)
+        step = Step(forward, objective, optimizer, scaler, parameters, options.clip, precision, world)
+        required = options.capture == "yes"
+        steps = CapturedSteps(step, device, capture, required) if capture.captured else EagerSteps(step, device)
+        held.enter_context(steps.running())
+        # On a GPU each shape costs a graph: batches are filled up to a few.
+        longest = task.max_length - 1 if device.type == "cuda" else None
 
-        here = describe_environment(device)
+        here = {**describe_environment(device), "capture": capture.record()}
         if record is None:
             record = {
                 **here,
@@ -136,6 +135,7 @@ def train(
             }
         else:
             record["continued"].append({"step": at.step, **here})
+        started = record["continued"][-1] if record["continued"] else record
         tracker: Tracker | None = None
         if world.first:
             run.write_environment(record)
@@ -151,20 +151,19 @@ def train(
         def read_losses() -> None:
             nonlocal loss_value, norm_value
             values = torch.stack([torch.stack((loss, norm)) for _, loss, norm in unread]).tolist() if unread else []
-            steps = [step for step, _, _ in unread]
+            numbers = [number for number, _, _ in unread]
             unread.clear()
-            for step, (loss_value, norm_value) in zip(steps, values, strict=True):
+            for number, (loss_value, norm_value) in zip(numbers, values, strict=True):
                 for name, value in (("loss", loss_value), ("gradient norm", norm_value)):
                     overflowed = name == "gradient norm" and scaler.is_enabled()  # such a step is skipped, not lost
                     if not math.isfinite(value) and not overflowed:
-                        indices = stream.indices(step, at.stage).tolist()
-                        message = f"step {step + 1}: the {name} is {value} on training indices {_spans(indices)}"
-                        raise TrainingDiverged(message, step, checkpoint, indices)
+                        indices = stream.indices(number, at.stage).tolist()
+                        message = f"step {number + 1}: the {name} is {value} on training indices {_spans(indices)}"
+                        raise TrainingDiverged(message, number, checkpoint, indices)
                 at.row_loss += loss_value
 
         def write_row(row: dict[str, Any]) -> None:
-            if tracker is None:
-                return
+            assert tracker is not None
             try:
                 tracker.log({"step": at.step, "tokens": at.tokens, "examples": at.examples, **row})
             except OSError as error:
@@ -198,6 +197,14 @@ def train(
                 stage=stage,
             )
 
+        def validate() -> tuple[int, int]:
+            at.validation = score(made.validation_indices, 0)
+            write_row({"split": "validation", **at.validation})
+            stage_row = curriculum.advance(at, score)
+            if stage_row is not None:
+                write_row(stage_row)
+            return at.stage, at.stage_evaluations
+
         clock = time.perf_counter()
         while length.fraction(at.step, at.tokens) < 1:
             batch = stream.batch(at.step, world.rank, world.size, at.stage)
@@ -211,6 +218,7 @@ def train(
             ]
             weight, tokens, examples, stop = sum_over_processes(counts, world, device)
             if stop:
+                read_losses()
                 save()
                 name = request.signal or "a signal"
                 raise Interrupted(f"interrupted by {name} after step {at.step}", at.step, checkpoint)
@@ -219,31 +227,8 @@ def train(
 
             rate = learning_rate(options, at.step, length.fraction(at.step, at.tokens))
             set_learning_rate(optimizer, rate)
-            tokens_BT = torch.from_numpy(batch.tokens_BT).to(device, non_blocking=True)
-            part = options.micro_batch or len(batch)
-            loss = torch.zeros((), device=device)
-            for start in range(0, len(batch), part):
-                rows = slice(start, start + part)
-                # Logits are made only where they are scored, which spares the last block its other half elsewhere.
-                scored = np.flatnonzero(weights[rows])
-                scored_N, targets_N, weights_N = (
-                    torch.from_numpy(array).to(device, non_blocking=True)
-                    for array in (scored, batch.targets_BT[rows].flat[scored], weights[rows].flat[scored])
-                )
-                with exchange(forward, last=start + part >= len(batch)):
-                    with precision.autocast():
-                        logits_NV, _ = forward(tokens_BT[rows], wanted_N=scored_N)
-                    part_loss = objective.loss_sum(logits_NV, targets_N, weights_N) / weight
-                    # DDP averages gradients over processes; the loss of the whole batch needs their sum.
-                    scaler.scale(part_loss * world.size).backward()
-                    loss += part_loss.detach()
-            scaler.unscale_(optimizer)
-            norm = clip_gradients(parameters, options.clip)
-            scaler.step(optimizer)
-            scaler.update()
-            optimizer.zero_grad(set_to_none=True)
-
-            unread.append((at.step, sum_tensor(loss, world), norm))
+            passes = reads(batch, weights, options.micro_batch, longest=longest, pad_id=task.alphabet.pad_id)
+            unread.append((at.step, *steps(passes, weight)))
             at.step += 1
             at.tokens += int(tokens)
             at.examples += int(examples)
@@ -262,34 +247,27 @@ def train(
 
             if log_due:
                 at.train_loss = at.row_loss / at.row_steps
-                write_row(
-                    {
-                        "split": "train",
-                        **({"stage": at.stage} if options.curriculum.lengths else {}),
-                        "loss": at.train_loss,
-                        "learning_rate": rate,
-                        "gradient_norm": norm_value if math.isfinite(norm_value) else None,
-                        "seconds": at.seconds,
-                        "tokens_per_second": at.row_tokens / at.row_seconds,
-                    }
-                )
+                row = {
+                    "split": "train",
+                    **({"stage": at.stage} if options.curriculum.lengths else {}),
+                    "loss": at.train_loss,
+                    "learning_rate": rate,
+                    "gradient_norm": norm_value if math.isfinite(norm_value) else None,
+                    "seconds": at.seconds,
+                    "tokens_per_second": at.row_tokens / at.row_seconds,
+                }
+                from_first(world, partial(write_row, row))
                 at.row_steps, at.row_tokens, at.row_seconds, at.row_loss = 0, 0, 0.0, 0.0
-            if eval_due and world.first:
-                at.validation = score(made.validation_indices, 0)
-                write_row({"split": "validation", **at.validation})
-                stage_row = curriculum.advance(at, score)
-                if stage_row is not None:
-                    write_row(stage_row)
-            if eval_due and options.curriculum.lengths:
-                at.stage, at.stage_evaluations = from_first(world, lambda: (at.stage, at.stage_evaluations))
+            if eval_due:
+                at.stage, at.stage_evaluations = from_first(world, validate)
             if save_due:
                 save()
             if eval_due or save_due:
                 clock = time.perf_counter()
             operators = {**record["operators"], **chosen()}
-            if world.first and operators != record["operators"]:
+            if world.first and (operators != record["operators"] or started["capture"] != capture.record()):
                 # Known once the model has run; of code that an earlier run compiled, once it is evaluated.
-                record["operators"] = operators
+                record["operators"], started["capture"] = operators, capture.record()
                 run.write_environment(record)
             if on_progress is not None and world.first and (ended or now - shown >= PROGRESS_SECONDS):
                 shown = now

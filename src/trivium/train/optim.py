@@ -31,11 +31,18 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
         {"params": [p for name, p in named_parameters(model) if name not in decayed], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
+    device = next(model.parameters()).device
+    captured = device.type == "cuda"  # there the rate is a tensor, which a graph of the step reads anew
+    rate = torch.tensor(config.learning_rate, device=device) if captured else config.learning_rate
+    return torch.optim.AdamW(groups, lr=rate, betas=(config.beta1, config.beta2), fused=True, capturable=captured)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Set the learning rate of every group for the next step."""
+    first = optimizer.param_groups[0]["lr"]
+    if isinstance(first, Tensor):  # one for all groups
+        first.fill_(rate)
+        return
     for group in optimizer.param_groups:
         group["lr"] = rate
 

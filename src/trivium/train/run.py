@@ -8,20 +8,23 @@ result.json is written last: a folder that has it is finished.
 import errno
 import fcntl
 import json
+import logging
 import os
 from pathlib import Path
 from typing import IO, Any
 
+import torch
+
 from trivium.config import UserError, config_hash, from_dict, load_yaml, results_only, to_yaml
 from trivium.data.tokenizers import CharacterTokenizer
-from trivium.hub.folder import load_model
+from trivium.hub.folder import load as load_finished
 from trivium.model.base import LanguageModel
 from trivium.model.context import model_context
 from trivium.report.folder import read_json
+from trivium.report.storage import write_whole
 from trivium.tasks.base import Task
 from trivium.train.checkpoint import load_model_tensors, newest_good, read_checkpoint
 from trivium.train.config import RunConfig
-from trivium.train.storage import write_whole
 
 CONFIG, ENVIRONMENT, METRICS, RESULT, SAMPLES = (
     "config.yaml",
@@ -31,6 +34,8 @@ CONFIG, ENVIRONMENT, METRICS, RESULT, SAMPLES = (
     "samples.jsonl",
 )
 _LOCK = "run.lock"
+
+_log = logging.getLogger("trivium")
 
 
 class Run:
@@ -74,7 +79,7 @@ class Run:
         """Make the folder, or claim one of the same configuration to continue it.
 
         Raises UserError when the folder holds something else, a run of another configuration, or is being trained
-        by another process, and when it cannot be written.
+        by another process, and OSError when it cannot be written.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -89,10 +94,7 @@ class Run:
                 _refuse_other(self.folder, self.config)
             else:
                 write_whole(self.folder / CONFIG, to_yaml(self.config))
-        except OSError as error:
-            self.close()
-            raise UserError(f"{self.folder}: cannot be written: {error.strerror or error}") from None
-        except UserError:
+        except (OSError, UserError):
             self.close()
             raise
 
@@ -165,21 +167,22 @@ def read_config(folder: str | Path) -> RunConfig:
         raise UserError(f"{folder / CONFIG}: {error}") from None
 
 
-def load_run(folder: str | Path) -> tuple[RunConfig, LanguageModel, CharacterTokenizer, Task]:
-    """Return (config, model, tokenizer, task) of a run, the model in eval mode.
+def load(folder: str | Path) -> tuple[LanguageModel, CharacterTokenizer, Task]:
+    """Return (model, tokenizer, task) of a run folder or a model folder, the model on the CPU, in eval mode.
 
-    It is the final model, or that of the newest good checkpoint while there is none. Raises UserError if `folder`
-    is not a run folder or has neither.
+    A run that has no final model yet gives that of its newest good checkpoint, and a warning in the log says so.
+    Raises UserError when `folder` is neither, has neither, or a file in it is missing, damaged or of another model.
     """
     folder = Path(folder)
+    if not (folder / CONFIG).is_file() or (folder / "model").exists():
+        return load_finished(folder)
     config = read_config(folder)
-    if (folder / "model").is_dir():
-        model, tokenizer, task = load_model(folder / "model")
-        return config, model, tokenizer, task
     path = newest_good(folder / "checkpoints")
     if path is None:
         raise UserError(f"{folder}: this run has no model and no checkpoint yet")
+    _log.warning("%s: this run has not finished; using its newest good checkpoint, %s", folder, path.name)
     task = config.task.build()
-    model = config.model.build(model_context(task, config.model, config.evaluate.lengths))
+    with torch.random.fork_rng(devices=[]):
+        model = config.model.build(model_context(task, config.model, config.evaluate.lengths))
     load_model_tensors(model, read_checkpoint(path)[0], path)
-    return config, model.eval(), CharacterTokenizer(task.alphabet), task
+    return model.eval(), CharacterTokenizer(task.alphabet), task

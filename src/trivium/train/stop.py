@@ -11,11 +11,16 @@ from types import FrameType
 class TrainingStopped(RuntimeError):  # noqa: N818 (an interruption is no error)
     """A run that ended early. `step` steps are done; `checkpoint` is the newest good one, None when there is none."""
 
-    def __init__(self, message: str, step: int, checkpoint: Path | None):
-        kept = f"the last good checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint"
-        super().__init__(f"{message}; {kept}")
+    # All that it is made of goes to the base class, so that the other processes of a run can be sent it.
+    def __init__(self, message: str, step: int, checkpoint: Path | None, *more: object):
+        super().__init__(message, step, checkpoint, *more)
+        self.message = message
         self.step = step
         self.checkpoint = checkpoint
+
+    def __str__(self) -> str:
+        kept = f"the last good checkpoint is {self.checkpoint}" if self.checkpoint else "there is no checkpoint"
+        return f"{self.message}; {kept}"
 
 
 class Interrupted(TrainingStopped):
@@ -26,7 +31,7 @@ class TrainingDiverged(TrainingStopped):
     """The loss or the gradient norm was not finite; `indices` are those of the batch that gave it."""
 
     def __init__(self, message: str, step: int, checkpoint: Path | None, indices: list[int]):
-        super().__init__(message, step, checkpoint)
+        super().__init__(message, step, checkpoint, indices)
         self.indices = indices
 
 

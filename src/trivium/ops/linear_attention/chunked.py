@@ -70,7 +70,7 @@ class _Scores(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, log_decay: Tensor) -> Tensor:
         size = q.shape[-2]
-        parts_LCC, pairs_LCC = (mask.to(q) for mask in _borders(size))
+        parts_LCC, pairs_LCC = _borders(size, q.dtype, q.device)
         decay_BHNLCK = (parts_LCC.flatten(0, 1) @ log_decay).exp_().unflatten(-2, (-1, size))
         decayed_BHNLCK = torch.empty_like(decay_BHNLCK)
         for level in range(decay_BHNLCK.shape[-3]):
@@ -106,8 +106,8 @@ def _side(x_BHNCK: Tensor, level: int, side: int) -> Tensor:
     return x_BHNCK.unflatten(-2, (-1, 2, 1 << level)).select(-3, side)
 
 
-@lru_cache(maxsize=16)
-def _borders(size: int) -> tuple[Tensor, Tensor]:
+@lru_cache(maxsize=16)  # on the device: a captured step cannot copy from the host's memory
+def _borders(size: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return (L, C, C) whose decays part a token from its border at each level, and the pairs that a border parts.
 
     A token right of the border decays from there up to itself, one left of it from behind itself to there.
@@ -118,4 +118,6 @@ def _borders(size: int) -> tuple[Tensor, Tensor]:
     same_LCC = block_LC[:, :, None] == block_LC[:, None, :]
     paired_LCC = block_LC[:, :, None] // 2 == block_LC[:, None, :] // 2
     since_CC, until_CC = place_C <= place_C[:, None], place_C > place_C[:, None]
-    return same_LCC & torch.where(right_LC1, since_CC, until_CC), paired_LCC & right_LC1 & ~right_LC1.mT
+    parts_LCC = same_LCC & torch.where(right_LC1, since_CC, until_CC)
+    pairs_LCC = paired_LCC & right_LC1 & ~right_LC1.mT
+    return parts_LCC.to(device, dtype), pairs_LCC.to(device, dtype)

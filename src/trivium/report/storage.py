@@ -2,6 +2,7 @@
 
 import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -22,12 +23,18 @@ def write_synced(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write `text` to `path` so that a reader finds the file before or the file after, never a part."""
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write `content` to `path` so that a reader finds the file before or the file after, never a part.
+
+    Raises OSError, which names `path` and not the file aside, when it cannot; the file before is then still there.
+    """
     aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        write_synced(aside, text.encode())
+        write_synced(aside, content.encode() if isinstance(content, str) else content)
         aside.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
-        aside.unlink(missing_ok=True)
-    sync_folder(path.parent)
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
