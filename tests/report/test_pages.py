@@ -14,7 +14,7 @@ from trivium.report.study import figure_for_readme, read_results, study_figures,
 from trivium.report.tables import Table, learning_table
 from trivium.report.words import describe_study
 from trivium.study.recipe import Recipe
-from trivium.study.results import SCHEMA, Entry, collect
+from trivium.study.results import SCHEMA, Entry, collect, interval
 from trivium.study.variants import expand
 from trivium.train.config import RunConfig
 
@@ -224,6 +224,81 @@ def test_a_study_of_which_nothing_has_finished_has_a_page(study, tmp_path):
             variant["difference"] = nothing
     page = check_offline(write_study_page(results, tmp_path / "report.html").read_text())
     assert any("No run has finished" in word for word in page.words)
+
+
+def without(variant, seeds=()):
+    """Take the seeds that are not in `seeds` out of a variant of results.json, as if their runs had failed."""
+    for seed, run in variant["seeds"].items():
+        if seed not in seeds:
+            run["status"] = "failed"
+    left = [run["exact_match"]["rate"] for run in variant["seeds"].values() if run["status"] == "finished"]
+    variant["exact_match"] = interval(left)
+    nothing = interval([])
+    for key, ratio in variant.get("token_ratio", {}).items():
+        variant["token_ratio"][key] = {**nothing, "values": ratio["values"][: len(left)], "all": False}
+    if "difference" in variant:
+        variant["difference"] = interval(variant["difference"]["values"][: len(left)])
+    for key, tokens in variant["tokens_to"].items():
+        found = interval(tokens["values"][: len(left)])
+        variant["tokens_to"][key] = {**found, "reached": len(left), "seeds": 3}
+
+
+def test_the_words_do_not_call_one_variant_that_finished_as_good_as_all(study):
+    results = changed(study)
+    for name in ("local", "simplicial"):
+        without(results["variants"][name])
+    words = " ".join(describe_study(results))
+    assert "No run but those of attention has finished, so there is nothing to compare it with." in words
+    assert "equally often" not in words
+
+
+def test_the_words_say_when_the_baseline_has_no_run_to_compare_with(study, tmp_path):
+    results = changed(study)
+    without(results["variants"]["attention"])
+    for name in ("local", "simplicial"):
+        variant = results["variants"][name]
+        variant["difference"] = interval([])
+        for ratio in variant["token_ratio"].values():
+            ratio.update(interval([]), all=False)
+    words = " ".join(describe_study(results))
+    assert "No run of attention has finished, so there is nothing to compare the others with." in words
+    page = check_offline(write_study_page(results, tmp_path / "report.html").read_text())
+    pictures = re.findall(r'alt="([^"]*)"', (tmp_path / "report.html").read_text())
+    assert pictures[0].startswith("attention: – exact match at the end, 90 % not reached, 99 % not reached; local: ")
+    assert page.tags.count("img") == 5
+
+
+def test_one_seed_is_told_as_such_and_given_no_interval(study):
+    results = changed(study)
+    for variant in results["variants"].values():
+        without(variant, seeds=["0"])
+        variant["seeds"] = {"0": variant["seeds"]["0"]}
+        for tokens in variant["tokens_to"].values():
+            tokens["seeds"] = 1
+        for ratio in variant.get("token_ratio", {}).values():
+            ratio.update(mean=ratio["values"][0], all=True)
+    words = " ".join(describe_study(results))
+    assert "1 finished seed each" in words
+    assert "One seed cannot say how much of that is chance." in words
+    assert "One seed gives no interval" in words
+    assert "interval includes" not in words
+    assert "excludes zero" not in words
+    assert "(one seed)" in learning_table(results).rows[1][1]
+
+
+def test_a_mean_over_fewer_seeds_than_were_begun_says_over_how_many(study):
+    results = changed(study)
+    assert "(2/3)" not in learning_table(results).note
+    without(results["variants"]["local"], seeds=["0", "2"])
+    table = learning_table(results)
+    assert [row[1].endswith(" (2/3)") for row in table.rows] == [False, True, False]
+    assert table.rows[1][3].endswith(" (2/3)")
+    assert "only 2 of 3 seeds finished, or reached it" in table.note
+
+
+def test_what_a_study_noted_of_its_controls_stands_in_the_words(study):
+    note = "attention_flops is attention but for the width of its feed-forward."
+    assert note in describe_study(changed(study, notes=[note]))
 
 
 def test_a_table_marks_thresholds_that_only_some_seeds_reached(study):

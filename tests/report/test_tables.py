@@ -3,7 +3,7 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from trivium.report.tables import Table, length_tables, percent, to_rich, write_interval, write_points
+from trivium.report.tables import Table, length_tables, percent, threshold, to_rich, write_interval, write_points
 
 
 @pytest.mark.parametrize(
@@ -25,8 +25,13 @@ def test_a_rate_is_100_or_0_percent_only_if_it_is(rate, text):
 def test_intervals_of_rates_end_where_rates_end():
     assert write_interval({"mean": 0.99, "low": 0.95, "high": 1.03}) == "99.0 % (95.0–100)"
     assert write_interval({"mean": 0.01, "low": -0.02, "high": 0.04}) == "1.0 % (0.0–4.0)"
+    assert write_interval({"mean": 1.0, "low": 1.0, "high": 1.0}) == "100.0 % (100–100)"
     assert write_interval({"mean": 0.5, "low": None, "high": None}) == "50.0 % (one seed)"
     assert write_interval({"mean": None, "low": None, "high": None}) == "–"
+
+
+def test_a_threshold_is_written_as_it_was_given():
+    assert [threshold(rate) for rate in (0.9, 0.99, 0.975, 0.999)] == ["90 %", "99 %", "97.5 %", "99.9 %"]
 
 
 def test_differences_are_in_points_and_keep_their_sign():

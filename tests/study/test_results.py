@@ -119,7 +119,16 @@ def test_a_run_that_failed_is_listed_and_left_out_of_the_means(entries):
     assert local["seeds"]["0"]["status"] == "failed"
     assert len(local["exact_match"]["values"]) == 1
     assert local["exact_match"]["low"] is None
-    assert local["tokens_to"]["0.9"]["seeds"] == 1
+    assert (local["tokens_to"]["0.9"]["reached"], local["tokens_to"]["0.9"]["seeds"]) == (1, 2)
+
+
+def test_a_run_that_goes_on_counts_neither_for_a_threshold_nor_against_it(entries):
+    recipe, entries = entries
+    (entries[1].folders[0] / "result.json").unlink()
+    local = collect(recipe, entries, length=9)["variants"]["local"]
+    assert local["seeds"]["0"]["status"] == "unfinished"
+    assert (local["tokens_to"]["0.9"]["reached"], local["tokens_to"]["0.9"]["seeds"]) == (1, 1)
+    assert not local["token_ratio"]["0.9"]["all"]
 
 
 def test_the_last_line_of_metrics_may_be_cut_off(entries):

@@ -5,7 +5,7 @@ import pytest
 from trivium.config import UserError, from_dict
 from trivium.model.prefix_scan import PrefixScanConfig
 from trivium.study.recipe import Recipe
-from trivium.study.variants import expand
+from trivium.study.variants import expand, nearly_equal
 
 FOUR = {
     "attention": {"model.layers": "attention*2"},
@@ -64,6 +64,16 @@ def test_a_window_that_covers_the_whole_sequence_is_no_control():
     covering = {**FOUR, "local": {"model.layers": "attention*1 + attention(window=13)*1"}}
     with pytest.raises(UserError, match=r"'attention' and 'local' are the same at this task's 13 tokens"):
         expand(recipe_of(covering))
+
+
+def test_a_control_that_is_nearly_another_variant_is_told_with_how_near(caplog):
+    (note,) = nearly_equal(expand(recipe_of(FOUR)), 13)
+    assert note == (
+        "attention_flops is attention but for the width of its feed-forward: +1.0 % FLOPs per token, +1.0 % "
+        "parameters. As a control it says little that attention does not."
+    )
+    costly = {**FOUR, "simplicial": {"model.layers": "attention*1 + simplicial(window1=13, window2=13)*1"}}
+    assert nearly_equal(expand(recipe_of(costly)), 13) == []
 
 
 def test_two_names_for_one_model_are_refused():

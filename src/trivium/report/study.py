@@ -16,6 +16,7 @@ from trivium.report.tables import (
     percent,
     record_table,
     tag_tables,
+    threshold,
     tuning_table,
 )
 from trivium.report.words import describe_study
@@ -67,7 +68,7 @@ def study_figures(results: Mapping[str, Any]) -> dict[str, "Figure"]:
             shown = note if values["reached"] < values["seeds"] else ""
             ends = (values["mean"], values["low"], values["high"])
             rows.append(Row(name, looks[name], *ends, values["values"], shown))
-        figures[f"tokens_to_{100 * level:g}"] = intervals(rows, label=f"Training tokens to {percent(level, 0)}")
+        figures[f"tokens_to_{100 * level:g}"] = intervals(rows, label=f"Training tokens to {threshold(level)}")
     rows = []
     for name, variant in results["variants"].items():
         values = variant["exact_match"]
@@ -187,15 +188,17 @@ def _in_words(results: Mapping[str, Any]) -> str:
     return "; ".join(
         f"{name}: {percent(variant['exact_match']['mean'])} exact match at the end, "
         + ", ".join(
-            f"{percent(level, 0)} after {_or_never(variant['tokens_to'][f'{level:g}']['mean'])} tokens"
-            for level in results["thresholds"]
+            f"{threshold(level)} {_after(variant['tokens_to'][f'{level:g}'])}" for level in results["thresholds"]
         )
         for name, variant in results["variants"].items()
     )
 
 
-def _or_never(tokens: float | None) -> str:
-    return "an unknown number of" if tokens is None else f"{tokens:,.0f}"
+def _after(tokens: Mapping[str, Any]) -> str:
+    if not tokens["reached"]:
+        return "not reached"
+    some = "" if tokens["reached"] == tokens["seeds"] else f" in {tokens['reached']} of {tokens['seeds']} seeds"
+    return f"after {tokens['mean']:,.0f} tokens{some}"
 
 
 def _count_runs(results: Mapping[str, Any]) -> str:

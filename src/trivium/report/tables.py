@@ -1,6 +1,7 @@
 """Tables with the same rows for the terminal and for a page, and the way in which numbers are written."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
@@ -51,14 +52,14 @@ def learning_table(results: Mapping[str, Any]) -> Table:
     levels = [f"{level:g}" for level in results["thresholds"]]
     rows = []
     for name, variant in results["variants"].items():
-        row = [name, write_interval(variant["exact_match"]), _difference(name, variant, results["baseline"])]
+        match = write_interval(variant["exact_match"]) + _share(len(variant["exact_match"]["values"]), variant["seeds"])
+        row = [name, match, _difference(name, variant, results["baseline"])]
         rows.append(row + [_tokens(variant["tokens_to"][level]) for level in levels])
     columns = ["variant", "exact match", f"against {results['baseline']}"]
-    columns += [f"tokens to {percent(float(level), 0)}" for level in levels]
-    note = (
-        "Means over seeds, with Student's t intervals at 95 %; differences are paired by seed, in points. "
-        "(2/3): only 2 of 3 seeds reached it, and the mean is theirs."
-    )
+    columns += [f"tokens to {threshold(float(level))}" for level in levels]
+    note = "Means over seeds, with Student's t intervals at 95 %; differences are paired by seed, in points."
+    if any(re.search(r"\(\d+/\d+\)", cell) for row in rows for cell in row):
+        note += " (2/3): only 2 of 3 seeds finished, or reached it, and the mean is theirs."
     return Table("What each token taught", columns, rows, note)
 
 
@@ -179,14 +180,19 @@ def percent(rate: float | None, digits: int = 1) -> str:
     return f"{100 * rate:.{digits}f} %"
 
 
+def threshold(rate: float) -> str:
+    """Return a threshold as it was given: 90 %, 99.5 %."""
+    return f"{100 * rate:g} %"
+
+
 def write_interval(values: Mapping[str, Any]) -> str:
     """Return the mean of a rate and its interval, which is cut where rates end."""
     if values["mean"] is None:
         return MISSING
     if values["low"] is None:
         return f"{percent(values['mean'])} (one seed)"
-    low, high = max(0.0, values["low"]), min(1.0, values["high"])
-    return f"{percent(values['mean'])} ({100 * low:.1f}–{f'{100 * high:.1f}' if high < 1 else '100'})"
+    low, high = (f"{100 * max(0.0, end):.1f}" if end < 1 else "100" for end in (values["low"], values["high"]))
+    return f"{percent(values['mean'])} ({low}–{high})"
 
 
 def write_points(values: Mapping[str, Any]) -> str:
@@ -205,8 +211,11 @@ def _difference(name: str, variant: Mapping[str, Any], baseline: str) -> str:
 def _tokens(values: Mapping[str, Any]) -> str:
     if not values["reached"]:
         return "not reached" if values["seeds"] else MISSING
-    text = short_count(values["mean"])
-    return text if values["reached"] == values["seeds"] else f"{text} ({values['reached']}/{values['seeds']})"
+    return short_count(values["mean"]) + _share(values["reached"], range(values["seeds"]))
+
+
+def _share(number: int, seeds: Sized) -> str:
+    return f" ({number}/{len(seeds)})" if 0 < number < len(seeds) else ""
 
 
 def _relative(text: str, ratio: float) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from trivium.report.tables import UNITS, percent, write_points
+from trivium.report.tables import UNITS, percent, threshold, write_points
 
 
 def describe_study(results: Mapping[str, Any]) -> list[str]:
@@ -17,10 +17,16 @@ def describe_study(results: Mapping[str, Any]) -> list[str]:
         words.append(f"Not run: {', '.join(results['not_run'])}.")
     for failure in results["failed"]:
         words.append(f"The run {failure['run']} failed and is left out: {failure['error']}.")
-    if len(variants) > 1 and _finished(variants[baseline]):
-        words += [text for text in (_tokens(results), _final(results)) if text]
-    elif not any(_finished(variant) for variant in variants.values()):
+    words += results.get("notes", [])
+    others = [name for name, variant in variants.items() if name != baseline and _finished(variant)]
+    if not others and not _finished(variants[baseline]):
         words.append("No run has finished, so there is nothing to conclude yet.")
+    elif not _finished(variants[baseline]):
+        words.append(f"No run of {baseline} has finished, so there is nothing to compare the others with.")
+    elif others:
+        words += [_tokens(results), _final(results)]
+    elif len(variants) > 1:
+        words.append(f"No run but those of {baseline} has finished, so there is nothing to compare it with.")
     words.append(_limits(results))
     return words
 
@@ -60,7 +66,7 @@ def _tokens(results: Mapping[str, Any]) -> str:
                     undecided.append(name)
             parts.append(text)
         mean = variants[baseline]["tokens_to"][key]["mean"]
-        text = f"To reach {percent(level, 0)} exact match, {baseline} needed {mean:,.0f} tokens; {', '.join(parts)}."
+        text = f"To reach {threshold(level)} exact match, {baseline} needed {mean:,.0f} tokens; {', '.join(parts)}."
         single = all(ratio["low"] is None for ratio in ratios.values())
         if single:
             return f"{text} One seed cannot say how much of that is chance."
@@ -80,8 +86,10 @@ def _tokens(results: Mapping[str, Any]) -> str:
         if missing:
             text += f" Not every seed of {_list(missing)} reached it."
         return text
-    levels = " or ".join(percent(level, 0) for level in sorted(results["thresholds"]))
-    return f"No variant can be compared with {baseline} in tokens: not all of their seeds reached {levels}."
+    levels = " or ".join(threshold(level) for level in sorted(results["thresholds"]))
+    return (
+        f"No variant can be compared with {baseline} in tokens: not every seed of both finished and reached {levels}."
+    )
 
 
 def _final(results: Mapping[str, Any]) -> str:
@@ -92,17 +100,21 @@ def _final(results: Mapping[str, Any]) -> str:
     if len(best) == len(known):
         return f"At the end all were right equally often, on {percent(highest)} of new problems."
     text = f"At the end {_list(best)} had the highest exact match, {percent(highest)} of new problems."
-    parts, apart = [], []
+    parts, apart, alone = [], [], []
     for name, variant in known.items():
         if name == baseline or variant["difference"]["mean"] is None:
             continue
         parts.append(f"{name} {write_points(variant['difference'])}")
         low, high = variant["difference"]["low"], variant["difference"]["high"]
-        if low is not None and not low <= 0 <= high:
+        if low is None:
+            alone.append(name)
+        elif not low <= 0 <= high:
             apart.append(name)
     if not parts:
         return text
     text += f" Against {baseline}, in percentage points: {', '.join(parts)}."
+    if len(alone) == len(parts):
+        return text
     if len(apart) == len(parts):
         return f"{text} No interval includes zero."
     if apart:
@@ -117,8 +129,10 @@ def _limits(results: Mapping[str, Any]) -> str:
     tuned = [len(variant["tuning"]) for variant in variants.values()]
     text = "The intervals are 95 %, over seeds alone, and each comparison stands by itself: among many, one in twenty "
     text += "stands out by chance."
-    if seeds < 5:
-        text += f" {_count(seeds, 'seed')} {'makes' if seeds == 1 else 'make'} wide intervals."
+    if seeds == 1:
+        text = "One seed gives no interval: what differs here may be chance."
+    elif seeds < 5:
+        text += f" {seeds} seeds make wide intervals."
     if any(tuned):
         text += f" Each variant took the best of the same {max(tuned)} learning rates, on seeds that are not reported."
     elif len(rates) == 1:

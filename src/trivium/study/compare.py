@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import logging
 import math
 import os
 import shlex
@@ -20,13 +21,15 @@ from trivium.report.study import write_study_page
 from trivium.study.jobs import TRAIN, Event, Failure, Job, Plan, Workers, available_cores, plan
 from trivium.study.recipe import CompareConfig, Recipe
 from trivium.study.results import SCHEMA, Entry, collect
-from trivium.study.variants import Variant, expand
+from trivium.study.variants import Variant, expand, nearly_equal
 from trivium.train.distributed import world_of_environment
 from trivium.train.precision import choose_device
 from trivium.train.prepare import prepare
 from trivium.train.run import read_config
 
 SECONDS_FOR_ORPHANS = 90.0
+
+_log = logging.getLogger("trivium")
 
 
 def compare(
@@ -99,6 +102,9 @@ class _Study:
         self.only = set(only) or {variant.name for variant in variants}
         self.entries = [Entry(variant, variant.config.train.learning_rate) for variant in variants]
         self.tuning_failures: list[dict[str, Any]] = []
+        self.notes = nearly_equal(variants, recipe.task.build().max_length)
+        for note in self.notes:
+            _log.warning("%s", note)
 
     def tune(self, workers: Workers) -> None:
         """Try the grid of learning rates with the tuning seeds, and let each variant take its best."""
@@ -163,6 +169,7 @@ class _Study:
             "environment": self._environment(),
             "jobs": self.using.jobs,
             "threads": self.using.threads,
+            "notes": self.notes,
             **results,
             "failed": failed,
         }

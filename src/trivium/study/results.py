@@ -86,7 +86,7 @@ def _variant(entry: Entry, thresholds: Sequence[float], length: int) -> dict[str
         "threads": first["threads"] if first else None,
         "seeds": seeds,
         "exact_match": interval([seed["exact_match"]["rate"] for seed in done]),
-        "tokens_to": {_key(level): _tokens_to(done, _key(level)) for level in thresholds},
+        "tokens_to": {_key(level): _tokens_to(list(seeds.values()), _key(level)) for level in thresholds},
         "tokens_per_second": median(seed["tokens_per_second"] for seed in done) if done else None,
         "by_tag": _by_tag([seed["by_tag"] for seed in done]),
         "by_length": _by_length([seed["by_length"] for seed in done]),
@@ -179,9 +179,12 @@ def _any_finished(seeds: Mapping[str, Any]) -> bool:
     return any(_finished(seeds, seed) for seed in seeds)
 
 
-def _tokens_to(done: Sequence[Mapping[str, Any]], key: str) -> dict[str, Any]:
-    values = [seed["tokens_to"][key] for seed in done if seed["tokens_to"][key] is not None]
-    return {**interval(values), "reached": len(values), "seeds": len(done)}
+def _tokens_to(seeds: Sequence[Mapping[str, Any]], key: str) -> dict[str, Any]:
+    """Return the interval over the finished seeds that reached it; a failed run counts among those that did not."""
+    ended = [seed for seed in seeds if seed["status"] != "unfinished"]
+    found = (seed["tokens_to"][key] for seed in ended if seed["status"] == "finished")
+    values = [tokens for tokens in found if tokens is not None]
+    return {**interval(values), "reached": len(values), "seeds": len(ended)}
 
 
 def _by_tag(scores: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

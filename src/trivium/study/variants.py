@@ -1,6 +1,6 @@
 """From a recipe to runs of matched size: each variant is the recipe's model with one thing changed."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import combinations
 from typing import Any
@@ -85,6 +85,33 @@ def expand(recipe: Recipe) -> list[Variant]:
                 "one is no control for the other; change its window, its mixer or its match"
             )
     return variants
+
+
+def nearly_equal(variants: Sequence[Variant], length: int) -> list[str]:
+    """Return a sentence for each variant that, at `length` tokens, is another one but for a little feed-forward width.
+
+    Such a control is allowed, since it was asked for, but it says little that the other does not. Two variants that are
+    each within the match's tolerance of a third differ by up to twice that: so much counts as hardly.
+    """
+    sentences = []
+    for one, other in combinations(variants, 2):
+        if not _equal(_without_width(one), _without_width(other), length, has_chain=True):
+            continue
+        more = {key: other.sizes[key] / one.sizes[key] - 1 for key in ("flops_per_token", "parameters")}
+        if max(map(abs, more.values())) <= 2 * TOLERANCE:
+            flops, parameters = (f"{100 * share:+.1f} %" for share in more.values())
+            sentences.append(
+                f"{other.name} is {one.name} but for the width of its feed-forward: {flops} FLOPs per token, "
+                f"{parameters} parameters. As a control it says little that {one.name} does not."
+            )
+    return sentences
+
+
+def _without_width(variant: Variant) -> Variant:
+    model = variant.config.model
+    if "ff_width" not in {item.name for item in fields(model)}:
+        return variant
+    return replace(variant, config=replace(variant.config, model=replace(model, ff_width=None)))
 
 
 def _plan(name: str, overrides: Mapping[str, Any], compare: CompareConfig) -> Variant:
