@@ -200,6 +200,14 @@ def test_bfloat16_inputs_are_summed_in_float32(name: str):
 
 
 @every_operator
+def test_a_backward_pass_under_autocast_stays_in_float32(name: str):
+    arguments = draw(name, 40, dtype=torch.float32)
+    expected = results(name, arguments)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert_all_equal(results(name, arguments), expected)
+
+
+@every_operator
 def test_no_tokens_give_no_output_and_leave_the_state(name: str):
     arguments = draw(name, 4)
     nothing = {key: tensor if key == "state" else tensor[:, :0] for key, tensor in arguments.items()}

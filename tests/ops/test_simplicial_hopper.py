@@ -24,6 +24,20 @@ SHAPES = [
     (2, 5, 2, 1, 64, 512, 32),
 ]
 
+# For the backward kernel: groups of one head to two blocks of 64, strips of long keys left over
+# (1, 2 and 3 of 4) and none, windows beyond T, a short window that is no power of two.
+BACKWARD_SHAPES = [
+    (1, 300, 64, 1, 128, 128, 32),
+    (2, 150, 8, 2, 128, 64, 32),
+    (2, 77, 3, 3, 128, 33, 16),
+    (2, 200, 6, 2, 128, 500, 9),
+    (2, 260, 32, 1, 128, 200, 20),
+    (1, 130, 128, 1, 128, 97, 32),
+    (2, 90, 4, 2, 128, 64, 64),
+    (2, 5, 2, 1, 128, 512, 32),
+    (2, 260, 32, 2, 64, 128, 20),
+]
+
 
 def draw(shape: tuple[int, ...], dtype: torch.dtype, loud: float = 1.0) -> list[Tensor]:
     batch, tokens, heads, kv_heads, width = shape[:5]
@@ -32,6 +46,10 @@ def draw(shape: tuple[int, ...], dtype: torch.dtype, loud: float = 1.0) -> list[
     drawn = [torch.randn(batch, tokens, n, width, device="cuda", generator=generator) for n in counts]
     drawn[0] *= loud
     return [x.to(dtype).requires_grad_() for x in drawn]
+
+
+def size_of(size: tuple) -> tuple[int, ...]:
+    return tuple(size[0]) if size and not isinstance(size[0], int) else size
 
 
 def run(inputs: list[Tensor], shape: tuple[int, ...], backend: str, **options) -> Tensor:
@@ -59,6 +77,65 @@ def test_output_and_gradients_agree_with_float64(shape, dtype):
     expected = torch.autograd.grad(wanted, truth, gradient)
     for mine, theirs in zip(torch.autograd.grad(found, inputs, gradient.to(dtype)), expected, strict=True):
         assert off(mine, theirs) < 2 * tolerance
+
+
+@on_hopper
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", BACKWARD_SHAPES)
+def test_the_backward_kernel_agrees_with_float64_and_reads_no_memory_that_it_did_not_write(shape, dtype, monkeypatch):
+    from trivium.ops.simplicial.hopper_gradients import hopper_backward
+    from trivium.ops.simplicial.hopper_launch import hopper_forward
+
+    inputs = draw(shape, dtype)
+    truth = wide(inputs)
+    wanted = run(truth, shape, "torch")
+    gradient = torch.randn_like(wanted)
+    expected = torch.autograd.grad(wanted, truth, gradient)
+    q, k1, k2, v1, v2 = (x.detach() for x in inputs)
+    scale = shape[4] ** -0.5
+    o, lse = hopper_forward(q, k1, k2, v1, v2, shape[5], shape[6], scale)
+    monkeypatch.setattr(torch, "empty", lambda *size, **options: torch.full(size_of(size), math.nan, **options))
+    monkeypatch.setattr(torch, "empty_like", lambda x: torch.full_like(x, math.nan))
+    dq, dk1, dv1, dk2, dv2 = hopper_backward(gradient.to(dtype), q, k1, v1, k2, v2, o, lse, *shape[5:], scale)
+    for mine, theirs in zip((dq, dk1, dk2, dv1, dv2), expected, strict=True):
+        assert off(mine, theirs) < 1e-2
+
+
+@on_hopper
+def test_a_large_group_goes_backward_by_hopper_and_a_deterministic_run_by_triton_with_the_same_bits():
+    shape = BACKWARD_SHAPES[0]
+    inputs = draw(shape, torch.bfloat16)
+    bias = tuple(torch.randn(1, 128, device="cuda", requires_grad=True) for _ in range(2))
+    every = [*inputs, *bias]
+    gradient = torch.randn_like(inputs[0])
+
+    def gradients():
+        return torch.autograd.grad(run(inputs, shape, "hopper", bias=bias), every, gradient)
+
+    found = gradients()
+    assert "backward by Hopper" in dispatch.chosen()["simplicial"]["reason"]
+    torch.use_deterministic_algorithms(True)
+    try:
+        once, twice = gradients(), gradients()
+        assert "backward by Triton: deterministic" in dispatch.chosen()["simplicial"]["reason"]
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(a, b) for a, b in zip(once, twice, strict=True))
+    truth = wide(every)
+    wanted = run(truth[:5], shape, "torch", bias=(truth[5], truth[6]))
+    expected = torch.autograd.grad(wanted, truth, gradient.double())
+    for mine, triton, theirs in zip(found, once, expected, strict=True):
+        assert off(mine, theirs) < 1e-2
+        assert off(triton, theirs) < 1e-2
+
+
+@on_hopper
+def test_loud_logits_leave_the_gradients_finite():
+    shape = BACKWARD_SHAPES[0]
+    inputs = draw(shape, torch.bfloat16, loud=30.0)
+    found = run(inputs, shape, "hopper")
+    for gradient in torch.autograd.grad(found, inputs, torch.randn_like(found)):
+        assert torch.isfinite(gradient).all()
 
 
 @on_hopper
@@ -143,3 +220,22 @@ def test_the_shapes_of_the_paper_are_served():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what a machine without a GPU is told")
 def test_without_a_hopper_gpu_it_is_missing_with_a_reason():
     assert hopper_support.missing()
+
+
+@pytest.mark.parametrize(
+    ("facts", "why"),
+    [
+        ({"deterministic": True}, "deterministic"),
+        ({"width": 32}, "128"),
+        ({"group": 1, "window1": 512, "window2": 32}, "32 rows"),
+    ],
+)
+def test_a_backward_that_triton_does_is_on_record_with_the_reason(facts, why):
+    assert why in str(hopper_support.refuses_backward(facts))
+    assert hopper_support.remark(facts).startswith("backward by Triton")
+
+
+def test_the_grouped_shapes_go_backward_by_hopper():
+    facts = {"width": 128, "group": 64, "window1": 512, "window2": 32, "deterministic": False}
+    assert hopper_support.refuses_backward(facts) is None
+    assert hopper_support.remark(facts) == "backward by Hopper kernels"

@@ -6,11 +6,14 @@ With n[t] the (scaled) error that token t writes and D[t,j] the sum of log decay
 a lower triangular system with ones on its diagonal whose right-hand side is linear in S[start]. The sums D are added
 up as they are, never taken as differences of two large ones, and none is positive: no decay overflows.
 
-Shapes: B rows, T tokens, H heads, K key width, V value width, N chunks of C tokens.
+Shapes: B rows, T tokens, H heads, G = B H, K key width, V value width, N chunks of C tokens.
 """
+
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from trivium.ops.delta_rule.reference import reference
 from trivium.ops.linear_attention.chunked import by_chunk, by_token, chunk_size
@@ -37,24 +40,10 @@ def chunked(
     log_decay = forget_between(log_decay, documents)
     size = chunk_size(tokens, CHUNK)
     wide = (x.to(state.dtype) for x in (scale * q, k, v, beta[..., None], log_decay[..., None]))
-    q, k, v, beta, log_decay = (by_chunk(x, size) for x in wide)
-    decay_BHNCC = between(log_decay[..., 0])
-    since_BHNC1 = log_decay.cumsum(-2).exp()
-    beta_k = beta * k
-    system_BHNCC = (beta_k @ k.mT) * decay_BHNCC
-    identity_CC = torch.eye(size, dtype=q.dtype, device=q.device)
-    inverse_BHNCC = torch.linalg.solve_triangular(system_BHNCC, identity_CC, upper=False, unitriangular=True)
-    own_BHNCV, read_BHNCK = inverse_BHNCC @ (beta * v), inverse_BHNCC @ (beta_k * since_BHNC1)
-    until_BHNKC = (k * decay_BHNCC[..., -1, :, None]).mT
-    kept_BHN11 = since_BHNC1[..., -1:, :]
-    states, news = [state], []
-    chunks = (x.unbind(2) for x in (own_BHNCV, read_BHNCK, until_BHNKC, kept_BHN11))
-    for own, read, until, kept in zip(*chunks, strict=True):
-        news.append(own - read @ states[-1])
-        states.append(kept * states[-1] + until @ news[-1])
-    scores_BHNCC = (q @ k.mT) * decay_BHNCC
-    o_BHNCV = scores_BHNCC @ torch.stack(news, dim=2) + (q * since_BHNC1) @ torch.stack(states[:-1], dim=2)
-    return by_token(o_BHNCV, tokens).to(out_dtype), states[-1]
+    o_NGCV, state_GKV = cast(
+        "tuple[Tensor, Tensor]", _Chunks.apply(*(by_chunk(x, size) for x in wide), state.flatten(0, 1))
+    )
+    return by_token(o_NGCV, state, tokens).to(out_dtype), state_GKV.view_as(state)
 
 
 def between(log_decay_C: Tensor) -> Tensor:
@@ -63,3 +52,86 @@ def between(log_decay_C: Tensor) -> Tensor:
     ones = torch.ones(size, size, dtype=torch.bool, device=log_decay_C.device)
     later = log_decay_C[..., :, None].expand(*log_decay_C.shape, size).masked_fill(~ones.tril(-1), 0)
     return later.cumsum(-2).exp().masked_fill(~ones.tril(), 0)
+
+
+class _Chunks(torch.autograd.Function):
+    """Return (o, state) of q, k, v, beta, log_decay (N, G, C, ...) and a state, with the backward pass written out.
+
+    Strengths and decays multiply the small matrices between tokens, not keys and values. With s the sums of the log
+    decays since the chunk's start, the decay from j to i is exp(s[i] - s[j]): times its gradient it is what s[i] gets
+    and what is taken from s[j].
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, beta_NGC1: Tensor, log_decay: Tensor, state: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        decay_NGCC, since_NGC1 = between(log_decay[..., 0]), log_decay.cumsum(-2).exp()
+        keys_NGCC, scores_NGCC = k @ k.mT, (q @ k.mT).mul_(decay_NGCC)
+        system_NGCC = keys_NGCC * decay_NGCC * beta_NGC1
+        one_CC = torch.eye(q.shape[-2], dtype=q.dtype, device=q.device)
+        inverse_NGCC = torch.linalg.solve_triangular(system_NGCC, one_CC, upper=False, unitriangular=True)
+        solved_NGCC = inverse_NGCC * beta_NGC1.mT
+        read = (solved_NGCC * since_NGC1.mT) @ k
+        until, kept = k * decay_NGCC[..., -1, :, None], since_NGC1[..., -1:, :]
+        news = solved_NGCC @ v
+        states = state.new_empty(len(q) + 1, *state.shape)
+        states[0] = state
+        for n in range(len(q)):
+            news[n].baddbmm_(read[n], states[n], alpha=-1)
+            torch.baddbmm(kept[n] * states[n], until[n].mT, news[n], out=states[n + 1])
+        found = (decay_NGCC, since_NGC1, keys_NGCC, scores_NGCC, inverse_NGCC, solved_NGCC)
+        found += (read, until, news, states)
+        ctx.save_for_backward(q, k, v, beta_NGC1, log_decay, *found)
+        o_NGCV = (q @ states[:-1]).mul_(since_NGC1)
+        return o_NGCV.add_(scores_NGCC @ news), states[-1].clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        with torch.autocast(gradients[0].device.type, enabled=False):
+            return _gradients(ctx, *gradients)
+
+
+@once_differentiable
+def _gradients(ctx: Any, do: Tensor, dstate: Tensor) -> tuple[Tensor, ...]:
+    q, k, v, beta, log_decay, decay, since, keys, scores, inverse, solved, read, until, news, states = ctx.saved_tensors
+    kept = since[..., -1:, :]
+    dread, dnews = do * since, scores.mT @ do
+    dstates = torch.empty_like(states)
+    dstates[-1] = dstate
+    torch.matmul(q.mT, dread, out=dstates[:-1])
+    for n in reversed(range(len(q))):
+        dnews[n].baddbmm_(until[n], dstates[n + 1])
+        dstates[n].addcmul_(kept[n], dstates[n + 1]).baddbmm_(read[n].mT, dnews[n], alpha=-1)
+    before, after = states[:-1], dstates[1:]
+    # Through the states: what is read at their start, and what is written until their end.
+    dq, duntil = dread @ before.mT, news @ after.mT
+    dsums = (q * dq).sum(-1)
+    to_end = (duntil * until).sum(-1)
+    dsums -= to_end
+    dsums[..., -1] += to_end.sum(-1) + (before * after).sum((-2, -1)) * kept[..., 0, 0]
+    dk = duntil.mul_(decay[..., -1, :, None])
+    # Through the scores.
+    dscores = do @ news.mT
+    dpairs = dscores * scores
+    dscores *= decay
+    dq += dscores @ k
+    dk += dscores.mT @ q
+    # Through the system's solution, for values and for keys that read the state.
+    dv = solved.mT @ dnews
+    from_state = -(dnews @ before.mT)
+    dk += (solved * since.mT).mT @ from_state
+    dsolved = (from_state @ k.mT).mul_(since.mT)
+    dsums += (dsolved * solved).sum(-2)
+    dsolved += dnews @ v.mT
+    dbeta = (dsolved * inverse).sum(-2)
+    dsystem = (inverse.mT @ dsolved.mul_(beta.mT) @ inverse.mT).neg_().mul_(decay)
+    dbeta += (dsystem * keys).tril(-1).sum(-1)
+    dsystem = dsystem.mul_(beta).tril_(-1)
+    dpairs.addcmul_(dsystem, keys)
+    dk += (dsystem + dsystem.mT) @ k
+    dpairs.diagonal(dim1=-2, dim2=-1).zero_()
+    dsums += dpairs.sum(-1) - dpairs.sum(-2)
+    later = dsums.flip(-1).cumsum(-1).flip(-1)
+    dlog_decay = later[..., None] * log_decay.exp().sign()  # 0 where nothing is kept
+    return dq, dk, dv, dbeta[..., None], dlog_decay, dstates[0]

@@ -2,13 +2,12 @@
 
 Within a chunk the score of query i and key j is sum_c q[i,c] k[j,c] exp(g[j+1,c] + ... + g[i,c]). It is built by
 joining neighbouring blocks of 1, 2, 4, ... tokens: a query of the right block decays from the border, a key of the
-left block decays up to it. Every exponent is a plain sum of log decays: none is a difference of large numbers and none
-is positive, so that a decay of any strength, 0 included, neither overflows nor loses digits.
+left block decays up to it. Decays are only multiplied, never divided by, and none is above 1, so that a decay of any
+strength, 0 included, neither overflows nor loses digits.
 
-Shapes: B rows, T tokens, H heads, K key width, V value width, N chunks of C tokens.
+Shapes: B rows, T tokens, H heads, G = B H, K key width, V value width, N chunks of C tokens.
 """
 
-from functools import lru_cache
 from typing import Any, cast
 
 import torch
@@ -19,8 +18,7 @@ from torch.nn import functional
 from trivium.ops.linear_attention.reference import reference
 from trivium.ops.recurrence import forget_between
 
-CHUNK = 16
-NOTHING_LEFT = -1e30  # a log decay so far below that its exp is 0, and sums of it are finite
+CHUNK = 32
 
 
 def chunked(
@@ -32,19 +30,9 @@ def chunked(
         return reference(q, k, v, log_decay, scale=scale, state=state, documents=documents)
     log_decay = forget_between(log_decay, documents)
     size = chunk_size(tokens, CHUNK)
-    q, k, v, log_decay = (by_chunk(x.to(state.dtype), size) for x in (scale * q, k, v, log_decay))
-    # A product with 0 must stay 0: the sums below meet the decays as factors of a matrix of zeros and ones.
-    log_decay = log_decay.clamp(min=NOTHING_LEFT)
-    scores_BHNCC = cast("Tensor", _Scores.apply(q, k, log_decay))
-    ones_CC = torch.ones(size, size, dtype=q.dtype, device=q.device)
-    since_BHNCK, until_BHNCK = (ones_CC.tril() @ log_decay).exp(), (ones_CC.triu(1) @ log_decay).exp()
-    written_BHNKV = (k * until_BHNCK).mT @ v
-    kept_BHNK1 = since_BHNCK[..., -1, :, None]
-    states = [state]
-    for kept, written in zip(kept_BHNK1.unbind(2), written_BHNKV.unbind(2), strict=True):
-        states.append(torch.addcmul(written, kept, states[-1]))
-    o_BHNCV = scores_BHNCC @ v + (q * since_BHNCK) @ torch.stack(states[:-1], dim=2)
-    return by_token(o_BHNCV, tokens).to(out_dtype), states[-1]
+    chunks = (by_chunk(x.to(state.dtype), size) for x in (scale * q, k, v, log_decay))
+    o_NGCV, state_GKV = cast("tuple[Tensor, Tensor]", _Chunks.apply(*chunks, state.flatten(0, 1)))
+    return by_token(o_NGCV, state, tokens).to(out_dtype), state_GKV.view_as(state)
 
 
 def chunk_size(tokens: int, largest: int) -> int:
@@ -53,71 +41,101 @@ def chunk_size(tokens: int, largest: int) -> int:
 
 
 def by_chunk(x_BTHK: Tensor, size: int) -> Tensor:
-    """Return (B, H, N, C, K), filled up with zeros: they write nothing and forget nothing."""
+    """Return (N, G, C, K), filled up with zeros: they write nothing and forget nothing."""
     missing = -x_BTHK.shape[1] % size
     x_BTHK = functional.pad(x_BTHK, (0, 0, 0, 0, 0, missing)) if missing else x_BTHK
-    return x_BTHK.unflatten(1, (-1, size)).permute(0, 3, 1, 2, 4).contiguous()
+    return x_BTHK.unflatten(1, (-1, size)).permute(1, 0, 3, 2, 4).contiguous().flatten(1, 2)
 
 
-def by_token(o_BHNCV: Tensor, tokens: int) -> Tensor:
+def by_token(o_NGCV: Tensor, state_BHKV: Tensor, tokens: int) -> Tensor:
     """Undo `by_chunk`."""
-    return o_BHNCV.permute(0, 2, 3, 1, 4).flatten(1, 2)[:, :tokens]
+    o_NBHCV = o_NGCV.unflatten(1, state_BHKV.shape[:2])
+    return o_NBHCV.permute(1, 0, 3, 2, 4).flatten(1, 2)[:, :tokens]
 
 
-class _Scores(torch.autograd.Function):
-    """Return (B, H, N, C, C), the score of each key up to each query, with a backward pass that writes in place."""
+class _Chunks(torch.autograd.Function):
+    """Return (o, state) of q, k, v, log_decay (N, G, C, ...) and a state; backward, no decay needs a gradient.
 
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, log_decay: Tensor) -> Tensor:
-        size = q.shape[-2]
-        parts_LCC, pairs_LCC = _borders(size, q.dtype, q.device)
-        decay_BHNLCK = (parts_LCC.flatten(0, 1) @ log_decay).exp_().unflatten(-2, (-1, size))
-        decayed_BHNLCK = torch.empty_like(decay_BHNLCK)
-        for level in range(decay_BHNLCK.shape[-3]):
-            for side, x in ((1, q), (0, k)):
-                factors = (_side(y, level, side) for y in (x, decay_BHNLCK[..., level, :, :]))
-                torch.mul(*factors, out=_side(decayed_BHNLCK[..., level, :, :], level, side))
-        ctx.save_for_backward(q, k, decay_BHNLCK, decayed_BHNLCK, parts_LCC, pairs_LCC)
-        across_BHNCC = (decayed_BHNLCK @ decayed_BHNLCK.mT).mul_(pairs_LCC).sum(-3)
-        return across_BHNCC + torch.diag_embed((q * k).sum(-1))
+    With s the sums of the log decays since the chunk's start, q[i] comes with the factor exp(s[i]) alone, k[j] with
+    exp(-s[j]), and the state behind the chunk with exp(s) of its last token. So the gradient of s[t] is
+    q[t] dq[t] - k[t] dk[t], a query's own key left out, and the last one's has S dS in addition.
+    """
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return _gradients(ctx, *gradients)
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        decay = kept = log_decay.exp()
+        since, until = q * decay, k.clone()  # decayed since the start of their block, and until its end
+        scores_NGCC = q.new_zeros(*q.shape[:-1], q.shape[-2])
+        scores_NGCC.diagonal(dim1=-2, dim2=-1).copy_((q * k).sum(-1))
+        joins = []
+        for block in _blocks(q):
+            right, left = _halves(since, block)[1].clone(), _halves(until, block)[0].clone()
+            _below(scores_NGCC, block).copy_(right @ left.mT)
+            kept_left, kept_right = _halves(kept, 1)
+            _halves(since, block)[1].mul_(kept_left)
+            _halves(until, block)[0].mul_(kept_right)
+            kept = (kept_left * kept_right).flatten(-3, -2)
+            joins += [right, left, kept_left, kept_right]
+        states_NGKV = state.new_empty(len(q) + 1, *state.shape)
+        states_NGKV[0] = state
+        written_NGKV, kept = until.mT @ v, kept.mT
+        for n in range(len(q)):
+            torch.addcmul(written_NGKV[n], kept[n], states_NGKV[n], out=states_NGKV[n + 1])
+        ctx.save_for_backward(q, k, v, decay, kept, since, until, scores_NGCC, states_NGKV, *joins)
+        return scores_NGCC @ v + since @ states_NGKV[:-1], states_NGKV[-1].clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        with torch.autocast(gradients[0].device.type, enabled=False):
+            return _gradients(ctx, *gradients)
 
 
 @once_differentiable
-def _gradients(ctx: Any, dscores_BHNCC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    q, k, decay_BHNLCK, decayed_BHNLCK, parts_LCC, pairs_LCC = ctx.saved_tensors
-    dacross_BHNLCC = dscores_BHNCC[..., None, :, :] * pairs_LCC
-    ddecayed_BHNLCK = (dacross_BHNLCC + dacross_BHNLCC.mT) @ decayed_BHNLCK
-    dsame_BHNC1 = dscores_BHNCC.diagonal(dim1=-2, dim2=-1)[..., None]
-    dq, dk = dsame_BHNC1 * k, dsame_BHNC1 * q
-    for level in range(decay_BHNLCK.shape[-3]):
-        for side, dx in ((1, dq), (0, dk)):
-            factors = (_side(y[..., level, :, :], level, side) for y in (ddecayed_BHNLCK, decay_BHNLCK))
-            _side(dx, level, side).addcmul_(*factors)
-    dsums_BHNMK = ddecayed_BHNLCK.mul_(decayed_BHNLCK).flatten(-3, -2)
-    return dq, dk, parts_LCC.flatten(0, 1).mT @ dsums_BHNMK
+def _gradients(ctx: Any, do_NGCV: Tensor, dstate: Tensor) -> tuple[Tensor, ...]:
+    q, k, v, decay, kept, since, until, scores_NGCC, states_NGKV, *joins = ctx.saved_tensors
+    dread_NGKV = since.mT @ do_NGCV
+    dstates_NGKV = torch.empty_like(states_NGKV)
+    dstates_NGKV[-1] = dstate
+    for n in reversed(range(len(q))):
+        torch.addcmul(dread_NGKV[n], kept[n], dstates_NGKV[n + 1], out=dstates_NGKV[n])
+    dscores_NGCC = do_NGCV @ v.mT
+    dv = scores_NGCC.mT @ do_NGCV + until @ dstates_NGKV[1:]
+    dsince, duntil = do_NGCV @ states_NGKV[:-1].mT, v @ dstates_NGKV[1:].mT
+    for block in reversed(_blocks(q)):
+        right, left, kept_left, kept_right = joins[-4:]
+        del joins[-4:]
+        dbelow = _below(dscores_NGCC, block)
+        _halves(dsince, block)[1].mul_(kept_left).add_(_product(dbelow, left))
+        _halves(duntil, block)[0].mul_(kept_right).add_(_product(dbelow.mT, right))
+    dq, dk = dsince.mul_(decay), duntil
+    dsums = (q * dq).addcmul_(k, dk, value=-1)
+    dsums[..., -1, :] += (states_NGKV[1:] * dstates_NGKV[1:]).sum(-1)
+    later_CC = torch.ones(q.shape[-2], q.shape[-2], dtype=q.dtype, device=q.device).triu()
+    ddecay = (later_CC @ dsums).mul_(decay.sign())  # 0 where the decay is
+    dsame = dscores_NGCC.diagonal(dim1=-2, dim2=-1)[..., None]
+    return dq.addcmul_(dsame, k), dk.addcmul_(dsame, q), dv, ddecay, dstates_NGKV[0]
 
 
-def _side(x_BHNCK: Tensor, level: int, side: int) -> Tensor:
-    """Return the view of the tokens left (0) or right (1) of the borders of a level, whose blocks hold 2^level."""
-    return x_BHNCK.unflatten(-2, (-1, 2, 1 << level)).select(-3, side)
+def _blocks(x_NGCK: Tensor) -> list[int]:
+    """Return the sizes of the blocks that are joined in a chunk: 1, 2, 4, ... C / 2."""
+    return [1 << level for level in range(x_NGCK.shape[-2].bit_length() - 1)]
 
 
-@lru_cache(maxsize=16)  # on the device: a captured step cannot copy from the host's memory
-def _borders(size: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return (L, C, C) whose decays part a token from its border at each level, and the pairs that a border parts.
+def _halves(x_NGCK: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    """Return the left and the right blocks (N, G, pairs, block, K) of neighbours, as views."""
+    left, right = x_NGCK.unflatten(-2, (-1, 2, block)).unbind(-3)
+    return left, right
 
-    A token right of the border decays from there up to itself, one left of it from behind itself to there.
-    """
-    place_C = torch.arange(size)
-    block_LC = place_C >> torch.arange(size.bit_length() - 1)[:, None]
-    right_LC1 = (block_LC % 2 == 1)[..., None]
-    same_LCC = block_LC[:, :, None] == block_LC[:, None, :]
-    paired_LCC = block_LC[:, :, None] // 2 == block_LC[:, None, :] // 2
-    since_CC, until_CC = place_C <= place_C[:, None], place_C > place_C[:, None]
-    parts_LCC = same_LCC & torch.where(right_LC1, since_CC, until_CC)
-    pairs_LCC = paired_LCC & right_LC1 & ~right_LC1.mT
-    return parts_LCC.to(device, dtype), pairs_LCC.to(device, dtype)
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """Return a @ b of many matrices; thousands of tiny ones go faster term by term."""
+    if a.shape[-1] > 2:
+        return a @ b
+    terms = [a[..., :, i, None] * b[..., i, None, :] for i in range(a.shape[-1])]
+    return terms[0] if len(terms) == 1 else terms[0].add_(terms[1])
+
+
+def _below(scores_NGCC: Tensor, block: int) -> Tensor:
+    """Return the scores (N, G, pairs, block, block) of right blocks' queries with left blocks' keys, as a view."""
+    pairs = scores_NGCC.unflatten(-1, (-1, 2, block)).unflatten(-4, (-1, 2, block))
+    return pairs[..., 1, :, :, 0, :].diagonal(dim1=-4, dim2=-2).movedim(-1, -3)

@@ -60,7 +60,7 @@ dispatch.register(
     "simplicial",
     "hopper",
     dispatch.Backend(
-        _load_hopper, missing=hopper.missing, suits=hopper.suits, refuses=hopper.refuses, remark=support.remark
+        _load_hopper, missing=hopper.missing, suits=hopper.suits, refuses=hopper.refuses, remark=hopper.remark
     ),
 )
 

@@ -1,6 +1,6 @@
 """Launch the Hopper forward: choose tiles, describe keys and values to the copy engine, and bound the logits.
 
-The backward pass is the Triton backend's, from the same o and log-sum-exp.
+The backward pass is `hopper_gradients`', or the Triton backend's where that one refuses.
 """
 
 # Triton's types know neither launches in brackets nor compile-time layouts.
@@ -14,8 +14,9 @@ from torch import Tensor
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from trivium.ops.simplicial import triton_launch
+from trivium.ops.simplicial import hopper_support, triton_launch
 from trivium.ops.simplicial.hopper_forward import bounds, forward
+from trivium.ops.simplicial.hopper_gradients import hopper_backward
 
 LOG2E = 1.4426950408889634
 ROWS = 64  # of one warpgroup; two share their keys
@@ -125,8 +126,25 @@ def _run(
     return hopper_forward(q, k_long, k_short, v_long, v_short, long, short, scale)
 
 
+def _run_backward(
+    do: Tensor,
+    q: Tensor,
+    k_long: Tensor,
+    v_long: Tensor,
+    k_short: Tensor,
+    v_short: Tensor,
+    o: Tensor,
+    lse: Tensor,
+    long: int,
+    short: int,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return hopper_backward(do, q, k_long, v_long, k_short, v_short, o, lse, long, short, scale)
+
+
 # The arguments of the Triton backend's operator, whose backward takes them; documents and sign are always None and 0.
 _forward = torch.library.custom_op("trivium::simplicial_hopper_forward", _run, mutates_args=())
+_backward = torch.library.custom_op("trivium::simplicial_hopper_backward", _run_backward, mutates_args=())
 
 
 @_forward.register_fake
@@ -136,7 +154,28 @@ def _(q: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     return o, torch.empty(batch, heads, tokens, dtype=torch.float32, device=q.device)
 
 
-_forward.register_autograd(triton_launch._gradients, setup_context=triton_launch._setup_context)
+@_backward.register_fake
+def _(do: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
+    return tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in inputs[:5])
+
+
+def _gradients(ctx: Any, do: Tensor | None, dlse: Tensor | None) -> tuple[Tensor | None, ...]:
+    q, k_long, v_long, k_short, v_short, _, o, lse = ctx.saved_tensors
+    long, short, scale, _ = ctx.rest
+    facts = {
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "width": q.shape[3],
+        "group": q.shape[2] // k_long.shape[2],
+        "window1": long,
+        "window2": short,
+    }
+    if do is None or hopper_support.refuses_backward(facts) is not None:
+        return triton_launch._gradients(ctx, do, dlse)
+    found = _backward(do, q, k_long, v_long, k_short, v_short, o, lse, long, short, scale)
+    return (*found, None, None, None, None, None)
+
+
+_forward.register_autograd(_gradients, setup_context=triton_launch._setup_context)
 
 
 def hopper_simplicial(

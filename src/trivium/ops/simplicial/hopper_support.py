@@ -10,6 +10,9 @@ from trivium.ops.simplicial import triton_support
 
 DTYPES = (torch.bfloat16, torch.float16)
 WIDTHS = (32, 64, 128)
+# For each head width of the backward kernel: rows (query and head) that read one short key, below which the Triton
+# backward is faster (measured on an H200: 256 rows 203 to 185 TFLOPS at width 128, 170 to 201 at width 64).
+BACKWARD_ROWS = {64: 512, 128: 256}
 # The rows of one (query, head) fill at most a warpgroup's tile; of narrower windows few share their long keys.
 SHORT = range(8, 65)
 
@@ -29,7 +32,7 @@ def missing() -> str | None:
 
 def suits(device_type: str) -> str | None:
     """Return why to prefer this backend on a device, or None."""
-    return "Hopper kernels, backward by Triton" if device_type == "cuda" else None
+    return "Hopper kernels" if device_type == "cuda" else None
 
 
 def refuses(facts: Mapping[str, Any]) -> str | None:
@@ -46,3 +49,22 @@ def refuses(facts: Mapping[str, Any]) -> str | None:
     if short not in SHORT:
         return f"shorter window {short}; allowed: {SHORT[0]} to {SHORT[-1]}"
     return None
+
+
+def refuses_backward(facts: Mapping[str, Any]) -> str | None:
+    """Return why the backward pass is the Triton backend's, or None."""
+    if facts.get("deterministic"):
+        return "deterministic"
+    width = facts.get("width", 128)
+    if width not in BACKWARD_ROWS:
+        return f"head width {width}; allowed: 64, 128"
+    rows = facts.get("group", 1) * min(facts.get("window1", 1), facts.get("window2", 1))
+    if rows < BACKWARD_ROWS[width]:
+        return f"{rows} rows (query heads a key/value head times the shorter window); needs {BACKWARD_ROWS[width]}"
+    return None
+
+
+def remark(facts: Mapping[str, Any]) -> str | None:
+    """Return what the record of a choice should say of a call."""
+    why = refuses_backward(facts)
+    return "backward by Hopper kernels" if why is None else f"backward by Triton: {why}"

@@ -366,3 +366,19 @@ def gather_kernel(
     mask = (p < tokens)[:, None] & (channels < D)[None, :]
     at = ((b * tokens + p) * kv_heads + row % kv_heads)[:, None] * D + channels[None, :]
     tl.store(out + at, narrowed(total, out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def narrow_kernel(sums, a, b, c, d, count, BLOCK: tl.constexpr):
+    """Write the four parts of sums (4, count), in float32, to a, b, c and d in their own type."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    part = tl.program_id(1)
+    x = narrowed(tl.load(sums + part * count.to(tl.int64) + at, mask=at < count), a.dtype.element_ty)
+    if part == 0:
+        tl.store(a + at, x, mask=at < count)
+    elif part == 1:
+        tl.store(b + at, x, mask=at < count)
+    elif part == 2:
+        tl.store(c + at, x, mask=at < count)
+    else:
+        tl.store(d + at, x, mask=at < count)

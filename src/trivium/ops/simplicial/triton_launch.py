@@ -26,6 +26,7 @@ class _Kernels(NamedTuple):
     rows_kernel: Any = triton_backward.rows_kernel
     long_kernel: Any = triton_backward.long_kernel
     gather_kernel: Any = triton_backward.gather_kernel
+    narrow_kernel: Any = triton_backward.narrow_kernel
 
 
 _kernels = _Kernels()
@@ -59,7 +60,7 @@ def tiles_for(kernel: str, *, width: int, group: int, short: int, wide: bool) ->
         if short <= 16 and width <= 64:
             rows, long = 64, 32
     elif kernel == "rows":
-        rows, long, warps, stages = (64, 32, 8, 1) if width > 128 else (128, 64, 8, 2)
+        rows, long, warps, stages = (64, 32, 8, 1) if width > 128 else (128, 64, 8, 2 if width > 64 else 3)
         if short <= 16 and width <= 64:
             rows, warps = 64, 4
     else:
@@ -218,7 +219,7 @@ def backward(
                     BT=16,
                 )
     else:
-        sums = [torch.zeros(k_long.shape, dtype=torch.float32, device=q.device) for _ in range(4)]
+        sums = torch.zeros(4, *k_long.shape, dtype=torch.float32, device=q.device)
         _kernels.rows_kernel[(query_tiles * head_blocks, pairs)](
             *(*inputs, dq, *sums, *strides, 0, *sizes),
             *(head_blocks, call.long, call.short, scale, dq[0].numel()),
@@ -226,8 +227,19 @@ def backward(
             ADD=triton_backward.ATOMIC,
             **constants,
         )
-        d_long, d_short = [x.to(q.dtype) for x in sums[:2]], [x.to(q.dtype) for x in sums[2:]]
+        narrow = narrowed_parts(sums, q.dtype)
+        d_long, d_short = narrow[:2], narrow[2:]
     return dq.sum(0).to(q.dtype) if sign else dq[0], d_long[0], d_long[1], d_short[0], d_short[1]
+
+
+def narrowed_parts(sums: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    """Return the four parts of sums (4, ...) in `dtype`, in storages of their own, as an operator's outputs must be."""
+    if dtype == torch.float32:
+        return [x.clone() for x in sums]
+    parts = [torch.empty(sums.shape[1:], dtype=dtype, device=sums.device) for _ in range(4)]
+    count = parts[0].numel()
+    _kernels.narrow_kernel[(_ceil(count, 1024), 4)](sums, *parts, count, BLOCK=1024)
+    return parts
 
 
 def _gradients_of_long(
