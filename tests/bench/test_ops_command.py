@@ -64,3 +64,36 @@ def test_a_measuring_process_says_whose_fault_it_was(monkeypatch):
         with pytest.raises(error, match="the reason") as caught:
             ops._in_a_process({"threads": 1, "backend": "torch"})
         assert type(caught.value) is error
+
+
+@pytest.mark.parametrize("name", ["gla", "gated_linear_attention", "gated_delta", "gated_delta_rule"])
+def test_linear_operators_are_timed_by_long_and_short_names(name, capsys):
+    words = ["--op", name, "--batch", "1", "--tokens", "9", "--heads", "1", "--head-width", "4", "--repeats", "1"]
+    assert cli.main(["bench", "ops", *words, "--json"]) == 0
+    results = json.loads(capsys.readouterr().out)
+    assert results["operator"] in ("gated_linear_attention", "gated_delta_rule")
+    rows = {row["backend"]: row for row in results["rows"]}
+    assert rows["reference"]["times_as_fast"] == 1
+    assert rows["torch"]["tokens_per_second"] == 9 / rows["torch"]["forward_backward_seconds"]
+    assert rows["torch"]["peak_bytes"] >= 0
+    assert cli.main(["bench", "ops", *words]) == 0
+    assert "tokens/s" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (["scan", "--width", "8", "--chunks", "3", "--chunk", "2", "--batch", "1"], "3 chunks of 2, width 8"),
+        (["decode_step", "--width", "16", "--batch", "1", "--context", "6", "--backends", "gla"], "ms predicted"),
+    ],
+)
+def test_the_scan_and_steps_of_generation_are_operators_too(words, shown, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    assert cli.main(["bench", "ops", "--op", *words, "--repeats", "1"]) == 0
+    assert shown in capsys.readouterr().out
+
+
+def test_a_size_that_an_operator_does_not_have_is_refused(capsys):
+    assert cli.main(["bench", "ops", "--op", "gla", "--window1", "3"]) == 2
+    message = "--window1: gated_linear_attention has no such size; allowed: batch, head_width, heads, tokens"
+    assert message in capsys.readouterr().err

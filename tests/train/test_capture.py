@@ -25,7 +25,8 @@ from trivium.train.loop import train
 from trivium.train.objectives import NextToken
 from trivium.train.optim import build_optimizer, set_learning_rate
 from trivium.train.precision import Precision
-from trivium.train.step import Step, reads, room
+from trivium.train.reads import reads, room
+from trivium.train.step import Step
 from trivium.train.stop import Interrupted
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import trivium
 from trivium.config import UserError, from_dict, to_dict
 from trivium.data.tokenizers import CharacterTokenizer
-from trivium.model.base import LanguageModel, ModelConfig, ModelContext
+from trivium.model.base import Decoding, LanguageModel, ModelConfig, ModelContext
 from trivium.tasks.base import Task, TaskConfig
 
 CONFIG_FILE = "config.json"
@@ -68,6 +68,7 @@ def load_model(folder: str | Path) -> tuple[LanguageModel, CharacterTokenizer, T
     tensors = _read_tensors(folder / WEIGHTS_FILE)
     with torch.random.fork_rng(devices=[]):
         model = model_config.build(context)
+    model.decoding = from_dict(Decoding, described.get("decoding", {}), f"{where}: decoding")
     _check_tensors(folder / WEIGHTS_FILE, model.state_dict(), tensors)
     # assign keeps the file's precision, which may differ from the default that the model was built in.
     model.load_state_dict(tensors, assign=True)
@@ -102,6 +103,7 @@ def _describe(model: LanguageModel, task: Task) -> dict[str, Any]:
         "trivium_version": trivium.__version__,
         "model": config,
         "context": to_dict(model.context),
+        "decoding": to_dict(model.decoding),
         # The task's own config has what it read from files filled in, so that loading does not need them.
         "task": to_dict(task.config),
         "task_version": task.version,

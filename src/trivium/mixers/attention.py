@@ -15,6 +15,7 @@ from trivium.mixers.base import MIXERS, Mixer, MixerConfig, MixerContext, State
 from trivium.mixers.heads import HeadNorm, check_count, num_kv_heads
 from trivium.mixers.rotary import count_positions, rotate
 from trivium.ops.attention import attention
+from trivium.ops.cached_attention import cached_attention
 from trivium.ops.pairs import allowed_pairs
 from trivium.registry import UserError
 
@@ -90,7 +91,7 @@ class Attention(Mixer):
         super().__init__()
         self.heads, self.kv_heads = context.heads, num_kv_heads(context, config.kv_heads)
         self.head_width, self.window = context.head_width, config.window
-        self.backend = context.backend("attention")
+        self.backend, self.cached_backend = context.backend("attention"), context.backend("cached_attention")
         self.rotary_base = context.rotary_base if context.positions == "rotary" else None
         if self.rotary_base is not None and self.head_width % 2:
             raise UserError(f"positions: rotary needs an even head width, {context.width}/{context.heads} is odd")
@@ -152,6 +153,12 @@ class Attention(Mixer):
         if tokens > 1 and cache.used_slots(past_B, slots) == 0:
             y_BTHK = self._whole(q_BTHK, k_BTGK, v_BTGK, None)
             keys, values = (cache.write(ring, new, past_B, added_B) for ring, new in zip(rings, news, strict=True))
+        elif tokens == 1 and not torch.is_grad_enabled():
+            keys, values = (cache.write(ring, new, past_B, added_B) for ring, new in zip(rings, news, strict=True))
+            used, count_B = cache.held_slots(past_B, added_B, slots)
+            k_BSGK, v_BSGK = (ring[:, :used].to(q_BTHK.dtype) for ring in (keys, values))
+            y_BHK = cached_attention(q_BTHK[:, 0], k_BSGK, v_BSGK, count_B, backend=self.cached_backend)
+            y_BTHK = y_BHK[:, None]
         else:
             query_BT = cache.query_positions(past_B, added_B, tokens)
             (keys, values), (k_BSGK, v_BSGK), position_BS = cache.extend(rings, news, past_B, added_B)

@@ -4,8 +4,36 @@ Shapes: B rows, C slots, T new tokens, S keys. Position p of a row lies in slot 
 holds the last C positions. `length_B` counts the tokens a row has seen; `added_B` (None: all T) those it gets now.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import torch
 from torch import Tensor
+
+_fixed: ContextVar[bool] = ContextVar("fixed_shapes", default=False)
+
+
+@contextmanager
+def fixed_shapes() -> Iterator[None]:
+    """Let no value of a tensor decide what runs, on the CPU too: what a captured CUDA graph asks for."""
+    token = _fixed.set(True)
+    try:
+        yield
+    finally:
+        _fixed.reset(token)
+
+
+def may_look(tensor: Tensor) -> bool:
+    """Say whether its values may decide what is computed: not where they are unknown, nor in a captured graph."""
+    if tensor.device.type == "meta" or torch.compiler.is_compiling() or _fixed.get():
+        return False
+    return tensor.device.type != "cuda" or not torch.cuda.is_current_stream_capturing()
+
+
+def cheap_to_look(tensor: Tensor) -> bool:
+    """Say whether its values may decide, and asking for them waits for no device."""
+    return tensor.device.type == "cpu" and may_look(tensor)
 
 
 def without_padding(x_BTD: Tensor, lengths_B: Tensor | None) -> Tensor:
@@ -39,7 +67,7 @@ def check_room(length_B: Tensor, added_B: Tensor | None, tokens: int, slots: int
 
     Only on the CPU: elsewhere the check would wait for the device, and a captured step cannot raise.
     """
-    if length_B.device.type != "cpu" or not length_B.numel() or (window is not None and slots >= window):
+    if (window is not None and slots >= window) or not length_B.numel() or not cheap_to_look(length_B):
         return
     longest = int((length_B + (tokens if added_B is None else added_B)).max())
     if longest > slots:
@@ -48,9 +76,22 @@ def check_room(length_B: Tensor, added_B: Tensor | None, tokens: int, slots: int
 
 def used_slots(length_B: Tensor, slots: int) -> int:
     """Return how many leading slots may hold something; all of them where asking would wait for a device."""
-    if length_B.device.type != "cpu" or torch.compiler.is_compiling():
+    if not cheap_to_look(length_B):
         return slots
     return min(slots, int(length_B.max())) if length_B.numel() else 0
+
+
+def held_slots(length_B: Tensor, added_B: Tensor | None, slots: int) -> tuple[int, Tensor | None]:
+    """Return (how many leading slots to read after one more token a row, how many of them each row holds, at least 1).
+
+    None instead of the rows' counts says that each row holds all of them. In a ring of its window's size every slot
+    that holds something is visible to the next token.
+    """
+    count_B = (length_B + (1 if added_B is None else added_B)).clamp(1, slots)
+    if not cheap_to_look(count_B) or not count_B.numel():
+        return slots, count_B
+    used = int(count_B.max())
+    return used, None if int(count_B.min()) == used else count_B
 
 
 def write(ring_BCHK: Tensor, new_BTHK: Tensor, length_B: Tensor, added_B: Tensor | None) -> Tensor:

@@ -25,6 +25,7 @@ from trivium.report.storage import write_whole
 from trivium.tasks.base import Task
 from trivium.train.checkpoint import load_model_tensors, newest_good, read_checkpoint
 from trivium.train.config import RunConfig
+from trivium.train.objectives import decoding_of
 
 CONFIG, ENVIRONMENT, METRICS, RESULT, SAMPLES = (
     "config.yaml",
@@ -184,5 +185,6 @@ def load(folder: str | Path) -> tuple[LanguageModel, CharacterTokenizer, Task]:
     task = config.task.build()
     with torch.random.fork_rng(devices=[]):
         model = config.model.build(model_context(task, config.model, config.evaluate.lengths))
+    model.decoding = decoding_of(config.train, task)
     load_model_tensors(model, read_checkpoint(path)[0], path)
     return model.eval(), CharacterTokenizer(task.alphabet), task
