@@ -160,7 +160,7 @@ def length_curves(
     """
     from matplotlib.ticker import FixedLocator, NullLocator
 
-    with _look():
+    with look():
         figure, axes = _axes(width, 3.5, right=_text_inches([curve.name for curve in series]) + 0.68, left=0.72)
         for curve in series:
             _curve(axes, curve)
