@@ -151,6 +151,24 @@ def learning_curves(
     return figure
 
 
+def rates(series: Sequence[Series], *, label: str, ceiling: float, ceiling_name: str, width: float = 5.4) -> "Figure":
+    """Draw rates against the tokens of a sequence, under the line of the rate that bounds them."""
+    with look():
+        figure, axes = _axes(width, 3.5, right=_text_inches([curve.name for curve in series]) + 0.68, left=0.72)
+        for curve in series:
+            _curve(axes, curve)
+        axes.set_xscale("log")
+        axes.axhline(ceiling, color=_FAINT, linewidth=0.7, linestyle=(0, (2, 3)), zorder=1)
+        axes.set_ylim(0, 1.12 * max([ceiling, *(value for curve in series for value in curve.values)]))
+        axes.annotate(ceiling_name, (0.01, ceiling), (0, 3), ("axes fraction", "data"), "offset points", color=_FAINT)
+        tokens = [count for curve in series for count in curve.tokens]
+        _tokens_axis(axes, min(tokens), max(tokens))
+        axes.set_xlabel("tokens of a sequence")
+        axes.set_title(label, loc="left", fontsize=_FONT + 1, fontweight="bold")
+        _label_ends(figure, axes, series)
+    return figure
+
+
 def length_curves(
     series: Sequence[Series], *, label: str, trained: float | None = None, width: float = 5.4
 ) -> "Figure":
