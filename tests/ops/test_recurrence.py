@@ -119,7 +119,7 @@ def test_gradients_equal_finite_differences_the_first_state_s_too(name: str, bac
 
 @every_operator
 @pytest.mark.parametrize("decay", ["mild", "strong", "strongest"])
-@pytest.mark.parametrize("tokens", [1, 2, 7, 63, 100])
+@pytest.mark.parametrize("tokens", [1, 2, 4, 5, 7, 63, 100])
 def test_every_backend_equals_the_reference_in_output_state_and_gradients(name: str, tokens: int, decay: str):
     check_backends(name, tokens, decay)
     check_backends(name, tokens, decay, torch.float32)
