@@ -208,6 +208,15 @@ def test_a_backward_pass_under_autocast_stays_in_float32(name: str):
 
 
 @every_operator
+@pytest.mark.filterwarnings("ignore:.*autograd.function.Function.*should not be instantiated:DeprecationWarning")
+def test_the_chunked_form_compiles_without_a_graph_break(name: str):
+    torch._dynamo.reset()
+    arguments = draw(name, 40)
+    compiled = torch.compile(OPERATORS[name], fullgraph=True, backend="aot_eager")
+    assert_all_equal(list(compiled(**arguments)), list(OPERATORS[name](**arguments)))
+
+
+@every_operator
 def test_no_tokens_give_no_output_and_leave_the_state(name: str):
     arguments = draw(name, 4)
     nothing = {key: tensor if key == "state" else tensor[:, :0] for key, tensor in arguments.items()}

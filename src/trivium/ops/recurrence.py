@@ -4,7 +4,6 @@ Shapes: B rows, T tokens, H heads, K key width, V value width.
 """
 
 from collections.abc import Callable, Mapping
-from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -16,18 +15,18 @@ from trivium.ops import dispatch
 FLA = "flash-linear-attention"
 
 
-def register(operator: str, package: str) -> None:
-    """Register the backends of an operator, which the modules of its package hold."""
+Loader = Callable[[], Callable[..., tuple[Tensor, Tensor]]]
 
-    def load(module: str, name: str) -> Callable[[], Callable[..., Any]]:
-        return lambda: getattr(import_module(f"{package}.{module}"), name)
+
+def register(operator: str, load_reference: Loader, load_chunked: Loader, load_fla: Loader) -> None:
+    """Register the backends of an operator, from functions that import and return them."""
 
     def suits(device_type: str) -> str:
         return f"plain PyTorch, chunked, runs on {device_type}"
 
-    dispatch.register(operator, "reference", dispatch.Backend(load("reference", "reference")))
-    dispatch.register(operator, "torch", dispatch.Backend(load("chunked", "chunked"), suits=suits))
-    fla = dispatch.Backend(load("fla", "by_fla"), missing=fla_missing, suits=fla_suits, refuses=fla_refuses)
+    dispatch.register(operator, "reference", dispatch.Backend(load_reference))
+    dispatch.register(operator, "torch", dispatch.Backend(load_chunked, suits=suits))
+    fla = dispatch.Backend(load_fla, missing=fla_missing, suits=fla_suits, refuses=fla_refuses)
     dispatch.register(operator, "fla", fla)
 
 

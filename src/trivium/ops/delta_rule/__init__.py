@@ -6,7 +6,26 @@ from trivium.ops.recurrence import compute, register
 
 __all__ = ["gated_delta_rule"]
 
-register("gated_delta_rule", __name__)
+
+def _load_reference():
+    from trivium.ops.delta_rule.reference import reference
+
+    return reference
+
+
+def _load_chunked():
+    from trivium.ops.delta_rule.chunked import chunked
+
+    return chunked
+
+
+def _load_fla():
+    from trivium.ops.delta_rule.fla import by_fla
+
+    return by_fla
+
+
+register("gated_delta_rule", _load_reference, _load_chunked, _load_fla)
 
 
 def gated_delta_rule(

@@ -6,7 +6,26 @@ from trivium.ops.recurrence import compute, register
 
 __all__ = ["gated_linear_attention"]
 
-register("gated_linear_attention", __name__)
+
+def _load_reference():
+    from trivium.ops.linear_attention.reference import reference
+
+    return reference
+
+
+def _load_chunked():
+    from trivium.ops.linear_attention.chunked import chunked
+
+    return chunked
+
+
+def _load_fla():
+    from trivium.ops.linear_attention.fla import by_fla
+
+    return by_fla
+
+
+register("gated_linear_attention", _load_reference, _load_chunked, _load_fla)
 
 
 def gated_linear_attention(
