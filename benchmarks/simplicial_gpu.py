@@ -78,7 +78,7 @@ def main(path):
                 seconds = do_bench(forward, return_mode="median")
             row = {"shape": shape, "backend": backend, "relative_error": error, "forward_ms": seconds}
             row |= {"forward_tflops": flops / seconds / 1e9, "forward_share": flops / seconds / 1e9 / matmul}
-            if tokens <= BACKWARD_TOKENS and backend == "triton":  # hopper's backward is triton's
+            if tokens <= BACKWARD_TOKENS:
                 o = forward()
                 grad = torch.randn_like(o)
                 run = lambda o=o, inputs=inputs, grad=grad: torch.autograd.grad(o, inputs, grad, retain_graph=True)  # noqa: E731

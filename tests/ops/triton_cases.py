@@ -231,3 +231,22 @@ def empty_outputs() -> list[tuple[int, ...]]:
 
 def call(pool: ProcessPoolExecutor | None, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     return function(*arguments, **options) if pool is None else pool.submit(function, *arguments, **options).result()
+
+
+def packed_errors(
+    tokens: int, heads: int, kv_heads: int, width: int, window: int | None, dtype: torch.dtype = torch.float32
+) -> dict[str, float]:
+    """Return the distance of packed attention and of its gradient from the float64 formula, relative to their size."""
+    from trivium.ops.packed_attention import packed_attention
+
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, tokens, heads + 2 * kv_heads, width, generator=generator).to(dtype).to(DEVICE).requires_grad_()
+    wide = x.detach().double().requires_grad_()
+    weights = torch.randn(3, tokens, heads, width, generator=generator).to(DEVICE)
+    with settings():
+        o = packed_attention(x, kv_heads, window, backend="triton")
+        (dx,) = torch.autograd.grad(o, x, weights.to(dtype))
+    wanted = packed_attention(wide, kv_heads, window, attention_backend="reference", backend="torch")
+    (dwide,) = torch.autograd.grad(wanted, wide, weights.double())
+    pairs = {"o": (o.detach().double(), wanted.detach()), "x": (dx.double(), dwide)}
+    return {name: float((found - true).norm() / true.norm()) for name, (found, true) in pairs.items()}

@@ -64,7 +64,7 @@ def test_runs_of_one_process_record_each_their_own_operators_and_why(tmp_path):
     for number, model in enumerate(models):
         train(tiny_config(model, steps=1), tmp_path / str(number))
         records.append(json.loads((tmp_path / str(number) / "environment.json").read_text())["operators"])
-    assert [list(record) for record in records] == [["simplicial"]] * 3 + [["attention"]]
+    assert [list(record) for record in records] == [["simplicial"]] * 3 + [["packed_attention", "attention"]]
     assert [record["simplicial"]["backend"] for record in records[:3]] == ["torch", "reference", "torch"]
     assert records[1]["simplicial"]["reason"] == "asked for by name"
     assert "scaled_dot_product_attention" in records[3]["attention"]["reason"]

@@ -19,14 +19,15 @@ from trivium.report.storage import write_whole
 
 @dataclass(frozen=True)
 class TrainBenchOptions:
-    shape: Literal["all", "2.1M", "0.1M"] = "all"
-    """Model to time: 2.1M (width 256, 4 layers, batch 64 x 32 tokens), 0.1M (the quickstart's size), or both."""
+    shape: Literal["all", "2.1M", "0.1M", "6.3M"] = "all"
+    """Model to time: 2.1M (width 256, 4 layers, batch 64 x 32 tokens) or 0.1M (the quickstart's size) on the processor,
+    6.3M (GPT-2 with 8 layers, batch 1024 x 18) on a GPU, or all of them."""
     repeats: int = 3
     """Repeats of each cell; the table shows medians."""
     threads: int | None = None
     """Processor threads of both programs (default: what torch takes)."""
     steps: int | None = None
-    """Steps of each repeat (default: 60 and 210)."""
+    """Steps of each repeat (default: 60, 210 and 600)."""
     json: bool = False
     """Print the results as JSON on standard output."""
     out: Path | None = None

@@ -36,9 +36,9 @@ def reads(
     whose weight is 0, to a `room`: batches then share a few shapes, and the loss is the same.
     """
     tokens_BT, targets_BT = batch.tokens_BT, batch.targets_BT
-    if longest is not None:
-        tokens = tokens_BT.shape[1]
-        behind = ((0, 0), (0, max(min(room(tokens), longest) - tokens, 0)))
+    missing = 0 if longest is None else min(room(tokens_BT.shape[1]), longest) - tokens_BT.shape[1]
+    if missing > 0:
+        behind = ((0, 0), (0, missing))
         tokens_BT, targets_BT = (np.pad(x, behind, constant_values=pad_id) for x in (tokens_BT, targets_BT))
         weights_BT = np.pad(weights_BT, behind)
     part = micro_batch or len(batch)
