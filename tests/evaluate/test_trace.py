@@ -14,6 +14,7 @@ from trivium.model.context import model_context
 from trivium.model.decoder import DecoderConfig
 from trivium.model.layers import format_layers
 from trivium.ops import dispatch
+from trivium.ops.packed_attention import packed_attention
 from trivium.tasks.addition import AdditionConfig
 from trivium.tasks.group_words import GroupWordsConfig
 
@@ -53,7 +54,7 @@ def test_weights_times_values_are_what_the_operator_gives(layers):
     calls = []
     with torch.no_grad(), dispatch.observing(lambda *call: calls.append(call)):
         model(ids)
-    (operator, arguments, options) = calls[0]
+    (operator, arguments, options) = next(call for call in calls if call[0] != "packed_attention")
     outputs = dispatch.load(operator, "reference", "cpu")(*arguments, **options)
     o_TSHK = outputs[0] if isinstance(outputs, tuple) else outputs
     v_SHK = arguments[2][0]
@@ -63,6 +64,19 @@ def test_weights_times_values_are_what_the_operator_gives(layers):
     weights_HTT = torch.from_numpy(found.panels[0].weights_HTT).double()
     v_SHK = v_SHK.repeat_interleave(weights_HTT.shape[0] // v_SHK.shape[1], dim=1)
     torch.testing.assert_close(torch.einsum("hts,shk->thk", weights_HTT, v_SHK), o_TSHK[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_a_packed_call_is_shown_as_the_attention_that_it_is(window):
+    x_BTND = torch.randn(1, 7, 4 + 2 * 2, 6, generator=torch.Generator().manual_seed(0))
+    seen = []
+    with dispatch.observing(lambda *call: seen.append(call)):
+        packed_attention(x_BTND, 2, window)
+    packed, inner = seen
+    operator, arguments, options = module._unpacked(packed)
+    assert operator == inner[0] == "attention"
+    shown = module._weights(operator, arguments, options, 7)
+    torch.testing.assert_close(shown, module._weights(inner[0], inner[1], inner[2], 7))
 
 
 def test_pairs_of_a_simplicial_head_sum_to_both_marginals_and_to_one():

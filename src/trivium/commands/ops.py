@@ -11,13 +11,16 @@ from rich.table import Table
 
 from trivium.bench.decode_step import StepShape, bench_decode_steps
 from trivium.bench.gates import WrongResult
+from trivium.bench.kernels import PASSES
 from trivium.bench.linear import RecurrenceShape, bench_recurrence
 from trivium.bench.ops import SimplicialShape, bench_simplicial
 from trivium.bench.scan import ScanShape, bench_scan
 from trivium.commands import fail
 from trivium.commands.bench import keep, reserve
 from trivium.commands.flags import parse
+from trivium.commands.kernels import measure_kernels, read_kernels, show_kernels
 from trivium.registry import UserError
+from trivium.report.kernels import write_kernel_figure
 from trivium.train.environment import describe_environment
 from trivium.train.precision import choose_device
 
@@ -73,33 +76,50 @@ class OpsBenchOptions:
     """Form of simplicial's logits."""
     backends: tuple[str, ...] = ()
     """Backends to time (default: all that this machine has); for decode_step, its mixers."""
+    passes: tuple[Literal["forward", "backward", "decode"], ...] = PASSES
+    """What of simplicial to time on a GPU; on a CPU forward and backward are one measurement."""
+    peer: tuple[str, ...] = ()
+    """NAME=module:function of simplicial_attention's signature, to be timed beside it."""
+    sweep: bool = False
+    """Time simplicial on a GPU at 512 to 8192 tokens and 8, 32 and 128 query heads too, which --figure draws."""
     device: str = "cpu"
-    """Device to run on."""
+    """Device to run on. On cuda, simplicial without sizes is timed at the shapes of public kernels."""
     repeats: int = 5
-    """Repeats of each measurement; the table shows medians."""
+    """Repeats of each measurement (not of simplicial's on a GPU); the table shows medians."""
     threads: int | None = None
     """Processor threads (default: what torch takes)."""
     json: bool = False
     """Print the results as JSON on standard output."""
     out: Path | None = None
     """File to write the results to, such as benchmarks/results/ops.json."""
+    figure: Path | None = None
+    """File (.svg or .png) for the figure of a sweep."""
+    read: Path | None = None
+    """File that --out wrote on a GPU, to be shown and drawn again instead of measuring."""
 
 
 def ops(arguments: Sequence[str]) -> int:
     """Time the backends of an operator, forward and backward, with their peak memory."""
     options = parse(OpsBenchOptions, arguments, "trivium bench ops", "Time an operator's backends side by side.")
     operator = ALIASES.get(options.op, options.op)
-    device = choose_device(options.device)
-    sizes = _sizes(options, operator)
-    reserve(options.out)
-    try:
-        results = _measure(options, operator, sizes, str(device))
-    except WrongResult as error:
-        return fail(str(error))
-    results = {"benchmark": "ops", "operator": operator, "environment": describe_environment(device)} | results
+    if operator != "simplicial" and (options.peer or options.sweep or options.read or options.figure):
+        raise UserError(f"--peer, --sweep, --figure and --read: are simplicial's, not of {operator}")
+    if options.read is not None:
+        results = read_kernels(options.read)
+    else:
+        device = choose_device(options.device)
+        sizes = _sizes(options, operator)
+        reserve(options.out)
+        try:
+            results = _measure(options, operator, sizes, str(device))
+        except WrongResult as error:
+            return fail(str(error))
+        results = {"benchmark": "ops", "operator": operator, "environment": describe_environment(device)} | results
     if not keep(results, options.json, options.out):
         show = {"simplicial": _show_simplicial, "scan": _show_scan, "decode_step": _show_steps}
-        show.get(operator, _show_recurrence)(results)
+        (show_kernels if "matmul_tflops" in results else show.get(operator, _show_recurrence))(results)
+    if options.figure is not None:
+        print(write_kernel_figure(results, options.figure), file=sys.stderr)
     return 0
 
 
@@ -110,6 +130,10 @@ def _measure(options: OpsBenchOptions, operator: str, sizes: dict[str, Any], dev
         shape = SimplicialShape(**sizes)
         if shape.heads % shape.kv_heads:
             raise UserError(f"--kv-heads: {shape.kv_heads} do not divide the {shape.heads} query heads")
+        if device != "cpu" or options.peer or options.sweep:
+            kernels: dict[str, Any] = {"passes": options.passes, "form": options.form, "device": device}
+            chosen = shape if sizes or device == "cpu" else None
+            return measure_kernels(chosen, options.backends, options.peer, sweep=options.sweep, **kernels, **show)
         return bench_simplicial([shape], options.backends or None, form=options.form, **common, **show)
     if operator == "scan":
         widths = (sizes.pop("width"),) if "width" in sizes else SCAN_WIDTHS

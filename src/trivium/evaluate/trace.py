@@ -182,6 +182,8 @@ def _panel(
 ) -> Panel:
     name = type(mixer).__name__
     tokens = x_BTD.shape[1]
+    # A packed call is shown as the attention that it is, whether or not it made that call itself.
+    made = [call for call in made if call[0] != "packed_attention"] or [_unpacked(call) for call in made]
     known = {"attention", "simplicial", "gated_linear_attention", "gated_delta_rule"}
     if len(made) != 1 or made[0][0] not in known:
         return Panel(layer, name, "derivative", _derivatives(mixer, x_BTD, keywords)[None])
@@ -195,6 +197,13 @@ def _panel(
     # The product of two softmaxes sums to no more than 1, and what a memory holds has signs.
     kind = "weights" if operator in ("attention", "simplicial") else "signed"
     return Panel(layer, name, kind, _array(weights_HTT))
+
+
+def _unpacked(call: tuple[str, tuple[Any, ...], dict[str, Any]]) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
+    x_BTND, kv_heads, window, _ = call[1]
+    tokens, packed = x_BTND.shape[1:3]
+    reads_BTS = allowed(tokens, window or tokens, None, x_BTND.device)
+    return "attention", (*x_BTND.split((packed - 2 * kv_heads, kv_heads, kv_heads), dim=2), reads_BTS), {}
 
 
 def _array(tensor: Tensor) -> np.ndarray:

@@ -149,10 +149,33 @@ def query_positions(length_B: Tensor, added_B: Tensor | None, tokens: int) -> Te
     return position_BT if added_B is None or tokens > 1 else (position_BT + added_B[:, None] - 1).clamp(min=0)
 
 
-def find(position_BS: Tensor, length_B: Tensor, slots: int, keys: int, tokens: int) -> Tensor:
-    """Return (B, S) where each position lies among the `keys` that `extend` made readable from a ring of `slots`."""
-    slot_BS = position_BS.clamp(min=0) % slots
+def append(
+    rings: list[Tensor], news: list[Tensor], length_B: Tensor, added_B: Tensor | None
+) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """Return (the rings after the new tokens, rings that hold all that the new queries read, their lengths (B,)).
+
+    As `extend`, for operators that read rings: the second rings hold T - 1 slots more where T > 1, and there the
+    tokens behind a row's own count as its own, so that the last query stands at length - 1 in every row.
+    """
+    tokens = news[0].shape[1]
     if tokens == 1:
-        return slot_BS
+        after_B = length_B + (1 if added_B is None else added_B)
+        written = [write(ring, new, length_B, added_B) for ring, new in zip(rings, news, strict=True)]
+        used = [max(used_slots(after_B, ring.shape[1]), 1) for ring in rings]
+        # The leading slots of a ring that has not come around are a ring too.
+        held = [ring[:, :n].to(new.dtype) for ring, new, n in zip(written, news, used, strict=True)]
+        return written, held, after_B
+    held = [_longer(ring, new, length_B) for ring, new in zip(rings, news, strict=True)]
+    after_B = length_B + tokens
+    return [write(ring, new, length_B, added_B) for ring, new in zip(rings, news, strict=True)], held, after_B
+
+
+def _longer(ring_BCHK: Tensor, new_BTHK: Tensor, length_B: Tensor) -> Tensor:
+    """Return a ring of the used slots and T more, which holds what the ring held and the new tokens."""
+    slots, tokens = ring_BCHK.shape[1], new_BTHK.shape[1]
+    used = used_slots(length_B, slots)
+    both = torch.cat((ring_BCHK[:, :used].to(new_BTHK.dtype), new_BTHK), dim=1)
+    position_BS = slot_positions(length_B + tokens, used + tokens)
     new_BS = position_BS - length_B[:, None]
-    return torch.where(new_BS < 0, slot_BS, keys - tokens + new_BS)
+    source_BS = torch.where(new_BS < 0, position_BS.clamp(min=0) % slots, used + new_BS)
+    return both.gather(1, source_BS[:, :, None, None].expand(-1, -1, *both.shape[2:]))
