@@ -273,9 +273,9 @@ def test_a_path_without_a_report_does_not_keep_others_from_theirs(capsys, traine
 
 
 def test_results_cannot_be_written_below_a_file(capsys, recipe, monkeypatch):
-    for name in ("bench_train", "bench_simplicial"):
-        monkeypatch.setattr(f"trivium.commands.bench.{name}", None)  # refused before anything is timed
-    for command in ("train", "ops"):
+    for name in ("bench.bench_train", "ops.bench_simplicial", "latency.bench_latency"):
+        monkeypatch.setattr(f"trivium.commands.{name}", None)  # refused before anything is timed
+    for command in ("train", "ops", "latency"):
         status, _, err = run(capsys, "bench", command, "--out", recipe / "x.json")
         assert (status, err) == (2, f"trivium: {recipe}: file exists\n")
 

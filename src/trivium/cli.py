@@ -25,7 +25,11 @@ COMMANDS = {
     "data write": ("trivium.commands.data:write", "write a recipe's problems to JSONL files"),
     "report": ("trivium.commands.report:report", "draw report.html again from run or study folders"),
     "bench train": ("trivium.commands.bench:train", "time our training step beside transformers' Trainer"),
-    "bench ops": ("trivium.commands.bench:ops", "time an operator's backends, forward and backward, and their memory"),
+    "bench ops": ("trivium.commands.ops:ops", "time an operator's backends, forward and backward, and their memory"),
+    "bench latency": (
+        "trivium.commands.latency:latency",
+        "time a generated token against its position, with the bytes of state",
+    ),
     "export": ("trivium.commands.export:export", "copy a run's model as a folder that trivium.load reads"),
     "doctor": ("trivium.commands.doctor:doctor", "say what this machine, its libraries and operators can do"),
 }

@@ -34,6 +34,7 @@ __all__ = [
     "set_path",
     "to_dict",
     "to_yaml",
+    "unreadable",
 ]
 
 
@@ -74,7 +75,7 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
+        raise unreadable(path, error) from None
     try:
         data = yaml.load(text, Loader=_StrictLoader)
     except yaml.YAMLError as error:
@@ -85,6 +86,11 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise UserError(f"{path}: a recipe is a mapping of sections, this file holds {_describe(data)}")
     return data
+
+
+def unreadable(path: str | Path, error: Exception) -> UserError:
+    """Return the UserError for a file that is there and cannot be read, because of `error`."""
+    return UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}")
 
 
 def _describe(value: Any) -> str:

@@ -64,3 +64,68 @@ def test_a_measuring_process_says_whose_fault_it_was(monkeypatch):
         with pytest.raises(error, match="the reason") as caught:
             ops._in_a_process({"threads": 1, "backend": "torch"})
         assert type(caught.value) is error
+
+
+@pytest.mark.parametrize("name", ["gla", "gated_linear_attention", "gated_delta", "gated_delta_rule"])
+def test_linear_operators_are_timed_by_long_and_short_names(name, capsys):
+    words = ["--op", name, "--batch", "1", "--tokens", "9", "--heads", "1", "--head-width", "4", "--repeats", "1"]
+    assert cli.main(["bench", "ops", *words, "--json"]) == 0
+    results = json.loads(capsys.readouterr().out)
+    assert results["operator"] in ("gated_linear_attention", "gated_delta_rule")
+    rows = {row["backend"]: row for row in results["rows"]}
+    assert rows["reference"]["times_as_fast"] == 1
+    assert rows["torch"]["tokens_per_second"] == 9 / rows["torch"]["forward_backward_seconds"]
+    assert rows["torch"]["peak_bytes"] >= 0
+    assert cli.main(["bench", "ops", *words]) == 0
+    assert "tokens/s" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (["scan", "--width", "8", "--chunks", "3", "--chunk", "2", "--batch", "1"], "3 chunks of 2, width 8"),
+        (["decode_step", "--width", "16", "--batch", "1", "--context", "6", "--backends", "gla"], "ms predicted"),
+    ],
+)
+def test_the_scan_and_steps_of_generation_are_operators_too(words, shown, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    assert cli.main(["bench", "ops", "--op", *words, "--repeats", "1"]) == 0
+    assert shown in capsys.readouterr().out
+
+
+def test_a_size_that_an_operator_does_not_have_is_refused(capsys):
+    assert cli.main(["bench", "ops", "--op", "gla", "--window1", "3"]) == 2
+    message = "--window1: gated_linear_attention has no such size; allowed: batch, head_width, heads, tokens"
+    assert message in capsys.readouterr().err
+
+
+def test_a_peer_is_timed_beside_ours_with_a_table(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("COLUMNS", "200")
+    out, figure = tmp_path / "kernels.json", tmp_path / "kernels.svg"
+    words = [*SMALL, "--peer", "theirs=tests.bench.test_kernels:wrong", "--out", str(out)]
+    assert cli.main(["bench", "ops", *words]) == 0
+    shown = capsys.readouterr().out
+    assert "not run: theirs at B1 T12 H4 D6 4x2: o is off by" in shown
+    assert "times its floor" in shown
+    results = json.loads(out.read_text())
+    assert [row["pass"] for row in results["rows"]] == ["forward", "backward", "decode", "forward", "backward"]
+    assert cli.main(["bench", "ops", "--read", str(out), "--figure", str(figure)]) == 2
+    assert "hold no sweep" in capsys.readouterr().err
+    for tokens in (512, 1024):
+        row = results["rows"][0] | {"tokens": tokens, "sweep": True}
+        results["rows"] += [row, row | {"pass": "backward", "tflops": row["tflops"] / 2}]
+    out.write_text(json.dumps(results))
+    assert cli.main(["bench", "ops", "--read", str(out), "--figure", str(figure)]) == 0
+    assert "backward, 4 heads" in figure.read_text()
+
+
+def test_what_kernels_alone_take_is_refused_elsewhere(capsys, tmp_path):
+    other = tmp_path / "other.json"
+    for text in ("{}", "[1]", "no json"):
+        other.write_text(text)
+        assert cli.main(["bench", "ops", "--read", str(other)]) == 2
+        assert "--read" in capsys.readouterr().err
+    assert cli.main(["bench", "ops", "--sweep"]) == 2
+    assert "--sweep: takes a GPU" in capsys.readouterr().err
+    assert cli.main(["bench", "ops", "--op", "scan", "--sweep"]) == 2
+    assert "are simplicial's, not of scan" in capsys.readouterr().err

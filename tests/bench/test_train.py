@@ -57,7 +57,7 @@ def test_gradients_agree_with_those_of_transformers(tiny):
     logits_BTV, _ = ours(torch.from_numpy(batch.tokens_BT))
     targets_N, weights_N = torch.from_numpy(batch.targets_BT).flatten(), weights_BT.flatten()
     (objective.loss_sum(logits_BTV.flatten(0, 1), targets_N, weights_N) / weights_BT.sum()).backward()
-    theirs(**bench._features(batch)).loss.backward()
+    theirs(**bench.features(batch)).loss.backward()
     torch.testing.assert_close(ours.embedding.weight.grad, theirs.transformer.wte.weight.grad, rtol=1e-4, atol=1e-6)
 
 
@@ -89,6 +89,16 @@ def test_the_results_are_a_table_for_people(tiny, capsys, monkeypatch):
     out = capsys.readouterr().out
     for words in ("both float32", "both bfloat16", "own defaults", "ratio"):
         assert words in out
+
+
+def test_the_shape_for_a_gpu_is_refused_or_left_out_where_there_is_none(tiny, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    large = dataclasses.replace(tiny, name="6.3M", device="cuda")
+    monkeypatch.setattr(bench, "SHAPES", {"0.1M": tiny, "6.3M": large})
+    assert cli.main(["bench", "train", "--shape", "6.3M"]) == 2
+    assert "6.3M is timed on a CUDA device, and torch sees none" in capsys.readouterr().err
+    results = bench.bench_train(repeats=1, steps=12, threads=1, shapes=("0.1M", "6.3M"))
+    assert results["rows"][-1]["note"] == "not timed: torch sees no CUDA device"
 
 
 def test_without_transformers_the_pip_command_is_given(monkeypatch, capsys):

@@ -6,7 +6,8 @@ import torch
 
 from tests.scripted import ScriptedModel
 from trivium.config import UserError
-from trivium.generate.engine import generate, sample, uniforms
+from trivium.generate.engine import generate
+from trivium.generate.sampling import sample, uniforms
 from trivium.model.base import ModelContext
 from trivium.model.decoder import DecoderConfig
 

@@ -2,6 +2,7 @@ import json
 import resource
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -188,6 +189,19 @@ def test_truncated_weights_are_refused_wherever_they_end(folder: Path):
             load(folder)
     path.write_bytes(struct.pack("<Q", 2**60) + whole[8:])
     with pytest.raises(UserError, match="damaged or not a safetensors file"):
+        load(folder)
+
+
+def test_weights_that_may_not_be_read_are_not_called_damaged(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    open_file = Path.open
+
+    def refuse(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path.name == "model.safetensors":
+            raise PermissionError(13, "Permission denied", str(path))
+        return open_file(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(UserError, match=r"model.safetensors: cannot be read: Permission denied$"):
         load(folder)
 
 

@@ -13,7 +13,9 @@ from torch import Tensor
 from tests.contracts.model_checks import assert_equal
 from trivium.ops import dispatch, gated_delta_rule, gated_linear_attention, recurrence
 from trivium.ops.delta_rule import chunked as delta_chunked
+from trivium.ops.delta_rule.step import gated_delta_rule_step_
 from trivium.ops.linear_attention import chunked as linear_chunked
+from trivium.ops.linear_attention.step import gated_linear_attention_step_
 from trivium.registry import UserError
 
 OPERATORS = {"gated_linear_attention": gated_linear_attention, "gated_delta_rule": gated_delta_rule}
@@ -271,6 +273,36 @@ def test_float64_and_other_devices_are_not_for_fla(name: str, monkeypatch: pytes
     assert dispatch.choose(name, "auto", "cuda", wide) == "torch"
     assert "fla cannot: it computes in float32 or less" in dispatch.chosen()[name]["reason"]
     assert dispatch.choose(name, "auto", "cuda", (("dtype", torch.float32), ("device", "cuda"))) == "fla"
+
+
+@every_operator
+def test_training_may_follow_generation_of_the_same_length(name: str):
+    arguments = draw(name, 29, width=4)
+    with torch.inference_mode():
+        OPERATORS[name](**arguments, backend="torch")
+    results(name, arguments, backend="torch")
+
+
+@every_operator
+@torch.no_grad()
+@pytest.mark.parametrize("decay", ["mild", "strongest"])
+def test_a_step_in_place_gives_what_the_operator_gives(name: str, decay: str):
+    found, expected = draw(name, 5, decay=decay), draw(name, 5, decay=decay)
+    state = found.pop("state")
+    place = state.data_ptr()
+    for t in range(5):
+        token = {key: tensor[:, t] for key, tensor in found.items()}
+        q, k, v, log_decay = (token[key] for key in ("q", "k", "v", "log_decay"))
+        if name == "gated_delta_rule":  # its step takes several corrections a token, laid out before the heads
+            k, v, beta = (x[:, None] for x in (k, v, token["beta"]))
+            o = gated_delta_rule_step_(q, k, v, beta, log_decay, state, scale=0.7)
+        else:
+            o = gated_linear_attention_step_(q, k, v, log_decay, state, scale=0.7)
+        one = {key: tensor[:, t : t + 1] for key, tensor in expected.items() if key != "state"}
+        wanted, expected["state"] = OPERATORS[name](**one, state=expected["state"], scale=0.7, backend="reference")
+        assert_equal(o, wanted[:, 0])
+        assert_equal(state, expected["state"])
+    assert state.data_ptr() == place
 
 
 # ---- The adapters to fla, with a stand-in for its kernels that has fla's argument names and its packed rows.

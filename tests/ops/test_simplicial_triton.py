@@ -131,6 +131,18 @@ def test_every_tensor_is_read_with_its_own_strides_in_every_row(run: Run):
     within(run(cases.errors, {"rows": 3, "heads": 2, "tokens": 7, "strided": True}, window1=5, window2=3), 1e-5)
 
 
+@pytest.mark.parametrize("kv_head", [0, 1, 2])
+def test_each_group_of_queries_reads_its_own_key_head(run: Run, kv_head: int):
+    assert run(cases.heads_moved_by, kv_head) == [2 * kv_head, 2 * kv_head + 1]
+
+
+@pytest.mark.parametrize("name", ["q", "k1", "k2", "v1", "v2"])
+def test_each_gradient_is_the_slope_along_its_own_input(run: Run, name: str):
+    # A backward pass that takes its arguments in another order than it is given them has the right shapes.
+    by_gradient, by_difference = run(cases.slopes, name)
+    assert abs(by_gradient - by_difference) < 1e-3 * max(1.0, abs(by_difference))
+
+
 @pytest.mark.parametrize(("changed", "window"), [("k1", 4), ("v1", 4), ("k2", 2), ("v2", 2)])
 def test_a_window_ends_where_it_says(run: Run, changed: str, window: int):
     wanted = [list(range(max(0, i - window + 1), i + 1)) for i in range(7)]
@@ -176,7 +188,7 @@ def test_real_sizes_are_right_on_a_gpu(
 
 
 @on_a_gpu
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler imports what torch deprecates
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # Inductor
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_compiled_block_equals_the_plain_one(dtype: torch.dtype):
     tensors = [x for x in cases.draw(tokens=64, width=32, dtype=dtype).values() if isinstance(x, torch.Tensor)]

@@ -165,6 +165,37 @@ def reads(changed: str, window1: int, window2: int) -> list[list[int]]:
     return found
 
 
+def heads_moved_by(kv_head: int) -> list[int]:
+    """Return the query heads of 6 whose output changes with the keys and values of one key/value head of 3."""
+    from trivium.ops import simplicial_attention
+
+    a = {name: x.detach() for name, x in draw(rows=1, tokens=5, heads=6, kv_heads=3).items() if name in NAMES}
+    others = {name: x.clone() for name, x in a.items()}
+    for name in ("k1", "k2", "v1", "v2"):
+        others[name][:, :, kv_head] += 1
+    with settings():
+        first, second = (simplicial_attention(**x, window1=3, window2=2, backend="triton") for x in (a, others))
+    return (first != second).any(-1).any(1)[0].nonzero().flatten().tolist()
+
+
+def slopes(name: str) -> tuple[float, float]:
+    """Return the slope of a sum of outputs along a direction of one input, by its gradient and by a difference."""
+    from trivium.ops import simplicial_attention
+
+    a = {key: x for key, x in draw(rows=1, tokens=6, heads=2, kv_heads=1).items() if key in NAMES}
+    generator = torch.Generator().manual_seed(7)
+    weights, along = (torch.randn(a[key].shape, generator=generator).to(DEVICE) for key in ("q", name))
+
+    def value(**changed: Tensor) -> Tensor:
+        return (simplicial_attention(**(a | changed), window1=4, window2=2, backend="triton") * weights).sum()
+
+    (gradient,) = torch.autograd.grad(value(), a[name])
+    with torch.no_grad():
+        step = 1e-2
+        difference = (value(**{name: a[name] + step * along}) - value(**{name: a[name] - step * along})) / (2 * step)
+    return float((gradient * along).sum()), float(difference)
+
+
 def check_registration(documents: bool, form: str) -> None:
     """Raise what torch.library.opcheck finds wrong."""
     from trivium.ops.simplicial import triton_launch
@@ -231,3 +262,22 @@ def empty_outputs() -> list[tuple[int, ...]]:
 
 def call(pool: ProcessPoolExecutor | None, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     return function(*arguments, **options) if pool is None else pool.submit(function, *arguments, **options).result()
+
+
+def packed_errors(
+    tokens: int, heads: int, kv_heads: int, width: int, window: int | None, dtype: torch.dtype = torch.float32
+) -> dict[str, float]:
+    """Return the distance of packed attention and of its gradient from the float64 formula, relative to their size."""
+    from trivium.ops.packed_attention import packed_attention
+
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, tokens, heads + 2 * kv_heads, width, generator=generator).to(dtype).to(DEVICE).requires_grad_()
+    wide = x.detach().double().requires_grad_()
+    weights = torch.randn(3, tokens, heads, width, generator=generator).to(DEVICE)
+    with settings():
+        o = packed_attention(x, kv_heads, window, backend="triton")
+        (dx,) = torch.autograd.grad(o, x, weights.to(dtype))
+    wanted = packed_attention(wide, kv_heads, window, attention_backend="reference", backend="torch")
+    (dwide,) = torch.autograd.grad(wanted, wide, weights.double())
+    pairs = {"o": (o.detach().double(), wanted.detach()), "x": (dx.double(), dwide)}
+    return {name: float((found - true).norm() / true.norm()) for name, (found, true) in pairs.items()}

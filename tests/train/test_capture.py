@@ -22,10 +22,11 @@ from trivium.train.capture import CapturedSteps, Choice, EagerSteps, choose_capt
 from trivium.train.config import TrainConfig
 from trivium.train.distributed import World
 from trivium.train.loop import train
-from trivium.train.objectives import NextToken
+from trivium.train.objectives import NextToken, Rollout
 from trivium.train.optim import build_optimizer, set_learning_rate
 from trivium.train.precision import Precision
-from trivium.train.step import Step, reads, room
+from trivium.train.reads import reads, room
+from trivium.train.step import Step
 from trivium.train.stop import Interrupted
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -33,7 +34,7 @@ TASK = AdditionConfig(max_digits=3, format="reversed")
 on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA: torch sees no device")
 
 
-def make(config, device: torch.device, precision: str = "float32"):
+def make(config, device: torch.device, precision: str = "float32", objective: NextToken | None = None):
     """Return a step on a new model of `config`, the same each time."""
     task = TASK.build()
     torch.manual_seed(0)
@@ -42,20 +43,24 @@ def make(config, device: torch.device, precision: str = "float32"):
     optimizer = build_optimizer(model, options)
     scaler = torch.amp.GradScaler(device.type, enabled=False)
     arithmetic = Precision(precision, "asked for", device.type)
-    return Step(model, NextToken(), optimizer, scaler, list(model.parameters()), options.clip, arithmetic, World())
+    return Step(
+        model, objective or NextToken(), optimizer, scaler, list(model.parameters()), options.clip, arithmetic, World()
+    )
 
 
 def run(steps, count: int = 20, batch: int = 32, micro_batch: int | None = None) -> list[float]:
     """Return the losses and gradient norms of `count` steps."""
     task, found = TASK.build(), []
-    stream, objective = TrainStream(task, batch, 0), NextToken()
+    stream, objective = TrainStream(task, batch, 0), steps.step.objective
     torch.manual_seed(1)
     with steps.running():
         for index in range(count):
-            drawn = stream.batch(index)
+            drawn = objective.view(stream.batch(index))
             weights = objective.weights(drawn)
             set_learning_rate(steps.step.optimizer, 1e-3 * (index + 1) / count)
-            passes = reads(drawn, weights, micro_batch, longest=task.max_length - 1, pad_id=task.alphabet.pad_id)
+            objective.begin_step(index / count, steps.device)
+            options = {"longest": task.max_length - 1, "pad_id": task.alphabet.pad_id}
+            passes = objective.reads(drawn, weights, micro_batch, **options)
             found.append(torch.stack(steps(passes, float(weights.sum()))))
     return torch.stack(found).flatten().tolist()
 
@@ -72,6 +77,13 @@ def test_steps_through_static_buffers_train_as_plain_steps_do(micro_batch):
     buffered = CapturedSteps(make(config, CPU), CPU, Choice(True, ""), record=repeat)
     assert run(buffered, micro_batch=micro_batch) == pytest.approx(plain, rel=1e-5)
     assert buffered._num_graphs() > 0
+
+
+def test_a_roll_out_whose_temperature_falls_goes_through_static_buffers():
+    config = DecoderConfig(width=16, heads=2)
+    plain = run(EagerSteps(make(config, CPU, objective=Rollout(end=0.3)), CPU), 8, 8)
+    buffered = CapturedSteps(make(config, CPU, objective=Rollout(end=0.3)), CPU, Choice(True, ""), record=repeat)
+    assert run(buffered, 8, 8) == pytest.approx(plain, rel=1e-5)
 
 
 def test_filled_up_batches_give_the_same_loss_from_few_shapes():
@@ -158,6 +170,16 @@ def test_captured_steps_keep_dropout_and_bfloat16(micro_batch):
     captured = run(CapturedSteps(make(config, CUDA, "bfloat16"), CUDA, choice), micro_batch=micro_batch)
     assert choice.captured, choice.reason
     assert captured == pytest.approx(eager, rel=1e-2)
+
+
+@on_cuda
+@pytest.mark.parametrize("mixer", ["attention", "simplicial(window1=6, window2=3)", "gru"])
+def test_captured_roll_outs_follow_their_temperature(mixer):
+    config, choice = DecoderConfig(width=32, heads=2, layers=f"{mixer}*2"), Choice(True, "")
+    eager = run(EagerSteps(make(config, CUDA, objective=Rollout(end=0.3)), CUDA))
+    captured = run(CapturedSteps(make(config, CUDA, objective=Rollout(end=0.3)), CUDA, choice))
+    assert choice.captured, choice.reason
+    assert captured == pytest.approx(eager, rel=1e-3)
 
 
 class Waits(torch.nn.Module):

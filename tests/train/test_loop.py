@@ -13,6 +13,7 @@ from trivium.train import loop
 from trivium.train.checkpoint import TENSORS, list_checkpoints
 from trivium.train.config import RunConfig
 from trivium.train.loop import train
+from trivium.train.objectives import NextToken
 from trivium.train.stop import StorageFailed, TrainingDiverged
 
 # The first ten losses of the tiny run in float32 on one thread. A change that should not change numbers keeps them.
@@ -63,7 +64,7 @@ def test_runs_of_one_process_record_each_their_own_operators_and_why(tmp_path):
     for number, model in enumerate(models):
         train(tiny_config(model, steps=1), tmp_path / str(number))
         records.append(json.loads((tmp_path / str(number) / "environment.json").read_text())["operators"])
-    assert [list(record) for record in records] == [["simplicial"]] * 3 + [["attention"]]
+    assert [list(record) for record in records] == [["simplicial"]] * 3 + [["packed_attention", "attention"]]
     assert [record["simplicial"]["backend"] for record in records[:3]] == ["torch", "reference", "torch"]
     assert records[1]["simplicial"]["reason"] == "asked for by name"
     assert "scaled_dot_product_attention" in records[3]["attention"]["reason"]
@@ -180,13 +181,13 @@ def test_a_compiled_model_gives_the_same_losses(finished, tmp_path, monkeypatch)
 def test_a_loss_that_is_not_finite_names_step_indices_and_the_last_good_checkpoint(tmp_path, monkeypatch):
     config = tiny_config()
     stream = TrainStream(config.task.build(), 16, 0)
-    loss_sum, calls = loop.NextToken.loss_sum, []
+    loss_sum, calls = NextToken.loss_sum, []
 
     def poisoned(self, *arguments):
         calls.append(None)
         return loss_sum(self, *arguments) * (float("nan") if len(calls) == 8 else 1.0)
 
-    monkeypatch.setattr(loop.NextToken, "loss_sum", poisoned)
+    monkeypatch.setattr(NextToken, "loss_sum", poisoned)
     with pytest.raises(
         TrainingDiverged, match=r"step 8: the loss is nan on training indices 112\.\.127;.*step-6"
     ) as caught:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from trivium.bench.gates import WrongResult
+from trivium.bench.memory import memory_now, memory_peak, wait
 from trivium.ops import dispatch, gated_delta_rule, gated_linear_attention
 
 # Absolute and relative to the largest entry, as everywhere in the tests.
@@ -46,9 +47,9 @@ def bench_recurrence(
 ) -> dict[str, Any]:
     """Return {"operator", "device", "threads", "rows"}; a row is one shape with one backend.
 
-    A row holds "forward_backward_seconds" (the median of "seconds"; a state goes in and comes out) and
-    "times_as_fast", the median over rounds of the reference's seconds over this backend's. Raises UserError for a
-    backend that is missing and WrongResult for one that is wrong.
+    A row holds "forward_backward_seconds" (the median of "seconds"; a state goes in and comes out),
+    "tokens_per_second", "peak_bytes" above the inputs, and "times_as_fast", the median over rounds of the reference's
+    seconds over this backend's. Raises UserError for a backend that is missing and WrongResult for one that is wrong.
     """
     available = [name for name, missing in dispatch.backends(operator).items() if missing is None]
     chosen = [name for name in (available if backends is None else backends) if name != "reference"]
@@ -75,16 +76,17 @@ def _measure(
 ) -> list[dict[str, Any]]:
     inputs = _inputs(operator, shape, device)
     expected = _forward_backward(operator, "reference", inputs)
+    peaks = {name: _peak(operator, name, inputs, device) for name in backends}
     for name in backends[1:]:
         _refuse_a_wrong_result(_forward_backward(operator, name, inputs), expected, name)
     seconds: dict[str, list[float]] = {name: [] for name in backends}
     for number in range(repeats):
         on_progress(f"{operator}, {shape.name}: round {number + 1} of {repeats}")
         for name in backends:
-            _wait(device)
+            wait(device)
             start = time.perf_counter()
             _forward_backward(operator, name, inputs)
-            _wait(device)
+            wait(device)
             seconds[name].append(time.perf_counter() - start)
     return [
         {
@@ -92,6 +94,8 @@ def _measure(
             **asdict(shape),
             "backend": name,
             "forward_backward_seconds": statistics.median(seconds[name]),
+            "tokens_per_second": shape.batch * shape.tokens / statistics.median(seconds[name]),
+            "peak_bytes": peaks[name],
             "times_as_fast": statistics.median(
                 slow / fast for slow, fast in zip(seconds["reference"], seconds[name], strict=True)
             ),
@@ -134,6 +138,8 @@ def _refuse_a_wrong_result(found: list[Tensor], expected: list[Tensor], backend:
             )
 
 
-def _wait(device: str) -> None:
-    if device != "cpu":
-        torch.accelerator.synchronize()
+def _peak(operator: str, backend: str, inputs: dict[str, Tensor], device: str) -> int:
+    _forward_backward(operator, backend, inputs)  # loads the libraries
+    before = memory_now(device)
+    _forward_backward(operator, backend, inputs)
+    return max(0, memory_peak(device) - before)

@@ -6,7 +6,6 @@ its output and gradients; a backend that disagrees is refused, not timed.
 
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from trivium.bench.gates import WrongResult
+from trivium.bench.memory import memory_now, memory_peak, wait
 from trivium.ops import dispatch, simplicial_attention
 from trivium.ops.pairs import allowed_pairs
 from trivium.registry import UserError
@@ -163,9 +163,9 @@ def _measure(job: dict[str, Any]) -> dict[str, Any]:
     _forward_backward(tiny, backend, form, _inputs(tiny, 4, device, form))  # loads the libraries
     is_reference = backend == "reference"
     inputs = _inputs(shape, job["checked"], device, form)
-    before = _memory_now(device)
+    before = memory_now(device)
     found = _forward_backward(shape, backend, form, inputs)
-    peak = _memory_peak(device) - before
+    peak = memory_peak(device) - before
     if is_reference:
         save_file({str(index): tensor.cpu().contiguous() for index, tensor in enumerate(found)}, job["expected"])
         if job["checked"] < shape.tokens:
@@ -174,17 +174,17 @@ def _measure(job: dict[str, Any]) -> dict[str, Any]:
         _refuse_a_wrong_result(found, load_file(job["expected"]), backend)
         if job["checked"] < shape.tokens:
             inputs = _inputs(shape, shape.tokens, device, form)
-            before = _memory_now(device)
+            before = memory_now(device)
             _forward_backward(shape, backend, form, inputs)
-            peak = _memory_peak(device) - before
+            peak = memory_peak(device) - before
     del found
     seconds: list[float] = []
     # Half a minute is enough of a backend as slow as the reference.
     while not seconds or (len(seconds) < job["repeats"] and sum(seconds) < 30):
-        _wait(device)
+        wait(device)
         start = time.perf_counter()
         _forward_backward(shape, backend, form, inputs)
-        _wait(device)
+        wait(device)
         seconds.append(time.perf_counter() - start)
     return {
         "forward_backward_seconds": statistics.median(seconds),
@@ -202,38 +202,6 @@ def _refuse_a_wrong_result(found: list[Tensor], expected: dict[str, Tensor], bac
             raise WrongResult(
                 f"backend {backend}: {names[index]} is off by {error:.1e} of its largest entry; not timed"
             )
-
-
-def _wait(device: str) -> None:
-    if device != "cpu":
-        torch.accelerator.synchronize()
-
-
-def _memory_now(device: str) -> int:
-    """Return the bytes in use, and let the peak be counted from here."""
-    if device != "cpu":
-        torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_allocated()
-    try:
-        # Loading the libraries took more than they keep: without this, that peak would hide a small operator's.
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return _memory_peak(device)
-    return _resident("VmRSS")
-
-
-def _memory_peak(device: str) -> int:
-    if device != "cpu":
-        return torch.cuda.max_memory_allocated()
-    try:
-        return _resident("VmHWM")
-    except OSError:  # not Linux
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def _resident(key: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
 
 
 if __name__ == "__main__":

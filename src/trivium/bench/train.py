@@ -2,7 +2,7 @@
 
 Both train a GPT-2 on the same addition problems with answers scored alone, through the front door that users take:
 ours is `trivium.train.loop.train`, theirs is `Trainer.train()`. Before any timing, both models get the same weights
-and must give the same loss. Rates are those between the 10th and the last step; evaluation and saving are not in them.
+and must give the same loss. Rates are those between an early and the last step; evaluation and saving are not in them.
 """
 
 import contextlib
@@ -15,10 +15,10 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trivium.bench.gates import WrongResult
 from trivium.config import UserError
@@ -38,7 +38,7 @@ from trivium.train.precision import choose_device, choose_precision, has_bfloat1
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel
 
-FIRST = 10  # the step after which the clock starts
+FIRST = 10  # the step after which the clock starts, of ours on a GPU ten times that
 IGNORED = -100  # the label that transformers leaves out of the loss
 TOLERANCE = 1e-5  # relative, of the first loss in float32
 
@@ -55,6 +55,12 @@ class Shape:
     batch: int
     task: AdditionConfig
     steps: int
+    device: str = "cpu"
+
+    @property
+    def first(self) -> int:
+        """The step after which our clock starts: on a GPU that of a later row, for reading losses waits for it."""
+        return FIRST if self.device == "cpu" else 10 * FIRST
 
     def model(self) -> DecoderConfig:
         """Return the GPT-2 of this shape: learned positions, biases, GELU in its tanh form, tied head."""
@@ -69,10 +75,11 @@ class Shape:
 
 
 # Zero-padded numbers make all problems of one length: three of 7 digits are 32 tokens, two of 3 digits are 12 (and
-# the one that is only predicted makes the 13 of the quickstart's longest problems).
+# the one that is only predicted makes the 13 of the quickstart's longest problems), two of 5 digits 18.
 SHAPES = {
     "2.1M": Shape("2.1M", 256, 4, 4, 512, 64, AdditionConfig(operands=3, max_digits=7, zero_pad=True), 60),
     "0.1M": Shape("0.1M", 64, 2, 4, 256, 256, AdditionConfig(max_digits=3, zero_pad=True), 210),
+    "6.3M": Shape("6.3M", 256, 8, 4, 1024, 1024, AdditionConfig(max_digits=5, zero_pad=True), 600, "cuda"),
 }
 
 
@@ -98,8 +105,13 @@ def bench_train(
     Repeats of the two programs alternate, so that a machine that gets slower does so for both; a cell is the median.
     """
     _require_transformers()
-    if repeats < 1 or (steps is not None and steps <= FIRST):
-        raise UserError(f"repeats: expected 1 or more, and steps more than {FIRST}; got {repeats} and {steps}")
+    graphics = torch.cuda.is_available()
+    timed = [SHAPES[name] for name in shapes if graphics or SHAPES[name].device == "cpu"]
+    if not timed:
+        raise UserError(f"shape: {shapes[0]} is timed on a CUDA device, and torch sees none")
+    first = max(shape.first for shape in timed)
+    if repeats < 1 or (steps is not None and steps <= first):
+        raise UserError(f"repeats: expected 1 or more, and steps more than {first}; got {repeats} and {steps}")
     threads = threads or torch.get_num_threads()
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -107,14 +119,25 @@ def bench_train(
         rows, gates = [], {}
         for name in shapes:
             shape = SHAPES[name]
+            if shape not in timed:
+                rows.append(_untimed(shape, "both bfloat16", "torch sees no CUDA device"))
+                continue
             gates[name] = check_first_loss(shape)
+            if shape.device == "cuda":
+                from trivium.bench.train_gpu import time_on_gpu
+
+                rows.append(time_on_gpu(shape, repeats, threads, steps or shape.steps))
+                continue
             cells = _time(shape, repeats, threads, steps or shape.steps)
             rows += _rows(shape, cells)
     finally:
         torch.set_num_threads(before)
     return {
         "benchmark": "train",
-        "environment": {**describe_environment(torch.device("cpu")), "transformers": _transformers_version()},
+        "environment": {
+            **describe_environment(torch.device(timed[-1].device)),
+            "transformers": _transformers_version(),
+        },
         "threads": threads,
         "repeats": repeats,
         "unit": "steps/s, median of the repeats",
@@ -142,20 +165,21 @@ def _transformers_version() -> str:
 def check_first_loss(shape: Shape) -> dict[str, float]:
     """Return both losses on the first batch, from the same weights; raise WrongResult if they differ."""
     task = shape.task.build()
-    config = shape.model()
+    config, device = shape.model(), torch.device(shape.device)
     torch.manual_seed(0)
     ours = config.build(model_context(task, config)).eval()
-    theirs = gpt2_like(ours, shape).eval()
+    theirs = cast(nn.Module, gpt2_like(ours, shape)).eval()
+    ours, theirs = ours.to(device), theirs.to(device)
     batch = TrainStream(task, shape.batch, 0).batch(0)
     objective = NextToken()
-    weights_BT = torch.from_numpy(objective.weights(batch))
+    weights_BT = torch.from_numpy(objective.weights(batch)).to(shape.device)
+    tokens_BT, targets_BT = (torch.from_numpy(x).to(shape.device) for x in (batch.tokens_BT, batch.targets_BT))
+    given = {name: tensor.to(shape.device) for name, tensor in features(batch).items()}
     with torch.no_grad():
-        logits_BTV, _ = ours(torch.from_numpy(batch.tokens_BT))
-        loss_sum = objective.loss_sum(
-            logits_BTV.flatten(0, 1), torch.from_numpy(batch.targets_BT).flatten(), weights_BT.flatten()
-        )
+        logits_BTV, _ = ours(tokens_BT)
+        loss_sum = objective.loss_sum(logits_BTV.flatten(0, 1), targets_BT.flatten(), weights_BT.flatten())
         our_loss = float(loss_sum / weights_BT.sum())
-        their_loss = float(theirs(**_features(batch)).loss)
+        their_loss = float(theirs(**given).loss)
     if not abs(our_loss - their_loss) <= TOLERANCE * abs(their_loss):
         raise WrongResult(f"{shape.name}: the first losses differ, {our_loss} and {their_loss}: nothing is timed")
     parameters = sum(parameter.numel() for parameter in ours.parameters())
@@ -204,7 +228,7 @@ def gpt2_like(ours: LanguageModel, shape: Shape) -> "GPT2LMHeadModel":
     return theirs
 
 
-def _features(batch: Batch) -> dict[str, Tensor]:
+def features(batch: Batch) -> dict[str, Tensor]:
     """Return a batch as GPT-2 takes it; with `shift_labels`, targets in place, both programs read equal tokens."""
     labels_BT = torch.from_numpy(batch.targets_BT).masked_fill(torch.from_numpy(batch.weights_BT) == 0, IGNORED)
     return {"input_ids": torch.from_numpy(batch.tokens_BT), "labels": labels_BT, "shift_labels": labels_BT}
@@ -221,41 +245,42 @@ def _time(shape: Shape, repeats: int, threads: int, steps: int) -> dict[tuple[st
     for repeat in range(repeats):
         # Who goes first alternates too.
         for program, precision in list(cells)[:: 1 if repeat % 2 == 0 else -1]:
-            run = _run_trivium if program == "trivium" else _run_trainer
+            run = run_trivium if program == "trivium" else run_trainer
             cells[program, precision].steps_per_second.append(run(shape, precision, threads, steps))
     return cells
 
 
-def _training(shape: Shape, precision: str, steps: int) -> TrainConfig:
+def training(shape: Shape, precision: str, steps: int) -> TrainConfig:
     return TrainConfig(
         steps=steps,
         batch=shape.batch,
         precision=precision,  # pyright: ignore[reportArgumentType]
-        device="cpu",
+        device=shape.device,
+        compile=shape.device == "cuda",
         warmup=5,
         eval_every=steps,
         eval_examples=1,
-        log_every=FIRST,
+        log_every=shape.first,
         save_every=steps,
     )
 
 
-def _run_trivium(shape: Shape, precision: str, threads: int, steps: int) -> float:
+def run_trivium(shape: Shape, precision: str, threads: int, steps: int) -> float:
     """Train with our loop and return its steps per second, read from metrics.jsonl."""
     config = RunConfig(
         task=shape.task,
         model=shape.model(),
-        train=_training(shape, precision, steps),
+        train=training(shape, precision, steps),
         evaluate=EvaluateConfig(examples=1),
     )
     with tempfile.TemporaryDirectory() as folder:
         train(config, Path(folder) / "run", threads=threads)
         rows = [json.loads(line) for line in (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()]
     seconds = {row["step"]: row["seconds"] for row in rows if row["split"] == "train"}
-    return (steps - FIRST) / (seconds[steps] - seconds[FIRST])
+    return (steps - shape.first) / (seconds[steps] - seconds[shape.first])
 
 
-def _run_trainer(shape: Shape, precision: str, threads: int, steps: int) -> float:
+def run_trainer(shape: Shape, precision: str, threads: int, steps: int) -> float:
     """Train with transformers' Trainer and return its steps per second."""
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
@@ -265,16 +290,16 @@ def _run_trainer(shape: Shape, precision: str, threads: int, steps: int) -> floa
         def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
             self.times[state.global_step] = time.perf_counter()
 
-    ours = _training(shape, precision, steps)
+    ours = training(shape, precision, steps)
     task = shape.task.build()
     config = shape.model()
     torch.manual_seed(0)
     model = gpt2_like(config.build(model_context(task, config)), shape)
     stream = TrainStream(task, shape.batch, ours.seed)
     problems = [
-        dict(zip(features, row, strict=True))
-        for features in (_features(stream.batch(step)) for step in range(steps))
-        for row in zip(*features.values(), strict=True)
+        dict(zip(given, row, strict=True))
+        for given in (features(stream.batch(step)) for step in range(steps))
+        for row in zip(*given.values(), strict=True)
     ]
     with tempfile.TemporaryDirectory() as folder, _quiet():
         arguments = TrainingArguments(
@@ -291,10 +316,10 @@ def _run_trainer(shape: Shape, precision: str, threads: int, steps: int) -> floa
             logging_steps=FIRST,
             save_strategy="no",
             report_to=[],
-            use_cpu=True,
+            use_cpu=shape.device == "cpu",
             bf16=precision == "bfloat16",
             remove_unused_columns=False,
-            dataloader_pin_memory=False,
+            dataloader_pin_memory=shape.device != "cpu",
             disable_tqdm=True,
         )
         trainer = Trainer(model=model, args=arguments, train_dataset=problems, callbacks=[Clock()])  # pyright: ignore[reportArgumentType]
@@ -318,6 +343,10 @@ def _quiet() -> Iterator[None]:
             log.setLevel(level)
 
 
+def _untimed(shape: Shape, row: str, reason: str) -> dict[str, Any]:
+    return {"model": shape.name, "batch": shape.batch, "row": row, "note": f"not timed: {reason}"}
+
+
 def _rows(shape: Shape, cells: dict[tuple[str, str], Cell]) -> list[dict[str, Any]]:
     """Return the rows: one a precision, and each program's own default, which are cells of the rows above."""
     reason = has_bfloat16(torch.device("cpu"))[1]
@@ -330,7 +359,7 @@ def _rows(shape: Shape, cells: dict[tuple[str, str], Cell]) -> list[dict[str, An
     rows = []
     for name, our_precision, their_precision, note in pairs:
         if ("trivium", our_precision) not in cells:
-            rows.append({"model": shape.name, "batch": shape.batch, "row": name, "note": f"not timed: {reason}"})
+            rows.append(_untimed(shape, name, reason))
             continue
         ours, theirs = cells["trivium", our_precision], cells["trainer", their_precision]
         rows.append(

@@ -1,5 +1,6 @@
 """trivium chat: put problems to a trained run and watch its steps being checked."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ class ChatOptions:
 def chat(arguments: Sequence[str]) -> None:
     """Read problems until quit, exit, Ctrl-C or Ctrl-D."""
     options = parse(ChatOptions, arguments, "trivium chat", "Give a trained run problems of your own.")
-    announce()
+    announce(logging.WARNING)
     model, tokenizer, task = load(options.run)
     talk = Chat(
         model,

@@ -1,15 +1,19 @@
 """Log lines for people: which backend and precision the program chose, and why, on standard error."""
 
 import logging
-
-from rich.console import Console
-from rich.logging import RichHandler
+import sys
 
 
-def announce() -> None:
-    """Let the program's log lines through to standard error, each once."""
+class _Lines(logging.Handler):
+    """Prints each message as one line, however long. It looks standard error up anew: live progress replaces it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(record.getMessage(), file=sys.stderr)
+
+
+def announce(level: int = logging.INFO) -> None:
+    """Let the program's log lines from `level` on through to standard error."""
     log = logging.getLogger("trivium")
-    if not any(isinstance(handler, RichHandler) for handler in log.handlers):
-        console = Console(stderr=True)
-        log.addHandler(RichHandler(console=console, show_time=False, show_level=False, show_path=False, markup=False))
-    log.setLevel(logging.INFO)
+    if not any(isinstance(handler, _Lines) for handler in log.handlers):
+        log.addHandler(_Lines())
+    log.setLevel(level)

@@ -1,6 +1,7 @@
 """trivium eval: score a trained run on problems that it never saw, or on a person's own file."""
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,8 +18,13 @@ from trivium.config import UserError
 from trivium.evaluate.answers import evaluate as evaluate_split
 from trivium.evaluate.answers import evaluate_file
 from trivium.evaluate.config import EvaluateConfig
+from trivium.evaluate.trace import save_trace, trace
+from trivium.model.base import LanguageModel
 from trivium.report.tables import length_tables, to_rich
+from trivium.tasks.base import Split, Task
 from trivium.train.run import load
+
+TRACED = 8  # problems whose traces are stored
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,8 @@ class EvalOptions:
     """Rows generated side by side."""
     lengths: tuple[int, ...] = ()
     """Lengths, also beyond those of training, to score the model at one by one; the model must be able to read them."""
+    trace: bool = False
+    """Store what the model looked at in the first of these problems in the run's folder, as traces/*.safetensors."""
     json: bool = False
     """Print the scores as JSON on standard output."""
 
@@ -50,6 +58,8 @@ def evaluate(arguments: Sequence[str]) -> None:
         raise UserError(f"--temperature: expected 0 or more, got {options.temperature}")
     config = replace(EvaluateConfig(), examples=options.examples, batch=options.batch, lengths=options.lengths)
     announce()
+    if options.trace and options.data is not None:
+        raise UserError("--trace: given beside --data; it stores problems of a split")
     if options.lengths and options.data is not None:
         raise UserError("--lengths: given beside --data, whose problems have the lengths that they have")
     model, _, task = load(options.run)
@@ -62,10 +72,20 @@ def evaluate(arguments: Sequence[str]) -> None:
             scores = evaluate_split(
                 model, task, config, split=options.split, temperature=options.temperature, seed=options.seed
             )
+    if options.trace:
+        store_traces(options.run, model, task, options.split, options.examples)
     if options.json:
         print(json.dumps(scores, indent=1))
     else:
         show(scores)
+
+
+def store_traces(run: Path, model: LanguageModel, task: Task, split: Split, examples: int) -> None:
+    """Write the traces of a few problems of `split` into the run's folder, and say where."""
+    indices = task.distinct(split, min(examples, TRACED))
+    for index, example in zip(indices, task.examples(split, indices), strict=True):
+        arrays, _ = save_trace(trace(model, task, example), run / "traces" / f"{split}-{index}")
+        print(f"traced {example.prompt} in {arrays}", file=sys.stderr)
 
 
 def show(scores: dict[str, Any]) -> None:

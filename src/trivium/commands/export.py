@@ -1,5 +1,6 @@
 """trivium export: a run's model as a folder of its own."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ class ExportOptions:
 def export(arguments: Sequence[str]) -> None:
     """Write the model folder and say how to load it."""
     options = parse(ExportOptions, arguments, "trivium export", "Copy a run's model as a folder that loads anywhere.")
-    announce()
+    announce(logging.WARNING)
     model, _, task = load(options.run)
     save_model(options.folder, model, task.config)
     print(f"{options.folder}: load it with trivium.load({str(options.folder)!r})")

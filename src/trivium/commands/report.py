@@ -6,8 +6,10 @@ from pathlib import Path
 
 import tyro
 
+from trivium.commands.console import announce
 from trivium.commands.flags import parse
 from trivium.registry import UserError
+from trivium.report.attention import save_panels, write_attention_page
 from trivium.report.run import write_report
 from trivium.report.study import figure_for_readme, read_results
 
@@ -16,6 +18,10 @@ from trivium.report.study import figure_for_readme, read_results
 class ReportOptions:
     paths: tyro.conf.Positional[tuple[Path, ...]]
     """Run folders, study folders or results.json files."""
+    expression: str | None = None
+    """Problem, such as 101+1002, that the model of one run answers; a page shows what each of its layers looked at."""
+    panels: Path | None = None
+    """With --expression: folder for every map of that page as PNG and SVG."""
     figure: Path | None = None
     """File (.svg or .png) for the learning curves of a study alone; give one study with it."""
 
@@ -27,6 +33,13 @@ def report(arguments: Sequence[str]) -> None:
         raise UserError("give at least one run folder, study folder or results.json")
     if options.figure is not None and len(options.paths) != 1:
         raise UserError(f"--figure: give one study with it, not {len(options.paths)} paths")
+    if options.expression is not None:
+        if len(options.paths) != 1:
+            raise UserError(f"--expression: give one run with it, not {len(options.paths)} paths")
+        show_expression(options.paths[0], options.expression, options.panels)
+        return
+    if options.panels is not None:
+        raise UserError("--panels: give --expression with it")
     problems = []
     for path in options.paths:
         try:
@@ -40,3 +53,27 @@ def report(arguments: Sequence[str]) -> None:
         results = read_results(path if path.is_file() else path / "results.json")
         options.figure.parent.mkdir(parents=True, exist_ok=True)
         print(figure_for_readme(results, options.figure))
+
+
+def show_expression(run: Path, expression: str, panels: Path | None) -> None:
+    """Write the page of one problem into the run's folder, and its maps into `panels`, and say where they are."""
+    from trivium.evaluate.trace import trace
+    from trivium.train.run import load
+
+    announce()
+    model, _, task = load(run)
+    found = trace(model, task, task.parse(expression))
+    described, arrays = found.described(), found.arrays()
+    verdict = {True: "right", False: "wrong", None: "not checked"}[found.correct]
+    name = "".join(letter if letter.isascii() and letter.isalnum() else "_" for letter in expression)[:60]
+    page = write_attention_page(
+        run / f"attention-{name}.html",
+        title="".join(found.tokens),
+        subtitle=f"{run.name}: the answer is {verdict}; {len(found.panels) - 1} layers, {task.config.kind}",
+        described=described,
+        arrays=arrays,
+    )
+    print(page)
+    if panels is not None:
+        for path in save_panels(panels, described=described, arrays=arrays):
+            print(path)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from trivium.config import UserError
+from trivium.config import UserError, unreadable
 from trivium.tasks.alphabet import Alphabet
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -107,4 +107,4 @@ def _read_json(path: Path) -> Any:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
+        raise unreadable(path, error) from None

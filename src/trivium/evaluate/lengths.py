@@ -12,7 +12,8 @@ import torch
 from trivium.config import UserError
 from trivium.evaluate.config import EvaluateConfig
 from trivium.evaluate.statistics import rate
-from trivium.generate.engine import device_of, evaluating, generate, longest_input
+from trivium.generate.engine import evaluating, generate, longest_input
+from trivium.generate.sampling import device_of
 from trivium.model.base import LanguageModel
 from trivium.tasks.base import ANSWER, CHAIN, Batch, Split, Task
 

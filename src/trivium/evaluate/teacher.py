@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from trivium.generate.engine import device_of, evaluating
+from trivium.generate.engine import evaluating
+from trivium.generate.sampling import device_of
 from trivium.model.base import LanguageModel
 from trivium.tasks.base import ANSWER, CHAIN, PROMPT, Batch, Split, Task
 
@@ -38,16 +39,22 @@ def teacher_forced(
     prompt_loss: bool = False,
     autocast: AbstractContextManager[Any] | None = None,
     stage: int = 0,
+    chain_removed: int = 0,
 ) -> dict[str, Any]:
     """Return {"loss", "token_accuracy", "exact_match", "count"} on the problems at `indices` of `split`.
 
     The loss (nats) is the mean over scored targets, weighted as in training. Accuracy counts the targets of the
     answer, and of the chain unless `chain_loss` is false; a row matches exactly when the most probable token is
     right at all of them. The prompt never counts for either. `batch` rows are read at a time and do not change
-    the result; the model is put into eval mode and back. `autocast` is entered around the forward passes.
+    the result; the model is put into eval mode and back. `autocast` is entered around the forward passes. Chains of
+    thought are read without their first `chain_removed` tokens.
     """
     indices = np.asarray(indices, dtype=np.int64)
-    batches = (task.gather(split, indices[start : start + batch], stage) for start in range(0, len(indices), batch))
+    pad_id = task.alphabet.pad_id
+    batches = (
+        task.gather(split, indices[start : start + batch], stage).without_chain(chain_removed, pad_id)
+        for start in range(0, len(indices), batch)
+    )
     return score_batches(model, batches, chain_loss=chain_loss, prompt_loss=prompt_loss, autocast=autocast)
 
 
@@ -75,7 +82,8 @@ def score_batches(
 
 def _score(model: LanguageModel, batch: Batch, chain_loss: bool, prompt_loss: bool) -> Tensor:
     """Return (4, B): the weighted loss of each row, its weights, its right targets and its scored targets."""
-    device = device_of(model)
+    device, decoding = device_of(model), model.decoding
+    batch = batch.shifted(decoding.shift, decoding.answer_tokens is not None)
     tokens_BT = torch.from_numpy(batch.tokens_BT).to(device)
     targets_BT = torch.from_numpy(batch.targets_BT).to(device)
     weights_BT = torch.from_numpy(loss_weights(batch, chain_loss=chain_loss, prompt_loss=prompt_loss)).to(device)

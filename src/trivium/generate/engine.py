@@ -6,27 +6,17 @@ V vocabulary.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from trivium.config import UserError
+from trivium.generate.captured import DecodeSteps
+from trivium.generate.sampling import Generation, device_of, sample, uniforms
+from trivium.generate.shifted import generate_shifted
 from trivium.model.base import LanguageModel
-from trivium.tasks.counter_random import GOLDEN, mix
-
-
-@dataclass(frozen=True)
-class Generation:
-    """What was generated after one prompt; the end token, if it came (`finished`), is the last of `tokens`.
-
-    `probabilities` are those that the model itself (temperature 1) gave to each of the tokens.
-    """
-
-    tokens: list[int]
-    probabilities: list[float] | None
-    finished: bool
 
 
 def generate(
@@ -42,9 +32,10 @@ def generate(
 ) -> list[Generation]:
     """Continue each of `prompts` (token ids, any lengths), `batch` side by side; results in the given order.
 
-    A row ends with `end_id`, after `max_new_tokens`, or when the model can read no further. Temperature 0 takes
-    the most probable token; above it, a row's sample depends on (seed, its index in `prompts`) and not on the
-    rows beside it. Raises UserError for a negative temperature, an empty prompt and one longer than the model reads.
+    A row ends with `end_id`, after `max_new_tokens`, or when the model can read no further. Temperature 0 takes the
+    most probable token; above it, a row's sample depends on (seed, its index in `prompts`) and not on the rows beside
+    it. A model with a shift (`LanguageModel.decoding`) gives several tokens a pass. Raises UserError for a negative
+    temperature, an empty prompt and one longer than the model reads.
     """
     if not temperature >= 0 or temperature == float("inf"):
         raise UserError(f"temperature {temperature}: expected a finite number of at least 0 (0 is greedy)")
@@ -60,13 +51,45 @@ def generate(
     order = np.argsort(lengths, kind="stable")
     results: dict[int, Generation] = {}
     with evaluating(model), torch.inference_mode():
+        reach = np.minimum(lengths + max_new_tokens - 1, room)
+        steps = None
         for start in range(0, len(order), batch):
-            rows = order[start : start + batch]
+            chosen = order[start : start + batch]
+            if model.decoding.shift:
+                found = generate_shifted(
+                    model,
+                    [prompts[row] for row in chosen],
+                    chosen,
+                    end_id=end_id,
+                    max_new_tokens=max_new_tokens,
+                    room=room,
+                    temperature=temperature,
+                    seed=seed,
+                )
+                results.update(zip(chosen.tolist(), found, strict=True))
+                continue
+            if steps is None or not steps.fixed:
+                # Captured steps serve every batch: their rows, and the room of each, suffice for all.
+                served = order if served_at_once(device_of(model)) else chosen
+                held = model.init_state(min(batch, len(served)), max_length=int(reach[served].max()))
+                steps = DecodeSteps(model, held, np.zeros(min(batch, len(served))))
             found = _generate_batch(
-                model, [prompts[row] for row in rows], rows, end_id, max_new_tokens, temperature, seed, probabilities
+                steps,
+                [prompts[row] for row in chosen],
+                chosen,
+                end_id,
+                np.minimum(max_new_tokens, room - lengths[chosen] + 1),
+                temperature,
+                seed,
+                probabilities,
             )
-            results.update(zip(rows.tolist(), found, strict=True))
+            results.update(zip(chosen.tolist(), found, strict=True))
     return [results[row] for row in range(len(prompts))]
+
+
+def served_at_once(device: torch.device) -> bool:
+    """Say whether one state serves all batches of a call, as captured steps need it."""
+    return device.type == "cuda"
 
 
 def longest_input(model: LanguageModel) -> int:
@@ -90,11 +113,6 @@ def check_length(prompt: int, room: int, answer: int = 0) -> None:
         )
 
 
-def device_of(model: nn.Module) -> torch.device:
-    """Return the device of the model's parameters; the CPU when it has none."""
-    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-
-
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Put every module of `model` into eval mode, and each back into its own afterwards."""
@@ -108,34 +126,30 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _generate_batch(
-    model: LanguageModel,
+    steps: DecodeSteps,
     prompts: list[Sequence[int]],
     rows: np.ndarray,
     end_id: int,
-    max_new_tokens: int,
+    budgets_B: np.ndarray,
     temperature: float,
     seed: int,
     probabilities: bool,
 ) -> list[Generation]:
-    device = device_of(model)
-    tokens_BT, lengths_B = _pad(prompts, end_id)
-    # The last token generated is never read back, hence the + 1.
-    budgets_B = np.minimum(max_new_tokens, longest_input(model) - lengths_B + 1)
-    num_rows, num_steps = len(prompts), int(budgets_B.max())
+    device, held = device_of(steps.model), len(steps.lengths)
+    tokens_BT, lengths_B = _pad(prompts, end_id, held)
+    # Rows of captured steps that no prompt fills are done from the start.
+    budgets_B = np.pad(budgets_B, (0, held - len(prompts)))
+    num_steps = int(budgets_B.max())
     uniform_BN = None
     if temperature > 0:
-        uniform_BN = uniforms(seed, rows, num_steps).to(device)
-    generated_BN = torch.full((num_rows, num_steps), end_id, dtype=torch.int64, device=device)
-    probability_BN = torch.zeros((num_rows, num_steps), dtype=torch.float64, device=device)
+        uniform_BN = uniforms(seed, np.pad(rows, (0, held - len(rows))), num_steps).to(device)
+    generated_BN = torch.full((held, num_steps), end_id, dtype=torch.int64, device=device)
+    probability_BN = torch.zeros((held, num_steps), dtype=torch.float64, device=device)
 
-    state = model.init_state(num_rows, max_length=int((lengths_B + budgets_B - 1).max()))
-    lengths = torch.from_numpy(lengths_B).to(device)
-    ragged = bool((lengths_B != lengths_B[0]).any())
-    logits_BTV, state = model(torch.from_numpy(tokens_BT).to(device), state, lengths_B=lengths if ragged else None)
-    logits_AV = logits_BTV[torch.arange(num_rows, device=device), lengths - 1]
-    slots_A = torch.arange(num_rows, device=device)
+    logits_AV = steps.refill(torch.from_numpy(tokens_BT).to(device), lengths_B)
+    slots_A = torch.arange(held, device=device)
     budgets_A = torch.from_numpy(budgets_B).to(device)
-    done_A = torch.zeros(num_rows, dtype=torch.bool, device=device)
+    done_A = budgets_A < 1
     for step in range(num_steps):
         if uniform_BN is None:
             chosen_A = logits_AV.argmax(-1)
@@ -146,22 +160,26 @@ def _generate_batch(
             share_AV = logits_AV.double().softmax(-1)
             probability_BN[slots_A, step] = share_AV.gather(1, chosen_A[:, None])[:, 0]
         done_A = done_A | (chosen_A == end_id) | (budgets_A <= step + 1)
+        if steps.fixed:
+            # Asking how many are done waits for the device, which could be at the next steps.
+            if step + 1 == num_steps or (step % 8 == 7 and bool(done_A.all())):
+                break
+            logits_AV = steps.step(chosen_A, ~done_A)
+            continue
         num_done = int(done_A.sum())
         if num_done == len(done_A):
             break
-        lengths_A = None
         if 2 * num_done >= len(done_A):
             kept = (~done_A).nonzero()[:, 0]
-            state = state.select(kept)
+            steps.select(kept)
             slots_A, budgets_A, done_A, chosen_A = slots_A[kept], budgets_A[kept], done_A[kept], chosen_A[kept]
-        elif num_done:
-            lengths_A = (~done_A).long()
-        logits_A1V, state = model(chosen_A[:, None], state, lengths_B=lengths_A)
-        logits_AV = logits_A1V[:, 0]
+            num_done = 0
+        logits_AV = steps.step(chosen_A, ~done_A if num_done else None)
 
     results = []
-    shares = probability_BN.tolist() if probabilities else [None] * num_rows
-    for tokens, share, budget in zip(generated_BN.tolist(), shares, budgets_B.tolist(), strict=True):
+    shares = probability_BN.tolist() if probabilities else [None] * held
+    used = zip(generated_BN.tolist(), shares, budgets_B.tolist(), strict=True)
+    for tokens, share, budget in islice(used, len(prompts)):
         # What a row holds behind its end is what it was fed while it waited for the others.
         count = tokens.index(end_id) + 1 if end_id in tokens else budget
         finished = count <= budget and tokens[count - 1] == end_id
@@ -170,31 +188,10 @@ def _generate_batch(
     return results
 
 
-def _pad(prompts: list[Sequence[int]], pad_id: int) -> tuple[np.ndarray, np.ndarray]:
-    lengths_B = np.array([len(prompt) for prompt in prompts], dtype=np.int64)
-    tokens_BT = np.full((len(prompts), int(lengths_B.max())), pad_id, dtype=np.int64)
+def _pad(prompts: list[Sequence[int]], pad_id: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    lengths_B = np.zeros(rows, dtype=np.int64)
+    lengths_B[: len(prompts)] = [len(prompt) for prompt in prompts]
+    tokens_BT = np.full((rows, int(lengths_B.max())), pad_id, dtype=np.int64)
     inside_BT = np.arange(tokens_BT.shape[1]) < lengths_B[:, None]
     tokens_BT[inside_BT] = np.concatenate([np.asarray(prompt, dtype=np.int64) for prompt in prompts])
     return tokens_BT, lengths_B
-
-
-def sample(logits_BV: Tensor, temperature: float, uniform_B: Tensor) -> Tensor:
-    """Return token ids (B,) drawn from softmax(logits / temperature) by inverting its distribution at `uniform_B`."""
-    scaled_BV = logits_BV.double()
-    # Subtracting first keeps tiny temperatures finite.
-    scaled_BV = (scaled_BV - scaled_BV.amax(-1, keepdim=True)) / temperature
-    cumulative_BV = scaled_BV.exp().cumsum(-1)
-    chosen_B = (cumulative_BV <= uniform_B[:, None] * cumulative_BV[:, -1:]).sum(-1)
-    return chosen_B.clamp_max(logits_BV.shape[-1] - 1)
-
-
-def uniforms(seed: int, rows: np.ndarray, num_steps: int) -> Tensor:
-    """Return float64 numbers (B, N) in [0, 1) that depend on (seed, row, step) alone, 40 bits each.
-
-    Source: SplitMix64 as a counter-based generator, see `tasks.counter_random`.
-    """
-    key = mix(np.array([seed % 2**64], dtype=np.uint64) + GOLDEN)
-    row_B1 = mix(key + rows.astype(np.uint64) + GOLDEN)[:, None]
-    bits_BN = mix(row_B1 + np.arange(num_steps, dtype=np.uint64) + GOLDEN)
-    # 40 bits, so that the product with a sum of probabilities stays below that sum.
-    return torch.from_numpy((bits_BN >> np.uint64(24)).astype(np.float64) * 2.0**-40)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from trivium.config import UserError
-from trivium.generate.engine import Generation, check_length, device_of, evaluating, longest_input
+from trivium.generate.engine import check_length, evaluating, longest_input
+from trivium.generate.sampling import Generation, device_of
 from trivium.model.base import LanguageModel
 
 

@@ -17,9 +17,10 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 import trivium
-from trivium.config import UserError, from_dict, to_dict
+from trivium.config import UserError, from_dict, to_dict, unreadable
 from trivium.data.tokenizers import CharacterTokenizer
-from trivium.model.base import LanguageModel, ModelConfig, ModelContext
+from trivium.model.base import Decoding, LanguageModel, ModelConfig, ModelContext
+from trivium.report.storage import naming
 from trivium.tasks.base import Task, TaskConfig
 
 CONFIG_FILE = "config.json"
@@ -37,7 +38,7 @@ def save_model(folder: str | Path, model: LanguageModel, task_config: TaskConfig
     task = task_config.build()
     described = _describe(model, task)
     _check_replaceable(folder, described)
-    with _written_aside(folder) as aside:
+    with naming(folder), _written_aside(folder) as aside:
         _write_json(aside / CONFIG_FILE, described)
         CharacterTokenizer(task.alphabet).save(aside)
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in named_tensors(model).items()}
@@ -68,6 +69,7 @@ def load_model(folder: str | Path) -> tuple[LanguageModel, CharacterTokenizer, T
     tensors = _read_tensors(folder / WEIGHTS_FILE)
     with torch.random.fork_rng(devices=[]):
         model = model_config.build(context)
+    model.decoding = from_dict(Decoding, described.get("decoding", {}), f"{where}: decoding")
     _check_tensors(folder / WEIGHTS_FILE, model.state_dict(), tensors)
     # assign keeps the file's precision, which may differ from the default that the model was built in.
     model.load_state_dict(tensors, assign=True)
@@ -102,6 +104,7 @@ def _describe(model: LanguageModel, task: Task) -> dict[str, Any]:
         "trivium_version": trivium.__version__,
         "model": config,
         "context": to_dict(model.context),
+        "decoding": to_dict(model.decoding),
         # The task's own config has what it read from files filled in, so that loading does not need them.
         "task": to_dict(task.config),
         "task_version": task.version,
@@ -128,7 +131,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     try:
         described = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
+        raise unreadable(path, error) from None
     kind = described.get("model_type") if isinstance(described, Mapping) else None
     if kind != MODEL_TYPE:
         raise UserError(f"{path}: model_type is {kind!r}; only {MODEL_TYPE!r} can be loaded")
@@ -141,6 +144,10 @@ def _read_config(folder: Path) -> dict[str, Any]:
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"{path}: no such file")
+    try:
+        path.open("rb").close()  # safetensors calls a file that may not be read a missing one
+    except OSError as error:
+        raise unreadable(path, error) from None
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118

@@ -15,6 +15,8 @@ from trivium.mixers.base import MIXERS, Mixer, MixerConfig, MixerContext, State
 from trivium.mixers.heads import HeadNorm, check_count, num_kv_heads
 from trivium.mixers.rotary import count_positions, rotate
 from trivium.ops.attention import attention
+from trivium.ops.cached_attention import cached_attention
+from trivium.ops.packed_attention import packed_attention
 from trivium.ops.pairs import allowed_pairs
 from trivium.registry import UserError
 
@@ -90,7 +92,8 @@ class Attention(Mixer):
         super().__init__()
         self.heads, self.kv_heads = context.heads, num_kv_heads(context, config.kv_heads)
         self.head_width, self.window = context.head_width, config.window
-        self.backend = context.backend("attention")
+        self.backend, self.cached_backend = context.backend("attention"), context.backend("cached_attention")
+        self.packed_backend = context.backend("packed_attention")
         self.rotary_base = context.rotary_base if context.positions == "rotary" else None
         if self.rotary_base is not None and self.head_width % 2:
             raise UserError(f"positions: rotary needs an even head width, {context.width}/{context.heads} is odd")
@@ -99,6 +102,7 @@ class Attention(Mixer):
         self.out = nn.Linear(outer, context.width, bias=config.bias)
         self.query_norm = HeadNorm(self.head_width) if config.qk_norm else nn.Identity()
         self.key_norm = HeadNorm(self.head_width) if config.qk_norm else nn.Identity()
+        self.turns = config.qk_norm or self.rotary_base is not None  # queries and keys are not as projected
 
     def init_state(self, batch: int, max_length: int, device: torch.device | str, dtype: torch.dtype) -> AttentionState:
         shape = (batch, cache.capacity(self.window, max_length), self.kv_heads, self.head_width)
@@ -124,7 +128,14 @@ class Attention(Mixer):
                 positions_BT = count_positions(batch, tokens, x_BTD.device, past_B, documents_BT)
             q_BTHK = rotate(q_BTHK, positions_BT, self.rotary_base)
             k_BTGK = rotate(k_BTGK, positions_BT, self.rotary_base)
-        if state is None:
+        # Heads are put together again for the kernels that want it alone.
+        if state is None and documents_BT is None and (self.packed_backend == "triton" or not self.turns):
+            if self.turns:
+                heads_BTHK = torch.cat((q_BTHK, k_BTGK, v_BTGK), dim=2)
+            y_BTHK = packed_attention(
+                heads_BTHK, self.kv_heads, self.window, attention_backend=self.backend, backend=self.packed_backend
+            )
+        elif state is None:
             y_BTHK = self._whole(q_BTHK, k_BTGK, v_BTGK, documents_BT)
         elif documents_BT is not None:
             raise ValueError("documents_BT: a state continues one document a row; give documents or a state, not both")
@@ -152,6 +163,12 @@ class Attention(Mixer):
         if tokens > 1 and cache.used_slots(past_B, slots) == 0:
             y_BTHK = self._whole(q_BTHK, k_BTGK, v_BTGK, None)
             keys, values = (cache.write(ring, new, past_B, added_B) for ring, new in zip(rings, news, strict=True))
+        elif tokens == 1 and not torch.is_grad_enabled():
+            keys, values = (cache.write(ring, new, past_B, added_B) for ring, new in zip(rings, news, strict=True))
+            used, count_B = cache.held_slots(past_B, added_B, slots)
+            k_BSGK, v_BSGK = (ring[:, :used].to(q_BTHK.dtype) for ring in (keys, values))
+            y_BHK = cached_attention(q_BTHK[:, 0], k_BSGK, v_BSGK, count_B, backend=self.cached_backend)
+            y_BTHK = y_BHK[:, None]
         else:
             query_BT = cache.query_positions(past_B, added_B, tokens)
             (keys, values), (k_BSGK, v_BSGK), position_BS = cache.extend(rings, news, past_B, added_B)

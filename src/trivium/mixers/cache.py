@@ -4,8 +4,36 @@ Shapes: B rows, C slots, T new tokens, S keys. Position p of a row lies in slot 
 holds the last C positions. `length_B` counts the tokens a row has seen; `added_B` (None: all T) those it gets now.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import torch
 from torch import Tensor
+
+_fixed: ContextVar[bool] = ContextVar("fixed_shapes", default=False)
+
+
+@contextmanager
+def fixed_shapes() -> Iterator[None]:
+    """Let no value of a tensor decide what runs, on the CPU too: what a captured CUDA graph asks for."""
+    token = _fixed.set(True)
+    try:
+        yield
+    finally:
+        _fixed.reset(token)
+
+
+def may_look(tensor: Tensor) -> bool:
+    """Say whether its values may decide what is computed: not where they are unknown, nor in a captured graph."""
+    if tensor.device.type == "meta" or torch.compiler.is_compiling() or _fixed.get():
+        return False
+    return tensor.device.type != "cuda" or not torch.cuda.is_current_stream_capturing()
+
+
+def cheap_to_look(tensor: Tensor) -> bool:
+    """Say whether its values may decide, and asking for them waits for no device."""
+    return tensor.device.type == "cpu" and may_look(tensor)
 
 
 def without_padding(x_BTD: Tensor, lengths_B: Tensor | None) -> Tensor:
@@ -39,7 +67,7 @@ def check_room(length_B: Tensor, added_B: Tensor | None, tokens: int, slots: int
 
     Only on the CPU: elsewhere the check would wait for the device, and a captured step cannot raise.
     """
-    if length_B.device.type != "cpu" or not length_B.numel() or (window is not None and slots >= window):
+    if (window is not None and slots >= window) or not length_B.numel() or not cheap_to_look(length_B):
         return
     longest = int((length_B + (tokens if added_B is None else added_B)).max())
     if longest > slots:
@@ -48,9 +76,22 @@ def check_room(length_B: Tensor, added_B: Tensor | None, tokens: int, slots: int
 
 def used_slots(length_B: Tensor, slots: int) -> int:
     """Return how many leading slots may hold something; all of them where asking would wait for a device."""
-    if length_B.device.type != "cpu" or torch.compiler.is_compiling():
+    if not cheap_to_look(length_B):
         return slots
     return min(slots, int(length_B.max())) if length_B.numel() else 0
+
+
+def held_slots(length_B: Tensor, added_B: Tensor | None, slots: int) -> tuple[int, Tensor | None]:
+    """Return (how many leading slots to read after one more token a row, how many of them each row holds, at least 1).
+
+    None instead of the rows' counts says that each row holds all of them. In a ring of its window's size every slot
+    that holds something is visible to the next token.
+    """
+    count_B = (length_B + (1 if added_B is None else added_B)).clamp(1, slots)
+    if not cheap_to_look(count_B) or not count_B.numel():
+        return slots, count_B
+    used = int(count_B.max())
+    return used, None if int(count_B.min()) == used else count_B
 
 
 def write(ring_BCHK: Tensor, new_BTHK: Tensor, length_B: Tensor, added_B: Tensor | None) -> Tensor:
@@ -108,10 +149,33 @@ def query_positions(length_B: Tensor, added_B: Tensor | None, tokens: int) -> Te
     return position_BT if added_B is None or tokens > 1 else (position_BT + added_B[:, None] - 1).clamp(min=0)
 
 
-def find(position_BS: Tensor, length_B: Tensor, slots: int, keys: int, tokens: int) -> Tensor:
-    """Return (B, S) where each position lies among the `keys` that `extend` made readable from a ring of `slots`."""
-    slot_BS = position_BS.clamp(min=0) % slots
+def append(
+    rings: list[Tensor], news: list[Tensor], length_B: Tensor, added_B: Tensor | None
+) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """Return (the rings after the new tokens, rings that hold all that the new queries read, their lengths (B,)).
+
+    As `extend`, for operators that read rings: the second rings hold T - 1 slots more where T > 1, and there the
+    tokens behind a row's own count as its own, so that the last query stands at length - 1 in every row.
+    """
+    tokens = news[0].shape[1]
     if tokens == 1:
-        return slot_BS
+        after_B = length_B + (1 if added_B is None else added_B)
+        written = [write(ring, new, length_B, added_B) for ring, new in zip(rings, news, strict=True)]
+        used = [max(used_slots(after_B, ring.shape[1]), 1) for ring in rings]
+        # The leading slots of a ring that has not come around are a ring too.
+        held = [ring[:, :n].to(new.dtype) for ring, new, n in zip(written, news, used, strict=True)]
+        return written, held, after_B
+    held = [_longer(ring, new, length_B) for ring, new in zip(rings, news, strict=True)]
+    after_B = length_B + tokens
+    return [write(ring, new, length_B, added_B) for ring, new in zip(rings, news, strict=True)], held, after_B
+
+
+def _longer(ring_BCHK: Tensor, new_BTHK: Tensor, length_B: Tensor) -> Tensor:
+    """Return a ring of the used slots and T more, which holds what the ring held and the new tokens."""
+    slots, tokens = ring_BCHK.shape[1], new_BTHK.shape[1]
+    used = used_slots(length_B, slots)
+    both = torch.cat((ring_BCHK[:, :used].to(new_BTHK.dtype), new_BTHK), dim=1)
+    position_BS = slot_positions(length_B + tokens, used + tokens)
     new_BS = position_BS - length_B[:, None]
-    return torch.where(new_BS < 0, slot_BS, keys - tokens + new_BS)
+    source_BS = torch.where(new_BS < 0, position_BS.clamp(min=0) % slots, used + new_BS)
+    return both.gather(1, source_BS[:, :, None, None].expand(-1, -1, *both.shape[2:]))

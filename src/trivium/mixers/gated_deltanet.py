@@ -16,6 +16,7 @@ from trivium.mixers.base import MIXERS, Mixer, MixerConfig, MixerContext
 from trivium.mixers.heads import HeadNorm, check_count, num_kv_heads
 from trivium.mixers.memory import MemoryState, ShortConvolution
 from trivium.ops import gated_delta_rule
+from trivium.ops.delta_rule.step import gated_delta_rule_step_
 
 
 @MIXERS.register("gated_deltanet")
@@ -166,6 +167,17 @@ class GatedDeltaNet(Mixer):
         documents_BT: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Lay each token's N steps out in time: the first one decays, the last one is read."""
+        if state is not None and memory.steps_in_place(state, q_BT1HK.shape[1], self.backend):
+            y_BHK = gated_delta_rule_step_(
+                q_BT1HK[:, 0, 0],
+                k_BTNHK[:, 0],
+                v_BTNHK[:, 0],
+                beta_BTNH[:, 0],
+                None if self.decay is None else log_decay_BTH[:, 0],
+                state.memory_BHKV,
+                scale=self.head_width**-0.5,
+            )
+            return y_BHK[:, None], state.memory_BHKV
         more = self.steps - 1
         log_decay_BTNH = functional.pad(log_decay_BTH[:, :, None], (0, 0, 0, more))
         q_BTNHK = functional.pad(q_BT1HK, (0, 0, 0, 0, more, 0))

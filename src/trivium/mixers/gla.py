@@ -15,6 +15,7 @@ from trivium.mixers.base import MIXERS, Mixer, MixerConfig, MixerContext
 from trivium.mixers.heads import HeadNorm, check_count, num_kv_heads
 from trivium.mixers.memory import MemoryState, ShortConvolution
 from trivium.ops import gated_linear_attention
+from trivium.ops.linear_attention.step import gated_linear_attention_step_
 
 
 @MIXERS.register("gla")
@@ -104,15 +105,20 @@ class GLA(Mixer):
         if lengths_B is not None:  # padding writes nothing and forgets nothing
             real_BT11 = memory.real_tokens(x_BTD.shape[1], lengths_B, 4)
             k_BTHK, log_decay_BTHK = k_BTHK * real_BT11, log_decay_BTHK * real_BT11
-        y_BTHK, after = gated_linear_attention(
-            q_BTHK,
-            k_BTHK,
-            v_BTHK,
-            log_decay_BTHK,
-            state=None if state is None else state.memory_BHKV,
-            documents=documents_BT,
-            backend=self.backend,
-        )
+        if state is not None and memory.steps_in_place(state, x_BTD.shape[1], self.backend):
+            after, scale = state.memory_BHKV, self.head_width**-0.5
+            token = (q_BTHK[:, 0], k_BTHK[:, 0], v_BTHK[:, 0], log_decay_BTHK[:, 0])
+            y_BTHK = gated_linear_attention_step_(*token, after, scale=scale)[:, None]
+        else:
+            y_BTHK, after = gated_linear_attention(
+                q_BTHK,
+                k_BTHK,
+                v_BTHK,
+                log_decay_BTHK,
+                state=None if state is None else state.memory_BHKV,
+                documents=documents_BT,
+                backend=self.backend,
+            )
         y_BTD = self.norm(y_BTHK).flatten(2)
         if self.gate is not None:
             y_BTD = y_BTD * functional.silu(self.gate(x_BTD))

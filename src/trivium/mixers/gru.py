@@ -5,6 +5,7 @@ Shapes: B rows, T tokens, D width, N documents of all rows, L the longest docume
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -90,6 +91,10 @@ class GRU(Mixer):
         precise = next(self.unit.parameters()).dtype
         start_1BD = None if hidden_BD is None else hidden_BD.to(precise)[None].contiguous()
         with torch.autocast(x_BTD.device.type, enabled=False):
+            if start_1BD is not None and x_BTD.shape[1] == 1 and not torch.is_grad_enabled():
+                # A sequence of one: the library's recurrence costs more than its arithmetic.
+                weights: Any = self.unit.all_weights[0]
+                return torch.gru_cell(x_BTD[:, 0].to(precise), start_1BD[0], *weights)[:, None]
             return self.unit(x_BTD.to(precise), start_1BD)[0]
 
     def _run_documents(self, x_BTD: Tensor, documents_BT: Tensor) -> Tensor:

@@ -66,6 +66,11 @@ def check_convolution(window: int | None) -> None:
         raise UserError("convolution: 1 is not allowed; give at least 2, or null for none")
 
 
+def steps_in_place(state: State | None, tokens: int, backend: str) -> bool:
+    """Say whether a token can change the state in place: one token, no gradient, and no other backend named."""
+    return state is not None and tokens == 1 and not torch.is_grad_enabled() and backend in ("auto", "torch")
+
+
 def refuse_documents_with_state(state: State | None, documents_BT: Tensor | None) -> None:
     """Raise ValueError when both are given."""
     if state is not None and documents_BT is not None:

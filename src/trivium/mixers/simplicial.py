@@ -14,9 +14,8 @@ from trivium.mixers import cache
 from trivium.mixers.base import MIXERS, Mixer, MixerConfig, MixerContext, State
 from trivium.mixers.heads import HeadNorm, check_count, num_kv_heads
 from trivium.mixers.rotary import count_positions, rotate, rotate_triples
-from trivium.ops import simplicial_attention
+from trivium.ops import simplicial_attention, simplicial_decode
 from trivium.ops.pairs import allowed_pairs
-from trivium.ops.simplicial.masked import masked_factorized, masked_simplicial
 from trivium.registry import UserError
 
 
@@ -121,16 +120,15 @@ class SimplicialState(State):
 class Simplicial(Mixer):
     """See SimplicialConfig. `qkv` holds the rows of q, then k1, k2, v1 and v2 (not if factorized), head by head.
 
-    The operator's backend serves whole sequences; what continues a state reads ring buffers, in plain PyTorch always.
+    Whole sequences are served by the operator "simplicial", what continues a state by "simplicial_decode".
     """
 
     def __init__(self, config: SimplicialConfig, context: MixerContext):
         super().__init__()
         self.config, self.heads = config, context.heads
         self.kv_heads, self.head_width = num_kv_heads(context, config.kv_heads), context.head_width
-        self.backend = context.backend("simplicial")
+        self.backend, self.decode_backend = (context.backend(name) for name in ("simplicial", "simplicial_decode"))
         self.rotary_base = context.rotary_base if config.rotary else None
-        self.scale = self.head_width**-0.5
         if config.form == "determinant" and self.head_width < 3:
             raise UserError(
                 f"form: determinant needs a head width of at least 3, {context.width}/{context.heads} is less"
@@ -199,33 +197,17 @@ class Simplicial(Mixer):
         if tokens > 1 and cache.used_slots(past_B, 1) == 0:
             y_BTHK = self._operator(q, *news)
             written = [cache.write(ring, new, past_B, added_B) for ring, new in zip(rings, news, strict=True)]
-        elif self.config.form == "factorized":
-            y_BTHK, written = self._continue_factorized(q, news, rings, past_B, added_B)
         else:
-            (k1, v1), (k1_seen, v1_seen), at1 = cache.extend(rings[0::2], news[0::2], past_B, added_B)
-            (k2, v2), (k2_seen, v2_seen), at2 = cache.extend(rings[1::2], news[1::2], past_B, added_B)
-            query_BT = cache.query_positions(past_B, added_B, tokens)
-            read1, read2 = (cache.visible(query_BT, at, w) for at, w in zip((at1, at2), windows, strict=True))
-            seen = (k1_seen, k2_seen, v1_seen, v2_seen)
-            y_BTHK = masked_simplicial(q, *seen, read1, read2, scale=self.scale, form=self.config.form)
-            written = [k1, k2, v1, v2]
+            written, held, lengths_B = cache.append(rings, news, past_B, added_B)
+            k1, k2, v1, v2 = [*held, None][:4]
+            y_BTHK = simplicial_decode(
+                *(q, k1, k2, v1, v2, lengths_B),
+                window1=self.config.window1,
+                window2=self.config.window2,
+                form=self.config.form,
+                backend=self.decode_backend,
+            )
         return y_BTHK, SimplicialState(cache.advance(past_B, added_B, tokens), written)
-
-    def _continue_factorized(
-        self, q: Tensor, news: list[Tensor], rings: list[Tensor], past_B: Tensor, added_B: Tensor | None
-    ) -> tuple[Tensor, list[Tensor]]:
-        tokens, windows = q.shape[1], [self.config.window1, self.config.window2]
-        windows.append(min(windows))
-        query_BT = cache.query_positions(past_B, added_B, tokens)
-        extended = [cache.extend([ring], [new], past_B, added_B) for ring, new in zip(rings, news, strict=True)]
-        written, seen = [one for (one,), _, _ in extended], [one for _, (one,), _ in extended]
-        at_v = extended[2][2]
-        reads = [cache.visible(query_BT, at, w) for (_, _, at), w in zip(extended, windows, strict=True)]
-        places = [
-            cache.find(at_v, past_B, ring.shape[1], keys.shape[1], tokens)
-            for ring, keys in zip(rings[:2], seen[:2], strict=True)
-        ]
-        return masked_factorized(q, *seen, *reads, *places, scale=self.scale), written
 
     def _operator(
         self,

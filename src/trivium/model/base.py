@@ -4,7 +4,7 @@ Shapes: B rows, T tokens, V vocabulary.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -36,6 +36,8 @@ class ModelConfig(ABC):
     registry: ClassVar[Registry] = MODELS
     default_kind: ClassVar[str] = "decoder"
     kind: ClassVar[str]
+    reads_distributions: ClassVar[bool] = False
+    """Say whether the model's `forward` takes `soft_BTV`, as the decoder's does."""
 
     @abstractmethod
     def build(self, context: ModelContext) -> "LanguageModel":
@@ -69,11 +71,22 @@ class ModelConfig(ABC):
         return [cls()]
 
 
+@dataclass(frozen=True)
+class Decoding:
+    """How a model was trained to be read: the logits at place t are those of token t + 1 + shift, so that shift + 1
+    tokens come from each pass. With `answer_tokens`, one pass gives a whole answer of so many tokens without an end.
+    """
+
+    shift: int = 0
+    answer_tokens: int | None = None
+
+
 class LanguageModel(nn.Module, ABC):
-    """Token ids to logits. `config` and `context` rebuild it."""
+    """Token ids to logits. `config` and `context` rebuild it, and `decoding` says which tokens its logits are of."""
 
     config: Any
     context: ModelContext
+    decoding: Decoding = Decoding()
 
     @abstractmethod
     def init_state(
@@ -99,4 +112,22 @@ class LanguageModel(nn.Module, ABC):
 
         `wanted_N`, int64 places in the flattened B*T, asks for those logits alone: logits_NV comes back, equal to
         these rows of all. Training scores answers, and what it does not score it need not compute.
+        """
+
+    def step(self, tokens_B1: Tensor, state: Any, lengths_B: Tensor | None) -> tuple[Tensor, Any]:
+        """Return (logits_B1V, state) after one token a row, leaving what `settle` does to it.
+
+        Rows at different places do the same work. Under no_grad the state keeps its tensors, so that the step can be
+        captured. `lengths_B` is 1, or 0 in rows that are finished and stay as they are.
+        """
+        return self(tokens_B1, state, lengths_B=lengths_B)
+
+    def settling(self, lengths: Iterable[int]) -> int | None:
+        """Return how much work `settle` finds after a step that brought rows to these lengths; None: nothing."""
+        return None
+
+    def settle(self, state: Any, lengths_B: Tensor | None, work: int) -> None:
+        """Do, in place, what rows need that the last step brought to a boundary; the others stay as they are.
+
+        `lengths_B` is that of the step, `work` at least what `settling` said of the rows that are not finished.
         """

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,7 @@ from trivium.model.block import (
 )
 from trivium.model.feedforward import FeedForwardKind
 from trivium.model.layers import format_layers, parse_layers
-from trivium.model.positions import RUNS, PositionKind, Positions, table_rows
+from trivium.model.positions import RUNS, PositionKind, Positions, embed, table_rows
 
 # Sizes of published addition models (SPEC, section 4). A preset fills what the recipe leaves out.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -48,6 +48,8 @@ DEFAULTS: dict[str, Any] = {"width": 64, "heads": 4, "layers": "attention*2", "f
 @dataclass(frozen=True)
 class DecoderConfig(ModelConfig):
     """A decoder-only transformer whose blocks may mix tokens in different ways."""
+
+    reads_distributions: ClassVar[bool] = True
 
     preset: Literal["small", "medium", "large", "gpt2_6m"] | None = None
     """A published size that fills width, heads, layers, ff_width and feedforward where they are left out."""
@@ -240,14 +242,17 @@ class Decoder(LanguageModel):
         lengths_B: Tensor | None = None,
         documents_BT: Tensor | None = None,
         wanted_N: Tensor | None = None,
+        soft_BTV: Tensor | None = None,
     ) -> tuple[Tensor, DecoderState | None]:
         """Return (logits_BTV, state), or logits_NV with `wanted_N`.
 
+        With `soft_BTV`, a distribution over the symbols for each place, the mean of their embeddings is read, at the
+        scale of any other; position ids are still those of `tokens_BT`.
         Raises ValueError when a sequence does not fit the state or a position table.
         """
         if state is not None and documents_BT is not None:
             raise ValueError("documents_BT is given with a state: packed documents have only the parallel form")
-        x_BTD = self.embedding(tokens_BT)
+        x_BTD = embed(self.embedding, tokens_BT, soft_BTV)
         past_B, run_B = (None, None) if state is None else (state.lengths_B, state.run_B)
         added, positions_BT, run_B = self.positions(tokens_BT, past_B, run_B, lengths_B, documents_BT, x_BTD.dtype)
         if added is not None:

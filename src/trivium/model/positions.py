@@ -62,6 +62,11 @@ def check_positions(kind: PositionKind, context: ModelContext) -> None:
         )
 
 
+def embed(table: nn.Embedding, tokens_BT: Tensor, soft_BTV: Tensor | None = None) -> Tensor:
+    """Return the embeddings (B, T, D) of tokens, or their mean under `soft_BTV`, a distribution at each place."""
+    return table(tokens_BT) if soft_BTV is None else soft_BTV.to(table.weight.dtype) @ table.weight
+
+
 class Positions(nn.Module):
     """Compute the ids of a scheme and the vectors that are added to the embeddings."""
 

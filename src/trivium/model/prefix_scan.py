@@ -9,7 +9,7 @@ Shapes: B rows, T tokens, c tokens of a chunk, m chunks, D width, V vocabulary, 
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -37,7 +37,7 @@ from trivium.model.chunk_packing import pack_chunks
 from trivium.model.chunk_predictor import Predictor
 from trivium.model.feedforward import FeedForwardKind
 from trivium.model.layers import format_layers, parse_layers
-from trivium.model.root_counter import RootCounter, may_look, num_roots, push
+from trivium.model.root_counter import RootCounter, num_merges, num_roots, push
 from trivium.ops.scan import num_combines, prefixes
 
 
@@ -269,8 +269,11 @@ class PrefixScan(LanguageModel):
             y_BTD = y_BTD + self._no_pairs(y_BTD)
         if wanted_N is not None:
             y_BTD = y_BTD.flatten(0, 1).index_select(0, wanted_N)
+        return self._logits(y_BTD), state
+
+    def _logits(self, y_BTD: Tensor) -> Tensor:
         head = self.encoder.embedding if self.head is None else self.head
-        return functional.linear(y_BTD, head.weight), state
+        return functional.linear(y_BTD, head.weight)
 
     # The parallel form.
 
@@ -325,6 +328,26 @@ class PrefixScan(LanguageModel):
 
     # The streaming form.
 
+    def step(
+        self, tokens_B1: Tensor, state: PrefixScanState, lengths_B: Tensor | None
+    ) -> tuple[Tensor, PrefixScanState]:
+        y_B1D, state = self._feed(tokens_B1, state, lengths_B, merges=False)
+        return self._logits(y_B1D), state
+
+    def settling(self, lengths: Iterable[int]) -> int | None:
+        """Return the most merges that rows of these lengths have to do; None where none is at a boundary."""
+        counts = [divmod(int(length), self.config.chunk) for length in lengths]
+        return max((num_merges(whole) for whole, rest in counts if whole and not rest), default=None)
+
+    def settle(self, state: PrefixScanState, lengths_B: Tensor | None, work: int) -> None:
+        reached_B = self._reached(state, lengths_B)
+        if state.counter.roots_BRcD.shape[1]:
+            self._merge(state, torch.arange(len(reached_B), device=reached_B.device), reached_B, work)
+
+    def _reached(self, state: PrefixScanState, added_B: Tensor | None) -> Tensor:
+        reached_B = (state.lengths_B % self.config.chunk == 0) & (state.lengths_B > 0)
+        return reached_B if added_B is None else reached_B & (added_B > 0)
+
     def _continue(
         self, tokens_BT: Tensor, state: PrefixScanState, lengths_B: Tensor | None
     ) -> tuple[Tensor, PrefixScanState]:
@@ -343,7 +366,7 @@ class PrefixScan(LanguageModel):
         parts: list[Tensor] = []
         for _ in range(-(-(tokens + chunk - 1) // chunk)):
             take_B = torch.minimum(added_B - done_B, chunk - state.lengths_B % chunk)
-            if parts and may_look(take_B) and not bool(take_B.any()):
+            if parts and cache.may_look(take_B) and not bool(take_B.any()):
                 break
             source_BT = (done_B[:, None] + index_T[:width]).clamp(max=tokens - 1)
             y_BTD, state = self._feed(tokens_BT.gather(1, source_BT), state, take_B)
@@ -357,7 +380,7 @@ class PrefixScan(LanguageModel):
         return torch.cat(parts, dim=1).gather(1, source_BT[..., None].expand(-1, -1, self.config.width)), state
 
     def _feed(
-        self, tokens_BT: Tensor, state: PrefixScanState, added_B: Tensor | None
+        self, tokens_BT: Tensor, state: PrefixScanState, added_B: Tensor | None, merges: bool = True
     ) -> tuple[Tensor, PrefixScanState]:
         """Read tokens that lie within each row's current chunk; merge the chunks that they complete."""
         tokens, chunk, past_B = tokens_BT.shape[1], self.config.chunk, state.lengths_B
@@ -370,24 +393,34 @@ class PrefixScan(LanguageModel):
         chunk_Bc = torch.where(new_Bc, fed_Bc, state.chunk_Bc)
         state.chunk_Bc = chunk_Bc if torch.is_grad_enabled() else state.chunk_Bc.copy_(chunk_Bc)
         state.lengths_B = cache.advance(past_B, added_B, tokens)
-        if state.counter.roots_BRcD.shape[1]:
-            reached_B = (state.lengths_B % chunk == 0) & (state.lengths_B > 0)
-            self._merge(state, reached_B if added_B is None else reached_B & (added_B > 0))
+        if not merges or not state.counter.roots_BRcD.shape[1]:
+            return y_BTD, state
+        reached_B = self._reached(state, added_B)
+        if cache.may_look(reached_B):
+            rows_N = reached_B.nonzero()[:, 0]
+            if len(rows_N):
+                self._merge(state, rows_N, None)
+        else:
+            self._merge(state, torch.arange(len(reached_B), device=reached_B.device), reached_B)
         return y_BTD, state
 
-    def _merge(self, state: PrefixScanState, reached_B: Tensor) -> None:
-        """Push the finished chunk of each row that reached its boundary, and open the next with the new prefix.
+    def _merge(
+        self,
+        state: PrefixScanState,
+        rows_N: Tensor,
+        wanted_N: Tensor | None,
+        most: int | None = None,
+    ) -> None:
+        """Push the finished chunk of each of `rows_N` and open the next with the new prefix.
 
-        Where the values may be looked at, the work is that of those rows alone; elsewhere all rows do all levels and
-        keep what is theirs by the mask, so that the step can be captured.
+        Where the values may be looked at, these are the rows that reached their boundary. Elsewhere they are all rows,
+        which do all levels (up to `most`) and keep what is theirs by the mask, so that the step can be captured.
         """
-        looks, chunk = may_look(reached_B), self.config.chunk
-        rows_N = reached_B.nonzero()[:, 0] if looks else torch.arange(len(reached_B), device=reached_B.device)
-        if looks and not len(rows_N):
-            return
-        wanted_N = None if looks else reached_B
+        chunk = self.config.chunk
         past_N = (state.lengths_B[rows_N] - chunk).clamp(min=0)
         own_NcD = self.encoder(state.chunk_Bc[rows_N], past_N)
-        state.counter, prefix_NcD = push(state.counter, self.aggregator, rows_N, own_NcD, past_N // chunk, wanted_N)
+        state.counter, prefix_NcD = push(
+            state.counter, self.aggregator, rows_N, own_NcD, past_N // chunk, wanted_N, most
+        )
         dtype = state.counter.roots_BRcD.dtype
         state.mixers = self.predictor.begin(prefix_NcD, rows_N, wanted_N, state.mixers, dtype)

@@ -28,11 +28,9 @@ def num_roots(length: int, chunk: int) -> int:
     return (length // chunk).bit_length()
 
 
-def may_look(tensor: Tensor) -> bool:
-    """Say whether its values may decide what is computed: not where they are unknown, nor in a captured graph."""
-    if tensor.device.type == "meta" or torch.compiler.is_compiling():
-        return False
-    return tensor.device.type != "cuda" or not torch.cuda.is_current_stream_capturing()
+def num_merges(pushed: int) -> int:
+    """Return the merges that the last of `pushed` chunks brought: the trailing zeros of the count."""
+    return (pushed & -pushed).bit_length() - 1
 
 
 def put(old: Tensor, at: tuple[Tensor, ...], new: Tensor, wanted_N: Tensor | None) -> Tensor:
@@ -50,18 +48,20 @@ def push(
     chunk_NcD: Tensor,
     pushed_N: Tensor,
     wanted_N: Tensor | None,
+    most: int | None = None,
 ) -> tuple[RootCounter, Tensor]:
     """Push one chunk in each of `rows_N` (int64, no repeats) behind its `pushed_N` chunks; return the new prefixes.
 
     With `wanted_N` None every row named pushes, and each level costs its own rows alone. With a mask the others keep
-    what they have: every row computes every level, and no value decides what runs, so that it can be captured.
+    what they have: every row computes every level, and no value decides what runs, so that it can be captured. `most`
+    says that no wanted row merges more than that many trees, so that higher levels need no work.
     """
     levels_R = torch.arange(counter.roots_BRcD.shape[1], device=rows_N.device)
     bits_NR = pushed_N[:, None] >> levels_R & 1
     # The trees to merge are the trailing ones of the count.
     level_N = bits_NR.cumprod(dim=1).sum(dim=1).clamp(max=len(levels_R) - 1)
     tree_NcD = chunk_NcD
-    for level in range(len(levels_R)):
+    for level in range(len(levels_R) if most is None else min(most, len(levels_R))):
         carries_N = level_N > level
         if wanted_N is None and not bool(carries_N.any()):
             break

@@ -6,7 +6,7 @@ if TYPE_CHECKING:
     from trivium.ops.delta_rule import gated_delta_rule
     from trivium.ops.linear_attention import gated_linear_attention
     from trivium.ops.scan import OnlineScan, exclusive_scan
-    from trivium.ops.simplicial import simplicial_attention
+    from trivium.ops.simplicial import simplicial_attention, simplicial_decode
 
 __all__ = [
     "OnlineScan",
@@ -14,6 +14,7 @@ __all__ = [
     "gated_delta_rule",
     "gated_linear_attention",
     "simplicial_attention",
+    "simplicial_decode",
 ]
 
 _HOMES = {
@@ -22,6 +23,7 @@ _HOMES = {
     "gated_delta_rule": "trivium.ops.delta_rule",
     "gated_linear_attention": "trivium.ops.linear_attention",
     "simplicial_attention": "trivium.ops.simplicial",
+    "simplicial_decode": "trivium.ops.simplicial",
 }
 
 

@@ -7,13 +7,14 @@ and is not missing; what it passed over stands in the reason. A backend asked fo
 import importlib
 import logging
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from trivium.registry import UserError, nearest
 
-__all__ = ["Backend", "backends", "choose", "chosen", "forget", "load", "operators", "register"]
+__all__ = ["Backend", "backends", "choose", "chosen", "forget", "load", "observing", "operators", "register"]
 
 NAMES = ("auto", "reference", "torch", "triton", "hopper", "fla")
 
@@ -21,6 +22,7 @@ _log = logging.getLogger("trivium")
 _registered: dict[str, dict[str, "Backend"]] = {}
 _choices: dict[tuple[str, str, str, tuple[tuple[str, Any], ...]], dict[str, str]] = {}
 _record: dict[str, dict[str, str]] = {}
+_observers: list[Callable[[str, tuple[Any, ...], dict[str, Any]], None]] = []
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,27 @@ def load(
     operator: str, requested: str, device_type: str, facts: tuple[tuple[str, Any], ...] = ()
 ) -> Callable[..., Any]:
     """Return the function of the backend that `choose` picks."""
-    return _registered[operator][choose(operator, requested, device_type, facts)].load()
+    function = _registered[operator][choose(operator, requested, device_type, facts)].load()
+    return function if not _observers else _observed(operator, function)
+
+
+@contextmanager
+def observing(observer: Callable[[str, tuple[Any, ...], dict[str, Any]], None]) -> Iterator[None]:
+    """Tell `observer` (operator, arguments, keywords) of each call of an operator within, as its backends get them."""
+    _observers.append(observer)
+    try:
+        yield
+    finally:
+        _observers.remove(observer)
+
+
+def _observed(operator: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*arguments: Any, **keywords: Any) -> Any:
+        for observer in _observers:
+            observer(operator, arguments, keywords)
+        return function(*arguments, **keywords)
+
+    return call
 
 
 def _of(operator: str) -> dict[str, Backend]:

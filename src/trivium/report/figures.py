@@ -113,7 +113,8 @@ def styles(mixers: Mapping[str, str]) -> dict[str, Style]:
 
 
 @contextmanager
-def _look() -> Iterator[None]:
+def look() -> Iterator[None]:
+    """Draw in this module's language."""
     import matplotlib
 
     with matplotlib.rc_context(_SETTINGS):
@@ -127,7 +128,7 @@ def learning_curves(
 
     `width` is in inches. `thresholds` are drawn as thin lines across.
     """
-    with _look():
+    with look():
         names = [curve.name for curve in series]
         figure, axes = _axes(width, 3.5, right=_text_inches(names) + 0.68, left=0.72)
         for curve in series:
@@ -150,6 +151,24 @@ def learning_curves(
     return figure
 
 
+def rates(series: Sequence[Series], *, label: str, ceiling: float, ceiling_name: str, width: float = 5.4) -> "Figure":
+    """Draw rates against the tokens of a sequence, under the line of the rate that bounds them."""
+    with look():
+        figure, axes = _axes(width, 3.5, right=_text_inches([curve.name for curve in series]) + 0.68, left=0.72)
+        for curve in series:
+            _curve(axes, curve)
+        axes.set_xscale("log")
+        axes.axhline(ceiling, color=_FAINT, linewidth=0.7, linestyle=(0, (2, 3)), zorder=1)
+        axes.set_ylim(0, 1.12 * max([ceiling, *(value for curve in series for value in curve.values)]))
+        axes.annotate(ceiling_name, (0.01, ceiling), (0, 3), ("axes fraction", "data"), "offset points", color=_FAINT)
+        tokens = [count for curve in series for count in curve.tokens]
+        _tokens_axis(axes, min(tokens), max(tokens))
+        axes.set_xlabel("tokens of a sequence")
+        axes.set_title(label, loc="left", fontsize=_FONT + 1, fontweight="bold")
+        _label_ends(figure, axes, series)
+    return figure
+
+
 def length_curves(
     series: Sequence[Series], *, label: str, trained: float | None = None, width: float = 5.4
 ) -> "Figure":
@@ -159,7 +178,7 @@ def length_curves(
     """
     from matplotlib.ticker import FixedLocator, NullLocator
 
-    with _look():
+    with look():
         figure, axes = _axes(width, 3.5, right=_text_inches([curve.name for curve in series]) + 0.68, left=0.72)
         for curve in series:
             _curve(axes, curve)
@@ -182,7 +201,7 @@ def intervals(rows: Sequence[Row], *, label: str, percent: bool = False, width: 
     """Draw one row a name: its interval as a band, its mean, and each seed; tokens (not `percent`) on a log axis."""
     from matplotlib.ticker import MaxNLocator
 
-    with _look():
+    with look():
         height = 0.95 + 0.42 * max(1, len(rows))
         figure, axes = _axes(width, height, right=0.35, left=_text_inches([row.name for row in rows]) + 0.2)
         ends = [value for row in rows for value in (row.mean, row.low, row.high, *row.values) if value is not None]
@@ -212,10 +231,34 @@ def intervals(rows: Sequence[Row], *, label: str, percent: bool = False, width: 
     return figure
 
 
+def stacked_axes(width: float, height: float, count: int, names: Sequence[str]) -> "tuple[Figure, list[Axes]]":
+    """Return a figure with axes of `height` inches above each other, and room right of them for the names."""
+    figure, first = _axes(width, count * height, left=0.72, right=_text_inches(names) + 0.68)
+    box = first.get_position()
+    bottom, top = 0.55 / height / count, 0.35 / height / count
+    places = [(count - 1 - nth) / count for nth in range(count)]
+    first.remove()
+    return figure, [figure.add_axes((box.x0, place + bottom, box.width, 1 / count - bottom - top)) for place in places]
+
+
+def growth(figure: "Figure", axes: "Axes", series: Sequence[Series], *, label: str) -> None:
+    """Draw positive values against tokens, both on log axes."""
+    for curve in series:
+        _curve(axes, curve)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    tokens = [count for curve in series for count in curve.tokens]
+    _tokens_axis(axes, min(tokens), max(tokens) * 1.0001)
+    _loss_axis(axes)
+    axes.yaxis.set_major_formatter(lambda value, _: short_count(value))
+    axes.set_title(label, loc="left", fontsize=_FONT + 1, fontweight="bold")
+    _label_ends(figure, axes, series)
+
+
 def to_svg(figure: "Figure") -> str:
     """Return `figure` as SVG text, the same for the same data: without dates, and without links to anywhere."""
     buffer = BytesIO()
-    with _look():
+    with look():
         figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     return buffer.getvalue().decode()
 
@@ -227,7 +270,7 @@ def save(figure: "Figure", path: Path) -> Path:
         write_whole(path, to_svg(figure))
         return path
     buffer = BytesIO()
-    with _look():
+    with look():
         figure.savefig(buffer, format=path.suffix.removeprefix("."), dpi=160)
     write_whole(path, buffer.getvalue())
     return path

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from trivium.config import UserError
+from trivium.config import UserError, unreadable
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
@@ -14,7 +14,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{folder / 'metrics.jsonl'}: cannot be read: {error}") from None
+        raise unreadable(folder / "metrics.jsonl", error) from None
     rows = []
     for number, line in enumerate(lines, 1):
         try:

@@ -11,6 +11,7 @@ from trivium.report.storage import write_whole
 from trivium.report.tables import Table
 
 if TYPE_CHECKING:
+    from jinja2 import Environment
     from matplotlib.figure import Figure
 
 
@@ -65,16 +66,20 @@ def write_page(path: Path, *, title: str, subtitle: str, sections: Sequence[Sect
 
 def render_page(**content: Any) -> str:
     """Return the page as text; every value is escaped."""
+    return templates().get_template("page.html.jinja").render(**content)
+
+
+def templates() -> "Environment":
+    """Return the templates of this room, which escape every value that is not marked as safe."""
     import jinja2
 
-    environment = jinja2.Environment(
+    return jinja2.Environment(
         loader=jinja2.PackageLoader("trivium.report", "."),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("page.html.jinja").render(**content)
 
 
 def samples_of(evaluation: dict[str, Any], each: int) -> list[Sample]:

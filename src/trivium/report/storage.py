@@ -2,7 +2,8 @@
 
 import os
 import secrets
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -23,6 +24,17 @@ def write_synced(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
+@contextmanager
+def naming(path: Path, *, always: bool = False) -> Iterator[None]:
+    """Let an OSError that names no file, as one of a full disk does not, name `path`; with `always`, any OSError."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None and not always:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
 def write_whole(path: Path, content: str | bytes) -> None:
     """Write `content` to `path` so that a reader finds the file before or the file after, never a part.
 
@@ -30,11 +42,10 @@ def write_whole(path: Path, content: str | bytes) -> None:
     """
     aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        write_synced(aside, content.encode() if isinstance(content, str) else content)
-        aside.replace(path)
-        sync_folder(path.parent)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None
+        with naming(path, always=True):
+            write_synced(aside, content.encode() if isinstance(content, str) else content)
+            aside.replace(path)
+            sync_folder(path.parent)
     finally:
         with suppress(OSError):
             aside.unlink(missing_ok=True)

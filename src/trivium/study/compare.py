@@ -16,7 +16,7 @@ from typing import Any
 from trivium.config import UserError, config_hash, to_dict, to_yaml
 from trivium.registry import nearest
 from trivium.report.folder import read_json, read_result
-from trivium.report.storage import write_whole
+from trivium.report.storage import naming, write_whole
 from trivium.report.study import write_study_page
 from trivium.study.jobs import TRAIN, Event, Failure, Job, Plan, Workers, available_cores, plan
 from trivium.study.recipe import CompareConfig, Recipe
@@ -283,8 +283,9 @@ def _hold(folder: Path) -> Iterator[int]:
                 if time.monotonic() > deadline or (owner.isdigit() and _is_alive(int(owner))):
                     raise UserError(f"{folder}: another process (id {owner}) is running this study") from None
                 time.sleep(0.2)
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, str(os.getpid()).encode(), 0)
+        with naming(folder / "study.lock"):
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, str(os.getpid()).encode(), 0)
         yield lock
     finally:
         os.close(lock)

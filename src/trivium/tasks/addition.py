@@ -138,10 +138,19 @@ class Addition(Task):
         self.max_length = len(
             self.alphabet.encode(self.render(*[config.base**config.max_digits - 1] * config.operands))
         )
+        if config.zero_pad and not self.notation.has_chain:
+            self.answer_tokens = self.notation.answer_width(config.max_digits)
         self._encoder = Encoder(self.notation, config.max_digits)
         self._block_rows = min(BLOCK, BLOCK_TOKENS // self.max_length)
         self._last: tuple[Split, int] | None = None  # split and first index of the last batch
         self._block: tuple[tuple[Split, int], Batch] | None = None
+
+    def largest_shift(self) -> tuple[int, str]:
+        """Return the digits of the shortest last number: a sum's first digit needs that number's first digit."""
+        if not self.least_first:
+            return 1, "the last number has to be read before its sum is begun, as it ends with its least digit"
+        digits = self.config.max_digits if self.config.zero_pad else self.config.min_digits
+        return digits, f"the first digit of a sum needs that of the last number, which may have {digits} digits only"
 
     def size(self, split: Split) -> int | None:
         return self.config.train_examples if split == "train" else None

@@ -82,6 +82,68 @@ class Batch:
             self.prompt_lengths_B[rows],
         )
 
+    def without_chain(self, count: int, pad_id: int) -> "Batch":
+        """Return the batch whose chains of thought lack their first `count` tokens, brackets not counted.
+
+        Where no other is left the brackets go too. Needs next-token targets, chains that follow the prompt.
+        """
+        if count == 0:
+            return self
+        chain_B = (self.regions_BT == CHAIN).sum(axis=1)
+        gone_B = np.where(count >= chain_B - 2, chain_B, count)
+        first_B = self.prompt_lengths_B + (gone_B < chain_B)  # the opening bracket stays until the end
+        # Column j of what is kept is token j of the whole text, the target of column j - 1.
+        place_T = np.arange(self.tokens_BT.shape[1] + 1)
+        in_chain_BT = (place_T >= first_B[:, None]) & (place_T < (first_B + gone_B)[:, None])
+        kept_BT = ~in_chain_BT & (place_T <= self.lengths_B[:, None])
+        lengths_B = kept_BT.sum(axis=1) - 1
+        width = int(lengths_B.max(initial=-1)) + 1
+        filled_BT = np.arange(width) <= lengths_B[:, None]
+
+        def moved(first_B1: np.ndarray, rest_BT: np.ndarray, behind: Any) -> np.ndarray:
+            moved_BT = np.full((len(self), width), behind, dtype=rest_BT.dtype)
+            moved_BT[filled_BT] = np.concatenate((first_B1, rest_BT), axis=1)[kept_BT]
+            return moved_BT
+
+        none_B1 = np.zeros((len(self), 1), dtype=np.int64)
+        text_BT = moved(self.tokens_BT[:, :1], self.targets_BT, pad_id)
+        inside_BT = np.arange(width - 1) < lengths_B[:, None]
+        return Batch(
+            np.where(inside_BT, text_BT[:, :-1], pad_id),
+            text_BT[:, 1:],
+            moved(none_B1.astype(np.float32), self.weights_BT, 0)[:, 1:],
+            moved((none_B1 + PROMPT).astype(np.uint8), self.regions_BT, PAD)[:, 1:],
+            lengths_B,
+            self.prompt_lengths_B,
+        )
+
+    def shifted(self, shift: int, whole: bool = False) -> "Batch":
+        """Return the batch whose targets lie `shift` tokens further ahead: place t is to predict token t + 1 + shift.
+
+        With `whole`, one pass over the prompt is to give the whole answer: what is read ends with the prompt, and what
+        its places do not reach, the end symbol, is not asked for.
+        """
+        if shift == 0:
+            return self
+        places = max(self.tokens_BT.shape[1] - shift, 0)
+        lengths_B = self.prompt_lengths_B if whole else np.maximum(self.lengths_B - shift, 0)
+        if whole:
+            places = min(places, int(lengths_B.max(initial=0)))
+        moved = slice(shift, shift + places)
+        weights_BT, regions_BT = self.weights_BT[:, moved], self.regions_BT[:, moved]
+        if whole:
+            outside_BT = np.arange(places) >= lengths_B[:, None]
+            weights_BT = np.where(outside_BT, np.float32(0), weights_BT)
+            regions_BT = np.where(outside_BT, np.uint8(PAD), regions_BT)
+        return Batch(
+            self.tokens_BT[:, :places],
+            self.targets_BT[:, moved],
+            weights_BT,
+            regions_BT,
+            lengths_B,
+            self.prompt_lengths_B,
+        )
+
 
 @dataclass(frozen=True)
 class TaskConfig(ABC):
@@ -124,7 +186,8 @@ class Task(ABC):
     answer is not generated but read at the places of the prompt, all in one pass: the input is the prompt alone, and
     the answer's symbols are the targets of the places that are scored, in order, and then the end symbol.
     `least_first` says that every number is written least significant digit first, so that digits of equal significance
-    are equally far from the starts of their runs.
+    are equally far from the starts of their runs. `answer_tokens` is the number of tokens of every answer, its end
+    symbol not counted, where all have as many.
 
     A `stage` is that of a curriculum: 0 is the whole task, any other is the longest length that problems may have.
     """
@@ -133,6 +196,7 @@ class Task(ABC):
     checks_half_problems: ClassVar[bool] = False
     labels: ClassVar[bool] = False
     least_first: bool = False
+    answer_tokens: int | None = None
     config: Any
     alphabet: Alphabet
     max_length: int
@@ -159,6 +223,14 @@ class Task(ABC):
     def build_stage(self, stage: int) -> "Task":
         """Return a new task whose longest problems have the length `stage`."""
         return self.config.of_lengths(None, stage).build()
+
+    def largest_shift(self) -> tuple[int, str]:
+        """Return how many places before the prompt's last the answer can be begun at, and why at no earlier one.
+
+        Begun k places earlier, k + 1 tokens come from one pass; token m of the answer is then told where all but the
+        last k - m tokens of the prompt have been read.
+        """
+        return 0, f"a task of kind {self.config.kind!r} does not say what of its answers an unfinished prompt decides"
 
     def at_length(self, length: int) -> "Task":
         """Return this task with problems of exactly `length`, also beyond its own; UserError when it has none."""

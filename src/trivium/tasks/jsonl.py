@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from trivium.config import UserError
+from trivium.config import UserError, unreadable
 from trivium.tasks.alphabet import Alphabet
 from trivium.tasks.answers import chain_regions, judge
 from trivium.tasks.base import SPLITS, TASKS, Batch, Example, Split, Task, TaskConfig, Verdict
@@ -56,7 +56,7 @@ def numbered_rows(path: Path) -> Iterator[tuple[int, Example]]:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
+        raise unreadable(path, error) from None
 
 
 def ended(example: Example, end: str, where: str) -> Example:

@@ -69,6 +69,15 @@ class Multiplication(NumberPairTask):
         self.width = config.max_length + config.second_lengths[1]
         largest = config.base**config.max_length - 1, config.base ** config.second_lengths[1] - 1
         self.max_length = len(self.alphabet.encode(self.render(*largest)))
+        if config.zero_pad and not config.chain:
+            self.answer_tokens = self.width
+
+    def largest_shift(self) -> tuple[int, str]:
+        """Return the digits of the shortest second number: a product's first digit needs that number's first digit."""
+        if self.config.chain or not self.config.reversed:
+            return 1, "the second number has to be read before the rest is begun"
+        digits = self.config.second_lengths[1 if self.config.zero_pad else 0]
+        return digits, f"the first digit of a product needs that of the second number, of {digits} digits"
 
     def results(self, first_BN: np.ndarray, second_BN: np.ndarray) -> list[np.ndarray]:
         base, rows = self.config.base, len(first_BN)

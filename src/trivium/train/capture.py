@@ -133,7 +133,7 @@ class CapturedSteps:
 
     def __call__(self, passes: Sequence[Read], weight: float) -> Losses:
         """Return (loss, gradient norm), on the device."""
-        arrays = [np.ascontiguousarray(x) for read in passes for x in read] + [np.array(weight, dtype=np.float32)]
+        arrays = [x for read in passes for x in read] + [np.array(weight, dtype=np.float32)]
         layout = tuple((array.shape, array.dtype) for array in arrays)
         shape = self._shapes.setdefault(layout, _Shape())
         shape.steps += 1
@@ -211,9 +211,8 @@ class CapturedSteps:
     def _send(self, arrays: list[np.ndarray], layout: Layout, buffer: Tensor | None) -> Tensor:
         slot = self._slots[self._taken % SLOTS]
         self._taken += 1
-        size = _size(layout)
         if buffer is None:
-            buffer = torch.empty(size, dtype=torch.uint8, device=self.device)
+            buffer = torch.empty(_size(layout), dtype=torch.uint8, device=self.device)
         slot.send(arrays, layout, buffer)
         return buffer
 
@@ -224,6 +223,7 @@ class _Slot:
     def __init__(self, device: torch.device):
         self.cuda = device.type == "cuda"
         self.memory = torch.empty(0, dtype=torch.uint8)
+        self.places: dict[Layout, list[np.ndarray]] = {}
         self.sent = torch.cuda.Event() if self.cuda else None
 
     def send(self, arrays: list[np.ndarray], layout: Layout, buffer: Tensor) -> None:
@@ -232,8 +232,11 @@ class _Slot:
             self.sent.synchronize()
         if self.memory.numel() < buffer.numel():
             self.memory = torch.empty(buffer.numel(), dtype=torch.uint8, pin_memory=self.cuda)
-        for place, array in zip(_views(self.memory, layout), arrays, strict=True):
-            place.numpy()[...] = array
+            self.places.clear()
+        if layout not in self.places:
+            self.places[layout] = [view.numpy() for view in _views(self.memory, layout)]
+        for place, array in zip(self.places[layout], arrays, strict=True):
+            place[...] = array
         buffer.copy_(self.memory[: buffer.numel()], non_blocking=True)
         if self.sent is not None:
             self.sent.record()

@@ -44,6 +44,44 @@ class CurriculumConfig:
 
 
 @dataclass(frozen=True)
+class RolloutConfig:
+    """Training on the model's own roll-out: it reads Gumbel-softmax samples of what it predicted."""
+
+    temperature: float = 1.0
+    """Temperature of the samples at the beginning of the run."""
+    final_temperature: float | None = None
+    """Temperature at its end, approached geometrically; null keeps the first."""
+    straight_through: bool = False
+    """Read one symbol, with the gradient of the soft sample."""
+
+    def __post_init__(self):
+        for name in ("temperature", "final_temperature"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise UserError(f"{name}: expected a number above 0, got {value}")
+
+
+@dataclass(frozen=True)
+class ChainRemovalConfig:
+    """A chain of thought shortened stage by stage until none is left (implicit chain of thought, arXiv 2405.14838).
+
+    After every evaluation at which the validation problems, with their chains as short as in training, are answered
+    well enough, more tokens are taken away from the beginning of each chain; its brackets go with the last.
+    """
+
+    tokens: int = 0
+    """Tokens taken away at each stage; 0 never shortens a chain."""
+    advance_at: float = 0.9
+    """Take away more when the teacher-forced exact match is at least this."""
+
+    def __post_init__(self):
+        if self.tokens < 0:
+            raise UserError(f"tokens: expected 0 or more, got {self.tokens}")
+        if not 0 < self.advance_at <= 1:
+            raise UserError(f"advance_at: expected a rate above 0, up to 1, got {self.advance_at}")
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """How a model is trained. Its length is given by exactly one of steps, epochs and tokens.
 
@@ -80,6 +118,15 @@ class TrainConfig:
     """Decay of AdamW's second moment."""
     clip: float | None = 1.0
     """Largest global gradient norm; null does not clip."""
+    objective: Literal["next_token", "label_shift", "rollout"] = "next_token"
+    """What is minimised: cross-entropy of the next token, of one `shift` places behind it (several tokens a pass),
+    or on the model's own roll-out after the prompt."""
+    shift: int = 0
+    """With label_shift: places that targets lie behind the next token; shift + 1 tokens then come from a pass."""
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    """With rollout: how what was predicted is read."""
+    chain_removal: ChainRemovalConfig = field(default_factory=ChainRemovalConfig)
+    """Shorten chains of thought stage by stage."""
     chain_loss: bool = True
     """Score the tokens of the chain of thought; false masks them from the loss."""
     prompt_loss: bool = False
@@ -128,6 +175,13 @@ class TrainConfig:
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{name}: expected at least 0 and less than 1, got {getattr(self, name)}")
+        if (self.shift > 0) != (self.objective == "label_shift"):
+            allowed = "1 or more" if self.objective == "label_shift" else "0, or objective label_shift"
+            raise UserError(f"shift: {self.shift} is not allowed with objective {self.objective}; allowed: {allowed}")
+        if self.shift < 0:
+            raise UserError(f"shift: expected 1 or more, got {self.shift}")
+        if self.objective != "rollout" and self.rollout != RolloutConfig():
+            raise UserError(f"rollout: given with objective {self.objective}; allowed with objective rollout")
         if not 0 <= self.seed < 2**23:  # the stream of problems keeps 40 bits of a 64-bit index for each seed
             raise UserError(f"seed: expected a whole number from 0 to {2**23 - 1}, got {self.seed}")
 

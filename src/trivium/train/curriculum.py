@@ -8,7 +8,7 @@ import numpy as np
 
 from trivium.config import UserError
 from trivium.tasks.base import Task
-from trivium.train.config import CurriculumConfig
+from trivium.train.config import ChainRemovalConfig, CurriculumConfig
 from trivium.train.state import Position
 
 _log = logging.getLogger("trivium")
@@ -17,8 +17,11 @@ _log = logging.getLogger("trivium")
 class Curriculum:
     """The stages of a run. Everything that changes is in the run's `Position`, so that a resumed run goes on alike."""
 
-    def __init__(self, config: CurriculumConfig, task: Task, eval_examples: int):
+    def __init__(
+        self, config: CurriculumConfig, task: Task, eval_examples: int, removal: ChainRemovalConfig | None = None
+    ):
         self.config = config
+        self.removal = removal or ChainRemovalConfig()
         self.task = task
         self.eval_examples = eval_examples
         self._indices: dict[int, np.ndarray] = {}
@@ -72,3 +75,10 @@ class Curriculum:
         if advanced:
             at.stage, at.stage_evaluations = (following[0] if following else 0), 0
         return {"split": "stage", "stage": stage, **scores, "advanced": advanced, "held": held}
+
+    def shorten_chains(self, at: Position) -> None:
+        """Take more from each chain of thought if the whole task is reached and its last scores are good enough."""
+        if not self.removal.tokens or at.stage or at.chain_removed >= self.task.max_length:
+            return
+        if at.validation is not None and at.validation["exact_match"] >= self.removal.advance_at:
+            at.chain_removed += self.removal.tokens

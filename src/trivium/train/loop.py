@@ -27,14 +27,13 @@ from trivium.train.config import RunConfig
 from trivium.train.distributed import from_first, join, parallel, sum_over_processes, world_of_environment
 from trivium.train.environment import describe_environment
 from trivium.train.memory import keep_freed_memory
-from trivium.train.objectives import NextToken
 from trivium.train.optim import build_optimizer, set_learning_rate
 from trivium.train.precision import Precision, choose_device, choose_precision
 from trivium.train.prepare import prepare
 from trivium.train.run import Run
 from trivium.train.schedule import learning_rate
 from trivium.train.state import Position, TrainingState
-from trivium.train.step import Step, reads
+from trivium.train.step import Step
 from trivium.train.stop import Interrupted, StorageFailed, TrainingDiverged, listening
 from trivium.train.track import Tracker
 
@@ -76,8 +75,7 @@ def train(
     device = choose_device(options.device, world.local_rank)
     precision = choose_precision(options.precision, device)
     made = prepare(config, world.size)
-    task, stream, length, curriculum = made.task, made.stream, made.length, made.curriculum
-    objective = NextToken(options.chain_loss, options.prompt_loss)
+    task, stream, length, curriculum, objective = made.task, made.stream, made.length, made.curriculum, made.objective
     capture = choose_capture(options.capture, device, world, precision)
 
     join(world, device)
@@ -103,6 +101,7 @@ def train(
         forget()  # what an earlier run of this process chose
         torch.manual_seed(options.seed)
         model = config.model.build(made.context).to(device).train()
+        model.decoding = objective.decoding
         optimizer = build_optimizer(model, options)
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         scaler = torch.amp.GradScaler(device.type, enabled=precision.name == "float16")
@@ -195,19 +194,23 @@ def train(
                 prompt_loss=options.prompt_loss,
                 autocast=precision.autocast(),
                 stage=stage,
+                chain_removed=at.chain_removed,
             )
 
-        def validate() -> tuple[int, int]:
+        def validate() -> tuple[int, int, int]:
             at.validation = score(made.validation_indices, 0)
-            write_row({"split": "validation", **at.validation})
+            shortened = {"chain_removed": at.chain_removed} if options.chain_removal.tokens else {}
+            write_row({"split": "validation", **at.validation, **shortened})
             stage_row = curriculum.advance(at, score)
             if stage_row is not None:
                 write_row(stage_row)
-            return at.stage, at.stage_evaluations
+            curriculum.shorten_chains(at)
+            return at.stage, at.stage_evaluations, at.chain_removed
 
         clock = time.perf_counter()
         while length.fraction(at.step, at.tokens) < 1:
             batch = stream.batch(at.step, world.rank, world.size, at.stage)
+            batch = objective.view(batch.without_chain(at.chain_removed, task.alphabet.pad_id))
             weights = objective.weights(batch)
             heard = request.signal is not None
             counts = [
@@ -227,7 +230,9 @@ def train(
 
             rate = learning_rate(options, at.step, length.fraction(at.step, at.tokens))
             set_learning_rate(optimizer, rate)
-            passes = reads(batch, weights, options.micro_batch, longest=longest, pad_id=task.alphabet.pad_id)
+            objective.begin_step(length.fraction(at.step, at.tokens), device)
+            pad_id = task.alphabet.pad_id
+            passes = objective.reads(batch, weights, options.micro_batch, longest=longest, pad_id=pad_id)
             unread.append((at.step, *steps(passes, weight)))
             at.step += 1
             at.tokens += int(tokens)
@@ -259,7 +264,7 @@ def train(
                 from_first(world, partial(write_row, row))
                 at.row_steps, at.row_tokens, at.row_seconds, at.row_loss = 0, 0, 0.0, 0.0
             if eval_due:
-                at.stage, at.stage_evaluations = from_first(world, validate)
+                at.stage, at.stage_evaluations, at.chain_removed = from_first(world, validate)
             if save_due:
                 save()
             if eval_due or save_due:

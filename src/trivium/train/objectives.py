@@ -1,13 +1,22 @@
-"""What is minimised. Shapes: B rows, T tokens, V vocabulary."""
+"""What is minimised: the next token, a token further ahead, or the model's own roll-out; and what of a chain is read.
 
-from dataclasses import dataclass
+Shapes: B rows, T tokens, N scored tokens, P tokens of the longest prompt, A of the longest answer, V vocabulary.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
-from torch import Tensor
-from torch.nn.functional import cross_entropy
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, one_hot
 
+from trivium.config import UserError
 from trivium.evaluate.teacher import loss_weights
-from trivium.tasks.base import Batch
+from trivium.model.base import Decoding, ModelConfig
+from trivium.tasks.base import ANSWER, CHAIN, Batch, Task
+from trivium.train.config import TrainConfig
+from trivium.train.reads import Read, reads, room
 
 
 @dataclass(frozen=True)
@@ -16,10 +25,29 @@ class NextToken:
 
     chain_loss: bool = True
     prompt_loss: bool = False
+    decoding: Decoding = field(default_factory=Decoding)
+
+    def view(self, batch: Batch) -> Batch:
+        """Return `batch` with the targets that this objective asks for."""
+        return batch
 
     def weights(self, batch: Batch) -> np.ndarray:
         """Return weights_BT (float32): the chain's are 0 without `chain_loss`, the prompt's 1 with `prompt_loss`."""
         return loss_weights(batch, chain_loss=self.chain_loss, prompt_loss=self.prompt_loss)
+
+    def reads(
+        self, batch: Batch, weights_BT: np.ndarray, micro_batch: int | None, *, longest: int | None, pad_id: int
+    ) -> list[Read]:
+        """Return what each forward pass of a step reads, see `train.reads`."""
+        return reads(batch, weights_BT, micro_batch, longest=longest, pad_id=pad_id)
+
+    def begin_step(self, fraction: float, device: torch.device) -> None:
+        """Prepare for the step that begins when `fraction` of the run is done."""
+
+    def predict(self, forward: nn.Module, read: Read) -> tuple[Tensor, Tensor, Tensor]:
+        """Return (logits_NV, targets_N, weights_N) of one forward pass."""
+        logits_NV, _ = forward(read.tokens_BT, wanted_N=read.wanted_N)
+        return logits_NV, read.targets_N, read.weights_N
 
     def loss_sum(self, logits_NV: Tensor, targets_N: Tensor, weights_N: Tensor) -> Tensor:
         """Return, for N tokens, the weighted sum (not the mean) of the cross-entropies, in nats, in float32.
@@ -29,3 +57,138 @@ class NextToken:
         """
         losses = cross_entropy(logits_NV.float(), targets_N, reduction="none")
         return (losses * weights_N).sum()  # not a dot product, which autocast would round
+
+
+@dataclass(frozen=True)
+class LabelShift(NextToken):
+    """Cross-entropy of the token `decoding.shift` places behind the next one, which makes that many more a pass.
+
+    Where one pass then gives the whole answer, only the prompt is read, and no end symbol is asked for.
+    """
+
+    def view(self, batch: Batch) -> Batch:
+        return batch.shifted(self.decoding.shift, self.decoding.answer_tokens is not None)
+
+
+@dataclass(frozen=True)
+class Rollout(NextToken):
+    """Cross-entropy on a free-running roll-out: behind the prompt the model reads what it predicted itself, as a
+    Gumbel-softmax sample at a temperature, so that gradients flow through what it reads (arXiv 1611.01144).
+
+    The roll-out goes through the functional streaming state, a token a step. With `straight_through` the sample that
+    is read is one symbol, and its gradient that of the soft one.
+    """
+
+    start: float = 1.0
+    end: float = 1.0
+    straight_through: bool = False
+    # Kept on the device, so that a captured step sees it change.
+    _temperature: list[Tensor] = field(default_factory=list, repr=False, compare=False)
+
+    def begin_step(self, fraction: float, device: torch.device) -> None:
+        if not self._temperature:
+            self._temperature.append(torch.zeros((), device=device))
+        self._temperature[0].fill_(self.start * (self.end / self.start) ** min(max(fraction, 0.0), 1.0))
+
+    def reads(
+        self, batch: Batch, weights_BT: np.ndarray, micro_batch: int | None, *, longest: int | None, pad_id: int
+    ) -> list[Read]:
+        """Return for each pass a Read of (prompts_BP, their lengths (B,), answers_BA, weights_BA)."""
+        prompts_B = batch.prompt_lengths_B
+        rows, places = batch.tokens_BT.shape
+        answers = int((batch.lengths_B - prompts_B).max(initial=0)) + 1
+        width = int(prompts_B.max(initial=1))
+        if longest is not None:
+            width, answers = min(room(width), longest), room(answers)
+        prompts_BP = np.full((rows, width), pad_id, dtype=np.int64)
+        shared = min(width, places)
+        prompts_BP[:, :shared] = batch.tokens_BT[:, :shared]
+        prompts_BP[np.arange(width) >= prompts_B[:, None]] = pad_id
+        # The target at place t is token t + 1: the answer's first is that of the prompt's last place.
+        from_BA = prompts_B[:, None] - 1 + np.arange(answers)
+        inside_BA = from_BA < places
+        from_BA = np.minimum(from_BA, places - 1)
+        targets_BA = np.take_along_axis(batch.targets_BT, from_BA, axis=1)
+        answer_BT = np.isin(batch.regions_BT, (CHAIN, ANSWER))
+        chosen_BT = np.where(answer_BT, weights_BT, np.float32(0))
+        weights_BA = np.where(inside_BA, np.take_along_axis(chosen_BT, from_BA, axis=1), np.float32(0))
+        part = micro_batch or rows
+        return [
+            Read(*(array[start : start + part] for array in (prompts_BP, prompts_B, targets_BA, weights_BA)))
+            for start in range(0, rows, part)
+        ]
+
+    def predict(self, forward: nn.Module, read: Read) -> tuple[Tensor, Tensor, Tensor]:
+        prompts_BP, lengths_B, targets_BA, weights_BA = read
+        model: Any = forward
+        rows, answers = targets_BA.shape
+        state = model.init_state(rows, max_length=prompts_BP.shape[1] + answers)
+        logits_BPV, state = model(prompts_BP, state, lengths_B=lengths_B)
+        logits_BV = logits_BPV[torch.arange(rows, device=prompts_BP.device), lengths_B - 1]
+        predicted = [logits_BV]
+        for _ in range(answers - 1):
+            soft_BV, chosen_B = self.sample(logits_BV)
+            logits_B1V, state = model(chosen_B[:, None], state, soft_BTV=soft_BV[:, None])
+            logits_BV = logits_B1V[:, 0]
+            predicted.append(logits_BV)
+        return torch.stack(predicted, dim=1).flatten(0, 1), targets_BA.flatten(), weights_BA.flatten()
+
+    def sample(self, logits_BV: Tensor) -> tuple[Tensor, Tensor]:
+        """Return distributions (B, V) over the symbols, softmax((logits + noise) / temperature), and their modes."""
+        logits_BV = logits_BV.float()
+        noise_BV = -torch.empty_like(logits_BV).exponential_().clamp_min(1e-20).log()
+        soft_BV = ((logits_BV + noise_BV) / self._temperature[0]).softmax(-1)
+        chosen_B = soft_BV.argmax(-1)
+        if self.straight_through:
+            soft_BV = one_hot(chosen_B, soft_BV.shape[-1]).to(soft_BV) - soft_BV.detach() + soft_BV
+        return soft_BV, chosen_B
+
+
+def make_objective(options: TrainConfig, task: Task, model: ModelConfig, processes: int = 1) -> NextToken:
+    """Return what a run minimises; raise UserError for what its task or model cannot do."""
+    scored: dict[str, Any] = {"chain_loss": options.chain_loss, "prompt_loss": options.prompt_loss}
+    if options.chain_removal.tokens and not has_chain(task):
+        raise UserError("train.chain_removal.tokens: the problems of this task have no chain of thought to shorten")
+    if options.objective == "label_shift":
+        decoding = decoding_of(options, task)
+        if options.chain_removal.tokens:
+            raise UserError(
+                "train.chain_removal.tokens: a chain is shortened for next tokens only, not with label_shift"
+            )
+        return LabelShift(**scored, decoding=decoding)
+    if options.objective == "rollout":
+        if task.labels:
+            raise UserError("train.objective: rollout continues a prompt, and this task labels the prompt's own places")
+        if not model.reads_distributions:
+            raise UserError(f"train.objective: rollout needs a model that reads distributions; {model.kind!r} does not")
+        if options.prompt_loss:
+            raise UserError("train.prompt_loss: a roll-out begins behind the prompt, whose tokens it does not predict")
+        if processes > 1:
+            raise UserError(f"train.objective: rollout trains in one process, not in {processes}")
+        if options.compile:
+            raise UserError("train.compile: a roll-out streams, and its steps are not compiled; allowed: false")
+        rollout = options.rollout
+        return Rollout(
+            **scored,
+            start=rollout.temperature,
+            end=rollout.final_temperature or rollout.temperature,
+            straight_through=rollout.straight_through,
+        )
+    return NextToken(**scored)
+
+
+def has_chain(task: Task) -> bool:
+    """Say whether problems of the task have a chain of thought."""
+    return bool((task.batch("train", 0, 16).regions_BT == CHAIN).any())
+
+
+def decoding_of(options: TrainConfig, task: Task) -> Decoding:
+    """Return how a model trained with `options` is read; raise UserError for a shift that the task makes infeasible."""
+    if options.objective != "label_shift":
+        return Decoding()
+    largest, reason = task.largest_shift()
+    if options.shift > largest:
+        allowed = f"1 to {largest}" if largest else "none, with this task"
+        raise UserError(f"train.shift: {options.shift} is not feasible: {reason}; allowed: {allowed}")
+    whole = task.answer_tokens is not None and options.shift + 1 >= task.answer_tokens
+    return Decoding(options.shift, task.answer_tokens if whole else None)

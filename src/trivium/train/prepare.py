@@ -11,13 +11,15 @@ from trivium.model.context import model_context
 from trivium.tasks.base import Task
 from trivium.train.config import RunConfig
 from trivium.train.curriculum import Curriculum
+from trivium.train.objectives import NextToken, make_objective
 from trivium.train.schedule import Length, run_length
 from trivium.train.track import load_extras
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """The task, what the model must know of it, the training problems, the run's end, what is validated on, stages."""
+    """The task, what the model must know of it, the training problems, the run's end, what is validated on, stages, and
+    what is minimised."""
 
     task: Task
     context: ModelContext
@@ -25,6 +27,7 @@ class Prepared:
     length: Length
     validation_indices: np.ndarray
     curriculum: Curriculum
+    objective: NextToken
 
 
 def prepare(config: RunConfig, processes: int = 1) -> Prepared:
@@ -43,5 +46,6 @@ def prepare(config: RunConfig, processes: int = 1) -> Prepared:
     validation_indices = task.distinct("validation", options.eval_examples)
     task.distinct("test", 1)  # what is missing would else be noticed after training
     load_extras(config.track)
-    curriculum = Curriculum(options.curriculum, task, options.eval_examples)
-    return Prepared(task, context, stream, length, validation_indices, curriculum)
+    curriculum = Curriculum(options.curriculum, task, options.eval_examples, options.chain_removal)
+    objective = make_objective(options, task, config.model, processes)
+    return Prepared(task, context, stream, length, validation_indices, curriculum, objective)

@@ -21,10 +21,11 @@ from trivium.hub.folder import load as load_finished
 from trivium.model.base import LanguageModel
 from trivium.model.context import model_context
 from trivium.report.folder import read_json
-from trivium.report.storage import write_whole
+from trivium.report.storage import naming, write_whole
 from trivium.tasks.base import Task
 from trivium.train.checkpoint import load_model_tensors, newest_good, read_checkpoint
 from trivium.train.config import RunConfig
+from trivium.train.objectives import decoding_of
 
 CONFIG, ENVIRONMENT, METRICS, RESULT, SAMPLES = (
     "config.yaml",
@@ -124,9 +125,10 @@ def _hold(folder: Path) -> IO[str]:
         if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
             raise UserError(f"{folder}: is being trained by another process ({owner or 'unknown'})") from None
         raise
-    lock.truncate(0)
-    lock.write(f"process {os.getpid()}")
-    lock.flush()
+    with naming(folder / _LOCK):
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()}")
+        lock.flush()
     return lock
 
 
@@ -184,5 +186,6 @@ def load(folder: str | Path) -> tuple[LanguageModel, CharacterTokenizer, Task]:
     task = config.task.build()
     with torch.random.fork_rng(devices=[]):
         model = config.model.build(model_context(task, config.model, config.evaluate.lengths))
+    model.decoding = decoding_of(config.train, task)
     load_model_tensors(model, read_checkpoint(path)[0], path)
     return model.eval(), CharacterTokenizer(task.alphabet), task

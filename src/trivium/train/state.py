@@ -21,7 +21,8 @@ class Position:
     """Where a run is. `row_*` is what has come since the last row of metrics, `stage` the stage of a curriculum.
 
     `stage` is the longest length that problems may have, 0 for the whole task, and `stage_evaluations` counts the
-    evaluations since it began. Seconds are those of training; evaluations and checkpoints are not counted.
+    evaluations since it began. `chain_removed` counts the tokens that chains of thought are shortened by. Seconds are
+    those of training; evaluations and checkpoints are not counted.
     """
 
     step: int = 0
@@ -29,6 +30,7 @@ class Position:
     examples: int = 0
     stage: int = 0
     stage_evaluations: int = 0
+    chain_removed: int = 0
     seconds: float = 0.0
     row_steps: int = 0
     row_tokens: int = 0

@@ -6,9 +6,10 @@ from torch import Tensor
 from trivium.ops import dispatch
 from trivium.ops.simplicial import hopper_support as hopper
 from trivium.ops.simplicial import triton_support as support
+from trivium.ops.simplicial.decode import simplicial_decode
 from trivium.registry import UserError, nearest
 
-__all__ = ["FORMS", "simplicial_attention"]
+__all__ = ["FORMS", "simplicial_attention", "simplicial_decode"]
 
 FORMS = ("trilinear", "determinant", "factorized")
 

@@ -11,7 +11,8 @@ from trivium.ops.simplicial import triton_support
 DTYPES = (torch.bfloat16, torch.float16)
 WIDTHS = (32, 64, 128)
 # For each head width of the backward kernel: rows (query and head) that read one short key, below which the Triton
-# backward is faster (measured on an H200: 256 rows 203 to 185 TFLOPS at width 128, 170 to 201 at width 64).
+# backward is faster. On an H200 256 rows gave 203 TFLOPS to 185 at width 128, and 170 to 201 at width 64; there 2048
+# gave 335 to 205, and 512 lies between.
 BACKWARD_ROWS = {64: 512, 128: 256}
 # The rows of one (query, head) fill at most a warpgroup's tile; of narrower windows few share their long keys.
 SHORT = range(8, 65)

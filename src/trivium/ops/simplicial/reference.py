@@ -33,11 +33,19 @@ def reference(
     v2 = v2.to(wide).repeat_interleave(groups, dim=2)
     if bias is not None:
         k2, v2 = (x + b.to(wide).repeat_interleave(groups, dim=0) for x, b in ((k2, bias[0]), (v2, bias[1])))
+    weights = pair_weights(q, k1, k2, read1, read2, scale=scale, form=form)
+    return torch.einsum("bhijk,bkhd,bjhd->bihd", weights, v2, v1).to(out_dtype)
+
+
+def pair_weights(q: Tensor, k1: Tensor, k2: Tensor, read1: Tensor, read2: Tensor, *, scale: float, form: str) -> Tensor:
+    """Return S (B, H, i, j, k), what each query weighs each pair with; keys with as many heads as queries.
+
+    `read1` and `read2` (B or 1, 1, i, keys) bool say which keys a query may read.
+    """
     q = scale * q
     logits = determinant(q, k1, k2) if form == "determinant" else torch.einsum("bihd,bjhd,bkhd->bhijk", q, k1, k2)
     logits = logits.masked_fill(~(read1[..., :, None] & read2[..., None, :]), -torch.inf)
-    weights = logits.flatten(-2).softmax(-1).view_as(logits)
-    return torch.einsum("bhijk,bkhd,bjhd->bihd", weights, v2, v1).to(out_dtype)
+    return logits.flatten(-2).softmax(-1).view_as(logits)
 
 
 def determinant(q: Tensor, k1: Tensor, k2: Tensor) -> Tensor:

@@ -60,7 +60,7 @@ def tiles_for(kernel: str, *, width: int, group: int, short: int, wide: bool) ->
         if short <= 16 and width <= 64:
             rows, long = 64, 32
     elif kernel == "rows":
-        rows, long, warps, stages = (64, 32, 8, 1) if width > 128 else (128, 64, 8, 2 if width > 64 else 3)
+        rows, long, warps, stages = (64, 32, 8, 1) if width > 128 else (128, 64, 8, 2)
         if short <= 16 and width <= 64:
             rows, warps = 64, 4
     else:

@@ -1,0 +1,87 @@
+"""Causal self-attention (arXiv 1706.03762) of short sequences, whose queries, keys and values lie in one tensor.
+
+Kernels made for long sequences cut them into tiles of 64 tokens and more, of which a sequence of 18 fills a quarter;
+and gradients that come back in one tensor need not be put together.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trivium.ops import dispatch
+from trivium.ops.attention import attention
+from trivium.ops.simplicial import triton_support
+
+__all__ = ["LONGEST", "packed_attention"]
+
+LONGEST = 64  # tokens of which one program of a GPU holds all scores
+_ROOM = {2: 8192, 4: 2048}  # channels of all of them that it has registers for, by the bytes of one
+
+
+def packed_attention(
+    x_BTND: Tensor, kv_heads: int, window: int | None = None, *, attention_backend: str = "auto", backend: str = "auto"
+) -> Tensor:
+    """Return o (B, T, H, D) of x, whose N = H + 2 G heads are the queries, then G keys, then G values.
+
+    Query head h reads key head h // (H / G), up to itself and the last `window` tokens (None: all). The backends are
+    "torch" and "reference", which call `attention` with its backend or its reference, and "triton", for at most LONGEST
+    tokens on a GPU and only by name. Raises UserError for a backend that is missing or cannot.
+    """
+    tokens, width = x_BTND.shape[1], x_BTND.shape[3]
+    fits = "yes" if tokens <= LONGEST and tile(tokens) * width <= _ROOM.get(x_BTND.dtype.itemsize, 0) else "no"
+    facts = (("dtype", x_BTND.dtype), ("fits", fits), ("attention", attention_backend))
+    function = dispatch.load("packed_attention", backend, x_BTND.device.type, facts)
+    return function(x_BTND, kv_heads, window, attention_backend)
+
+
+def tile(count: int) -> int:
+    """Return the least power of two, 16 or more, that holds `count`."""
+    return 16 if count <= 16 else 32 if count <= 32 else 64 if count <= 64 else 128
+
+
+def _reference(x_BTND: Tensor, kv_heads: int, window: int | None, backend: str) -> Tensor:
+    return _by_attention(x_BTND, kv_heads, window, "reference")
+
+
+def _by_attention(x_BTND: Tensor, kv_heads: int, window: int | None, backend: str) -> Tensor:
+    tokens, packed = x_BTND.shape[1:3]
+    q_BTHD, k_BTGD, v_BTGD = x_BTND.split((packed - 2 * kv_heads, kv_heads, kv_heads), dim=2)
+    if window is None or window >= tokens:
+        return attention(q_BTHD, k_BTGD, v_BTGD, backend=backend)
+    age_TT = torch.arange(tokens, device=x_BTND.device)[:, None] - torch.arange(tokens, device=x_BTND.device)
+    return attention(q_BTHD, k_BTGD, v_BTGD, ((age_TT >= 0) & (age_TT < window))[None], backend=backend)
+
+
+def _load_triton():
+    from trivium.ops.packed_attention.launch import triton_packed
+
+    return triton_packed
+
+
+def _refuses(facts: Mapping[str, Any]) -> str | None:
+    if facts.get("attention", "auto") != "auto":
+        return f"attention is asked for from {facts['attention']}"
+    if facts.get("dtype", triton_support.DTYPES[0]) not in triton_support.DTYPES:
+        return f"dtype {facts['dtype']}; allowed: bfloat16, float16, float32"
+    if facts.get("fits", "yes") == "no":
+        return f"more than {LONGEST} tokens, or heads too wide to hold them all"
+    return None
+
+
+dispatch.register("packed_attention", "reference", dispatch.Backend(lambda: _reference))
+dispatch.register(
+    "packed_attention",
+    "torch",
+    dispatch.Backend(lambda: _by_attention, suits=lambda device_type: f"the operator attention on {device_type}"),
+)
+dispatch.register(
+    "packed_attention",
+    "triton",
+    dispatch.Backend(
+        _load_triton,
+        missing=triton_support.missing,
+        refuses=_refuses,  # and "auto" leaves it until it has been checked and timed on a GPU
+    ),
+)

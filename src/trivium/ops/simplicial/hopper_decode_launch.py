@@ -1,0 +1,116 @@
+"""Launch the Hopper decode kernel, as an operator that torch.compile and CUDA graphs know."""
+
+# Triton's types know neither launches in brackets nor compile-time layouts.
+# pyright: reportArgumentType=false, reportIndexIssue=false, reportCallIssue=false
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+from trivium.ops.simplicial.decode_support import HOPPER_ROWS, padded_short
+from trivium.ops.simplicial.hopper_decode import bounds, decode
+from trivium.ops.simplicial.hopper_launch import BOUND, LOG2E, _processors
+
+PARTS = 4  # programs that share a row's keys in `bounds`
+
+
+class Plan(NamedTuple):
+    """Long slots a tile; buffers of keys and of values; a consumer's registers, and those at entry."""
+
+    N: int = 128
+    K_STAGES: int = 2
+    V_STAGES: int = 2
+    registers: int = 240
+    maxnreg: int = 168
+
+
+def run(
+    q: Tensor,
+    k_long: Tensor,
+    v_long: Tensor,
+    k_short: Tensor,
+    v_short: Tensor,
+    lengths: Tensor,
+    scale: float,
+    *,
+    plan: Plan | None = None,
+    bound: float | None = None,
+) -> Tensor:
+    """Return o (B, 1, H, D); rings no longer than their windows. `plan` and `bound` are for measurements."""
+    q, k_long, v_long, k_short, v_short = (x.contiguous() for x in (q, k_long, v_long, k_short, v_short))
+    batch, _, heads, width = q.shape
+    slots1, slots2, kv_heads = k_long.shape[1], k_short.shape[1], k_long.shape[2]
+    group, plan = heads // kv_heads, plan or Plan()
+    W = padded_short(slots2)
+    NH = HOPPER_ROWS // W
+    # float16 has not the range for weights without a maximum.
+    limit = bound if bound is not None else BOUND if q.dtype == torch.bfloat16 else -1.0
+    o = torch.empty_like(q)
+    norms = torch.empty(batch * kv_heads, PARTS, device=q.device, dtype=torch.float32)
+    bounds[(batch * kv_heads, PARTS)](
+        *(q, k_short, k_long, lengths, norms, slots1, slots2, group, kv_heads, scale * LOG2E),
+        BQ=min(64, 1 << (group - 1).bit_length()),
+        BS=W,
+        BL=64,
+        PARTS=PARTS,
+        D=width,
+    )
+    layout = gl.NVMMASharedLayout.get_default_for(
+        [1, plan.N, width], gl.bfloat16 if q.dtype == torch.bfloat16 else gl.float16
+    )
+    keys, values = (
+        TensorDescriptor.from_tensor(x.view(batch, slots1, kv_heads * width), [1, plan.N, width], layout)
+        for x in (k_long, v_long)
+    )
+    blocks = group // (2 * NH)
+    steps = batch * kv_heads * blocks
+    each = -(-steps // _processors(q.device.index or 0))
+    decode[(-(-steps // each),)](
+        *(q, k_short, v_short, keys, values, o, lengths, norms),
+        *(steps, each, blocks, heads, kv_heads, slots1, slots2, scale * LOG2E),
+        *(NH, W, plan.K_STAGES, plan.V_STAGES, PARTS, limit, plan.registers),
+        num_warps=4,
+        maxnreg=plan.maxnreg,
+    )
+    return o
+
+
+def _run(
+    q: Tensor,
+    k_long: Tensor,
+    v_long: Tensor,
+    k_short: Tensor,
+    v_short: Tensor,
+    lengths: Tensor,
+    scale: float,
+) -> Tensor:
+    return run(q, k_long, v_long, k_short, v_short, lengths, scale)
+
+
+_decode = torch.library.custom_op("trivium::simplicial_hopper_decode", _run, mutates_args=())
+
+
+@_decode.register_fake
+def _(q: Tensor, *rest: Any) -> Tensor:
+    return torch.empty(q.shape, dtype=q.dtype, device=q.device)
+
+
+def hopper_decode(
+    q: Tensor,
+    k1: Tensor,
+    k2: Tensor,
+    v1: Tensor,
+    v2: Tensor,
+    lengths: Tensor,
+    *,
+    window1: int,
+    window2: int,
+    scale: float,
+    form: str,
+) -> Tensor:
+    """Return o (B, 1, H, D); arguments as in `simplicial_decode`, checked, and none that `hopper_refuses` names."""
+    rings = (k1, v1, k2, v2) if k1.shape[1] >= k2.shape[1] else (k2, v2, k1, v1)
+    return _decode(q, *rings, lengths, scale)

@@ -1,0 +1,155 @@
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from trivium.generate.captured import DecodeSteps
+from trivium.generate.engine import generate
+from trivium.generate.sampling import Generation
+from trivium.mixers.base import MIXERS, State
+from trivium.model.base import ModelConfig, ModelContext
+from trivium.model.decoder import DecoderConfig
+from trivium.model.layers import format_layers
+from trivium.model.prefix_scan import PrefixScan, PrefixScanConfig
+
+CONTEXT = ModelContext(vocab_size=11, max_length=48, digit_ids=(1, 2, 3))
+ROWS = 5
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a CUDA device")
+
+CONFIGS: dict[str, ModelConfig] = {
+    f"{name} {index}": DecoderConfig(width=24, heads=2, layers=format_layers((mixer,)), positions="rotary")
+    for name in MIXERS.names()
+    for index, mixer in enumerate(MIXERS.get(name).examples())
+}
+CONFIGS["block positions"] = DecoderConfig(width=24, heads=2, positions="block")
+CONFIGS |= {
+    f"prefix_scan {index}": config for index, config in enumerate(PrefixScanConfig.examples()) if config.chunk < 8
+}
+
+
+def build(name: str, dtype: torch.dtype = torch.float64, device: str = "cpu") -> Any:
+    torch.manual_seed(0)
+    return CONFIGS[name].build(CONTEXT).to(device, dtype).eval()
+
+
+def prompts(lengths: list[int], seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(CONTEXT.vocab_size, (len(lengths), max(lengths)), generator=generator)
+
+
+def check_steps(model: Any, mode: Any, steps: int = 24) -> None:
+    """Rows that begin at different places and finish at different times get what streaming gives them."""
+    device = next(model.parameters()).device
+    generator = torch.Generator().manual_seed(1)
+    mine, theirs = (DecodeSteps(model, model.init_state(ROWS), np.zeros(ROWS), m) for m in (mode, "eager"))
+    for lengths in ([7, 1, 3, 6, 2], [4, 4, 4, 4, 4]):  # the second time the graphs are there
+        first_BT = prompts(lengths).to(device)
+        expected = theirs.refill(first_BT, lengths)
+        torch.testing.assert_close(mine.refill(first_BT, lengths), expected, rtol=0, atol=1e-10)
+        left_B = torch.randint(1, steps, (ROWS,), generator=generator).to(device)
+        left_B[0] = steps
+        for step in range(steps):
+            tokens_B = torch.randint(CONTEXT.vocab_size, (ROWS,), generator=generator).to(device)
+            active_B = left_B > step
+            found, expected = (each.step(tokens_B, active_B) for each in (mine, theirs))
+            torch.testing.assert_close(found[active_B], expected[active_B], rtol=0, atol=1e-10)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", CONFIGS)
+def test_steps_of_fixed_shape_give_what_streaming_gives_and_keep_their_tensors(name: str):
+    model = build(name)
+    check_steps(model, "fixed")
+    steps = DecodeSteps(model, model.init_state(ROWS), np.zeros(ROWS), "fixed")
+    places = [tensor.data_ptr() for tensor in steps.state.tensors()]
+    steps.refill(prompts([3] * ROWS), [3] * ROWS)
+    for _ in range(9):
+        steps.step(torch.zeros(ROWS, dtype=torch.int64))
+    assert [tensor.data_ptr() for tensor in steps.state.tensors()] == places
+
+
+@on_gpu
+@torch.no_grad()
+@pytest.mark.parametrize("name", CONFIGS)
+def test_captured_steps_give_what_streaming_gives(name: str):
+    check_steps(build(name, device="cuda"), "graph")
+
+
+class Forgetful(PrefixScan):
+    """A model whose boundaries are never settled: what the checks above must notice."""
+
+    def settling(self, lengths: Any) -> int | None:
+        return None
+
+
+@torch.no_grad()
+def test_a_boundary_that_is_not_settled_is_noticed():
+    model = Forgetful(PrefixScanConfig(chunk=3, width=24, heads=2), CONTEXT).double()
+    with pytest.raises(AssertionError):
+        check_steps(model, "fixed")
+
+
+@torch.no_grad()
+def test_a_boundary_merges_as_many_trees_as_the_row_with_the_most():
+    model = build("prefix_scan 0")
+    assert model.settling([1, 2, 4]) is None
+    assert model.settling([0, 3, 4]) == 0
+    assert model.settling([6, 12, 5]) == 2
+    pairs: list[int] = []
+    model.aggregator.register_forward_pre_hook(lambda module, inputs: pairs.append(len(inputs[0])))
+    steps = DecodeSteps(model, model.init_state(2), np.zeros(2), "fixed")
+    for _ in range(24):
+        steps.step(torch.zeros(2, dtype=torch.int64))
+    # One merge a level that the busiest row completes, and one fold, each of both rows.
+    assert pairs == [2] * sum(1 + merges for merges in (0, 1, 0, 2, 0, 1, 0, 3))
+
+
+def end_early(model: Any) -> int:
+    """Return a token that some rows generate before others."""
+    with torch.inference_mode():
+        return int(model(torch.tensor([[1, 2, 3, 4, 5]], device=next(model.parameters()).device))[0][0, -1].argmax())
+
+
+def check_generation(model: Any, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches share the steps' rows, some left unfilled; rows end at different times; samples don't change."""
+    asked = [prompts([length], seed=length)[0].tolist() for length in (3, 9, 1, 4, 4, 20, 2)]
+    end_id = end_early(model)
+
+    def answers(mode: str, **options: Any) -> list[Generation]:
+        def steps(model: Any, state: State, lengths: Any) -> DecodeSteps:
+            return DecodeSteps(model, state, lengths, mode)  # type: ignore[arg-type]
+
+        with monkeypatch.context() as patch:
+            patch.setattr("trivium.generate.engine.DecodeSteps", steps)
+            return generate(model, asked, end_id=end_id, max_new_tokens=30, batch=3, **options)
+
+    for options in ({}, {"temperature": 0.8, "seed": 3, "probabilities": True}):
+        expected, found = answers("eager", **options), answers(mode, **options)
+        assert [one.tokens for one in found] == [one.tokens for one in expected]
+        assert [one.finished for one in found] == [one.finished for one in expected]
+        for mine, theirs in zip(found, expected, strict=True):
+            assert mine.probabilities == pytest.approx(theirs.probabilities, abs=1e-10)
+    assert len({len(one.tokens) for one in expected}) > 2
+
+
+@pytest.mark.parametrize("name", ["attention 0", "prefix_scan 0"])
+def test_generation_by_fixed_steps_equals_generation_by_streaming(name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("trivium.generate.engine.served_at_once", lambda device: True)
+    check_generation(build(name), "fixed", monkeypatch)
+
+
+@on_gpu
+@pytest.mark.parametrize("name", ["attention 0", "gated_deltanet 0", "prefix_scan 0"])
+def test_generation_by_captured_steps_equals_generation_by_streaming(name: str, monkeypatch: pytest.MonkeyPatch):
+    check_generation(build(name, device="cuda"), "graph", monkeypatch)
+
+
+def test_captured_steps_are_refused_without_a_gpu_and_their_rows_stay():
+    model = build("attention 0")
+    with pytest.raises(ValueError, match="graph needs a CUDA device, the state is on cpu"):
+        DecodeSteps(model, model.init_state(1), [0], "graph")
+    with pytest.raises(ValueError, match="mode fixed: the rows of captured steps stay"):
+        DecodeSteps(model, model.init_state(2), [0, 0], "fixed").select(torch.tensor([1]))
+    assert DecodeSteps(model, model.init_state(1), [0]).mode == "eager"

@@ -1,0 +1,104 @@
+"""Chains of thought shortened stage by stage."""
+
+import json
+
+import numpy as np
+import pytest
+
+from trivium.config import from_dict
+from trivium.tasks.addition import AdditionConfig
+from trivium.tasks.base import ANSWER, CHAIN, PAD, PROMPT
+from trivium.tasks.multiplication import MultiplicationConfig
+from trivium.train import loop
+from trivium.train.config import ChainRemovalConfig, CurriculumConfig, RunConfig
+from trivium.train.curriculum import Curriculum
+from trivium.train.loop import train
+from trivium.train.state import Position
+
+COLUMN = AdditionConfig(format="column").build()
+
+
+def texts(task, batch) -> list[str]:
+    rows = []
+    for b in range(len(batch)):
+        ids = [*batch.tokens_BT[b, : batch.lengths_B[b]], batch.targets_BT[b, batch.lengths_B[b] - 1]]
+        rows.append(task.alphabet.decode(ids))
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "12+34=<think>2+4=6 1+3=4</think>46<end>"),
+        (1, "12+34=<think>+4=6 1+3=4</think>46<end>"),
+        (6, "12+34=<think>1+3=4</think>46<end>"),
+        (10, "12+34=<think>4</think>46<end>"),
+        (11, "12+34=46<end>"),
+        (99, "12+34=46<end>"),
+    ],
+)
+def test_a_chain_loses_its_first_tokens_and_its_brackets_with_the_last(count, text):
+    batch = COLUMN.collate([COLUMN.example_of([12, 34])])
+    assert texts(COLUMN, batch.without_chain(count, COLUMN.alphabet.pad_id)) == [text]
+
+
+@pytest.mark.parametrize("task", [COLUMN, MultiplicationConfig(chain=True).build()])
+@pytest.mark.parametrize("count", [3, 8, 20, 200])
+def test_a_shortened_batch_is_that_of_shortened_texts(task, count):
+    whole = task.batch("train", 0, 40)
+    short = whole.without_chain(count, task.alphabet.pad_id)
+    for b, example in enumerate(task.examples("train", np.arange(40))):
+        chain, closing, answer = example.answer.partition("</think>")
+        chain_ids = task.alphabet.encode(chain.removeprefix("<think>"))[count:] if closing else []
+        written = f"<think>{task.alphabet.decode(chain_ids)}</think>" if chain_ids else ""
+        text = example.prompt + written + (answer if closing else example.answer)
+        ids = task.alphabet.encode(text)
+        length = short.lengths_B[b]
+        assert texts(task, short)[b] == text
+        assert short.tokens_BT[b, :length].tolist() == ids[:-1]
+        assert (short.tokens_BT[b, length:] == task.alphabet.pad_id).all()
+        regions = short.regions_BT[b]
+        prompt, brackets = len(task.alphabet.encode(example.prompt)), 2 * bool(chain_ids)
+        assert (regions == PROMPT).sum() == prompt - 1
+        assert (regions == CHAIN).sum() == len(chain_ids) + brackets
+        assert (regions[length:] == PAD).all()
+        assert (short.weights_BT[b] > 0).sum() == ((regions == CHAIN) | (regions == ANSWER)).sum()
+    assert short.tokens_BT.shape == short.targets_BT.shape == short.weights_BT.shape == short.regions_BT.shape
+
+
+def test_a_run_takes_more_away_at_each_good_evaluation_until_no_chain_is_left(tmp_path, monkeypatch):
+    rates, asked = iter([0.2, 0.95, 0.9, 0.5, 1.0, 1.0]), []
+
+    def scores(*arguments, chain_removed, **options):
+        asked.append(chain_removed)
+        return {"loss": 1.0, "token_accuracy": 0.5, "exact_match": next(rates), "count": 5}
+
+    monkeypatch.setattr(loop, "teacher_forced", scores)
+    config = from_dict(
+        RunConfig,
+        {
+            "task": {"kind": "addition", "format": "column", "max_digits": 2},
+            "model": {"width": 16, "heads": 2, "positions": "block", "layers": "attention*1"},
+            "train": {"steps": 12, "batch": 8, "eval_every": 2, "threads": 1, "chain_removal": {"tokens": 12}},
+            "evaluate": {"examples": 5},
+        },
+    )
+    train(config, tmp_path / "run")
+    assert asked == [0, 0, 12, 24, 24, 36]
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["chain_removed"] for row in rows if row["split"] == "validation"] == asked
+    tokens = [row["tokens"] for row in rows if row["split"] == "validation"]
+    # Eight sums and no chain at all: at most 2 + 1 + 2 + 1 + 3 tokens each are read in a step.
+    assert tokens[-1] - tokens[-2] <= 2 * 8 * 9
+    assert tokens[0] > 2 * 8 * 12
+
+
+def test_nothing_more_is_taken_once_no_chain_can_be_left():
+    curriculum = Curriculum(CurriculumConfig(), COLUMN, 5, ChainRemovalConfig(tokens=COLUMN.max_length))
+    at = Position(validation={"exact_match": 1.0})
+    for _ in range(3):
+        curriculum.shorten_chains(at)
+    assert at.chain_removed == COLUMN.max_length
+    staged = Position(stage=2, validation={"exact_match": 1.0})
+    curriculum.shorten_chains(staged)
+    assert staged.chain_removed == 0
