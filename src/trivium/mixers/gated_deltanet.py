@@ -134,7 +134,8 @@ class GatedDeltaNet(Mixer):
             qkv, recent = self.convolution(qkv, recent, lengths_B=lengths_B, documents_BT=documents_BT)
         heads_BTnHK = qkv.unflatten(-1, (-1, self.heads, self.head_width))
         q_BT1HK, k_BTNHK, v_BTNHK = heads_BTnHK.split((1, self.steps, self.steps), dim=2)
-        q_BT1HK, k_BTNHK = (functional.normalize(x, dim=-1, eps=1e-6) for x in (q_BT1HK, k_BTNHK))
+        # Autocast makes norms in float32, and the operator wants its inputs alike.
+        q_BT1HK, k_BTNHK = (functional.normalize(x, dim=-1, eps=1e-6).to(x.dtype) for x in (q_BT1HK, k_BTNHK))
         strength = self.strength(x_BTD)
         beta_BTNH = self.strongest * strength.to(memory.memory_dtype(strength.dtype)).sigmoid()
         beta_BTNH = beta_BTNH.unflatten(-1, (self.steps, self.heads))
