@@ -3,6 +3,7 @@ import torch
 
 from trivium.ops import dispatch
 from trivium.ops.gelu import gelu
+from trivium.registry import UserError
 
 FAST = [name for name, missing in dispatch.backends("gelu").items() if missing is None and name != "reference"]
 
@@ -29,9 +30,30 @@ def test_far_out_it_is_nought_or_the_identity(backend: str):
     far = torch.tensor([-1e30, -100.0, -20.0, 0.0, 20.0, 100.0, 1e12, torch.inf, torch.nan])
     y = gelu(far, backend=backend)
     torch.testing.assert_close(y[1:7], torch.tensor([0.0, 0.0, 0.0, 20.0, 100.0, 1e12]), rtol=0, atol=1e-12)
-    assert y[0].abs() < 1e-3
+    assert y[0] == 0
     assert y[7] == torch.inf
     assert y[8].isnan()
+
+
+@pytest.mark.parametrize("backend", FAST)
+def test_far_out_its_slope_is_nought_or_one(backend: str):
+    far = torch.tensor([-1e13, -1e6, -20.0, 20.0, 1e6, 1e13], requires_grad=True)
+    (slope,) = torch.autograd.grad(gelu(far, backend=backend).sum(), far)
+    torch.testing.assert_close(slope, torch.tensor([0.0, 0.0, 0.0, 1.0, 1.0, 1.0]), rtol=0, atol=1e-12)
+
+
+@pytest.mark.skipif("native" not in FAST, reason="no C compiler")
+def test_a_second_gradient_is_refused_and_not_left_out():
+    x = torch.ones(3, requires_grad=True)
+    (slope,) = torch.autograd.grad(gelu(x, backend="native").sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="no gradient of its own"):
+        slope.sum().backward()
+
+
+@pytest.mark.skipif("native" not in FAST, reason="no C compiler")
+def test_the_kernels_are_refused_away_from_a_cpu():
+    with pytest.raises(UserError, match="computes on a CPU, not on meta"):
+        gelu(torch.ones(3, device="meta"), backend="native")
 
 
 def test_rows_that_do_not_follow_one_another_are_read_in_their_places():

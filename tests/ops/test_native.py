@@ -66,5 +66,30 @@ def test_a_library_that_does_not_load_is_a_reason_too(fresh: Path, monkeypatch: 
 def test_a_folder_that_cannot_be_written_is_replaced_by_a_passing_one(fresh: Path, monkeypatch: pytest.MonkeyPatch):
     (fresh / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(fresh / "file"))
-    assert kernels.cache_folder().is_dir()
-    assert not str(kernels.cache_folder()).startswith(str(fresh))
+    folder = kernels._writable(kernels.cache_folder())
+    assert folder.is_dir()
+    assert not folder.is_relative_to(fresh)
+
+
+def test_a_user_without_a_home_gets_a_passing_folder(fresh: Path, monkeypatch: pytest.MonkeyPatch):
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", homeless)
+    assert kernels.cache_folder() == kernels._passing_folder()
+
+
+def test_a_compiler_that_hangs_is_given_up(fresh: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(kernels, "PATIENCE", 0.2)
+    monkeypatch.setenv("PATH", compiler(fresh / "bin", "exec sleep 20") + os.pathsep + "/bin" + os.pathsep + "/usr/bin")
+    assert "did not finish in 0.2 s" in str(kernels.missing())
+
+
+def test_a_machine_that_does_not_tell_its_processor_is_a_reason_too(fresh: Path, monkeypatch: pytest.MonkeyPatch):
+    def untold() -> str:
+        raise PermissionError("/proc/cpuinfo")
+
+    monkeypatch.setattr(kernels, "_processor", untold)
+    monkeypatch.setenv("PATH", compiler(fresh / "bin", "exit 1"))
+    assert "/proc/cpuinfo" in str(kernels.missing())

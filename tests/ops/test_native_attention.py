@@ -104,6 +104,25 @@ def test_the_threads_do_not_change_the_result():
         assert all(torch.equal(mine, theirs) for mine, theirs in zip(results[0], other, strict=True))
 
 
+@pytest.mark.parametrize("place", [-1, 36])
+@pytest.mark.parametrize("backend", FAST)
+def test_a_place_outside_the_tokens_is_refused(backend: str, place: int):
+    query_MHK, places_M = torch.zeros(2, 4, 16, dtype=torch.float64), torch.tensor([3, place])
+    with pytest.raises(IndexError):
+        packed_attention(inputs(SIZES[1], queries=False), 4, query_MHD=query_MHK, places_M=places_M, backend=backend)
+
+
+@pytest.mark.parametrize("rows", [0, 2])
+@pytest.mark.parametrize("backend", FAST)
+def test_no_rows_and_no_queries_are_none(backend: str, rows: int):
+    assert with_gradients(inputs((rows, 3, 2, 1, 8, None)), (), (0, 0, 2, 1, 8, None), backend)[0].shape[0] == rows
+    rest_BTJK = inputs((rows, 3, 2, 1, 8, None), queries=False)
+    none = (torch.zeros(0, 2, 8, dtype=torch.float64), torch.zeros(0, dtype=torch.int64))
+    o, gradient, _ = with_gradients(rest_BTJK, none, (0, 0, 2, 1, 8, None), backend)
+    assert o.shape == (0, 2, 8)
+    assert not gradient.any()
+
+
 def test_queries_without_places_are_refused():
     with pytest.raises(ValueError, match="both or neither"):
         packed_attention(inputs(SIZES[1], queries=False), 4, query_MHD=torch.zeros(3, 4, 16, dtype=torch.float64))

@@ -13,7 +13,7 @@ from trivium.ops.native.support import missing, refuses, suits
 
 def gelu(x: Tensor, *, backend: str = "auto") -> Tensor:
     """Return gelu(x); raise UserError for a backend that is missing."""
-    return dispatch.load("gelu", backend, x.device.type, (("dtype", x.dtype),))(x)
+    return dispatch.load("gelu", backend, x.device.type, (("dtype", x.dtype), ("device", x.device.type)))(x)
 
 
 def reference(x: Tensor) -> Tensor:

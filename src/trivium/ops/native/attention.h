@@ -5,7 +5,7 @@
  *
  * Shapes: B rows, T tokens, N queries, H query heads, G key/value heads, K head width. Token strides and head strides
  * count elements; the K of a head follow one another. Query n of row b stands at token places[n] - b T and reads the
- * tokens down to `window` before it; without `places` every token is a query. offsets[b] is the first query of row b.
+ * tokens down to `window` before it, and offsets[b] is the first query of row b; without `offsets` every token is a query.
  */
 
 #ifndef QUERIES
@@ -118,7 +118,7 @@ INLINE void NAMED(scatter)(const REAL *restrict from, int64_t from_row, int64_t 
 }
 
 INLINE int64_t NAMED(place)(const Attention *call, int64_t row, int64_t query) {
-    return call->places ? call->places[query] - row * call->tokens : query - row * call->tokens;
+    return call->offsets ? call->places[query] - row * call->tokens : query - row * call->tokens;
 }
 
 /* Where the lanes from token s on lie within first .. last: all ones there, 0 elsewhere. */
@@ -161,8 +161,8 @@ int NAMED(attention_forward)(const Attention *call, STORE *out, REAL *softmaxes)
         for (int64_t item = 0; item < items; item++) {
             if (!key_TK) continue;
             const int64_t row = item / call->kv_heads, kv_head = item % call->kv_heads;
-            const int64_t begin = call->places ? call->offsets[row] : row * tokens;
-            const int64_t end = call->places ? call->offsets[row + 1] : begin + tokens;
+            const int64_t begin = call->offsets ? call->offsets[row] : row * tokens;
+            const int64_t end = call->offsets ? call->offsets[row + 1] : begin + tokens;
             if (begin == end) continue;
             const int64_t reached = NAMED(place)(call, row, end - 1) + 1;
             NAMED(gather)((const STORE *)call->key + row * tokens * call->key_token + kv_head * call->key_head,
@@ -233,8 +233,8 @@ int NAMED(attention_backward)(const Attention *call, const STORE *grad_out, cons
         for (int64_t item = 0; item < items; item++) {
             if (!key_TK) continue;
             const int64_t row = item / call->kv_heads, kv_head = item % call->kv_heads;
-            const int64_t begin = call->places ? call->offsets[row] : row * tokens;
-            const int64_t end = call->places ? call->offsets[row + 1] : begin + tokens;
+            const int64_t begin = call->offsets ? call->offsets[row] : row * tokens;
+            const int64_t end = call->offsets ? call->offsets[row + 1] : begin + tokens;
             const int64_t reached = begin == end ? 0 : NAMED(place)(call, row, end - 1) + 1;
             NAMED(gather)((const STORE *)call->key + row * tokens * call->key_token + kv_head * call->key_head,
                           call->key_token, reached, width, padded_width, 1, key_TK);

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trivium.ops.native.kernels import call
+from trivium.ops.native.kernels import call, once
 
 _EVERY = 2**62  # a window that nothing reaches past
 
@@ -56,6 +56,8 @@ def _describe(packed: Tensor, query: Tensor | None, places: Tensor | None, heads
     if places is not None:
         starts = torch.arange(0, (rows + 1) * tokens, tokens) if tokens else torch.zeros(rows + 1, dtype=torch.int64)
         offsets = torch.searchsorted(places, starts)
+        if int(offsets[0]) != 0 or int(offsets[-1]) != len(places):
+            raise IndexError(f"places: some lie outside the {rows} x {tokens} tokens")
     described = _Call(
         *_pointers(packed, query, heads),
         None if offsets is None else offsets.data_ptr(),
@@ -165,6 +167,7 @@ def _differentiate(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]
 
 
 torch.library.register_autograd("trivium::native_attention", _differentiate, setup_context=_save, lib=_library)
+once("trivium::native_attention_backward", _library)
 
 
 def native(

@@ -23,7 +23,8 @@ import torch
 _log = logging.getLogger("trivium")
 
 SOURCES = ("kernels.c", "vectors.h", "attention.h", "pointwise.h")
-FLAGS = ("-std=gnu11", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-fopenmp")
+FLAGS = ("-std=gnu11", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fwrapv", "-fPIC", "-fopenmp")
+PATIENCE = 120.0  # seconds for the compiler, which needs 5
 SUFFIX = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float64: "float64"}
 
 
@@ -49,10 +50,12 @@ def library() -> ctypes.CDLL:
     compiler = next((path for name in ("gcc", "cc", "clang") if (path := shutil.which(name))), None)
     if compiler is None:
         raise KernelsMissingError("no C compiler (gcc, cc or clang)")
-    path = cache_folder() / f"kernels-{_key(compiler)}.so"
-    if not path.exists():
-        path = _compile(compiler, path)
     try:
+        name = f"kernels-{_key(compiler)}.so"
+        path = cache_folder() / name
+        # A home that cannot be written may still hold them.
+        if not path.is_file():
+            path = _compile(compiler, _writable(path.parent) / name)
         return ctypes.CDLL(str(path))
     except OSError as error:
         raise KernelsMissingError(f"the kernels do not load: {error}") from None
@@ -64,14 +67,31 @@ def call(name: str, dtype: torch.dtype, *arguments: Any) -> None:
         raise MemoryError(f"{name}: no memory for the buffers of its threads")
 
 
+def once(backward: str, owner: torch.library.Library) -> None:
+    """Let the gradient of operator `backward` raise: PyTorch would take it for 0 with no more than a warning."""
+
+    def refuse(ctx: Any, *grads: Any) -> None:
+        raise RuntimeError(f"{backward} has no gradient of its own; backend='torch' has second gradients")
+
+    torch.library.register_autograd(backward, refuse, lib=owner)
+
+
 def cache_folder() -> Path:
-    """Return the user's cache folder, or one that goes with this process where there is none to write in."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trivium"
+    """Return the folder of the user's cache that is Trivium's; a passing one for a user without a home."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trivium"
+    except RuntimeError:
+        return _passing_folder()
+
+
+def _writable(folder: Path) -> Path:
+    """Return the folder, made if need be, or one that goes with this process if nothing can be written there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError:
         return _passing_folder()
-    return folder if os.access(folder, os.W_OK | os.X_OK) else _passing_folder()
+    return folder
 
 
 @cache
@@ -89,7 +109,10 @@ def _key(compiler: str) -> str:
     for source in SOURCES:
         found.update((Path(__file__).parent / source).read_bytes())
     real = Path(compiler).resolve()
-    for part in (*FLAGS, str(real), str(real.stat().st_size), platform.machine(), _processor()):
+    about = real.stat()
+    # A home may be shared by machines of other processors and C libraries.
+    machine = (platform.machine(), *platform.libc_ver(), _processor())
+    for part in (*FLAGS, str(real), str(about.st_size), str(about.st_mtime_ns), *machine):
         found.update(part.encode() + b"\0")
     return found.hexdigest()[:16]
 
@@ -97,8 +120,8 @@ def _key(compiler: str) -> str:
 def _processor() -> str:
     """Return what the processor can do, as Linux tells it."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    wanted = ("model name", "flags", "Features", "CPU part")
-    return "\n".join(sorted({line for line in lines if line.split(":")[0].strip() in wanted}))
+    wanted = ("model name", "flags", "cpu part", "features", "cpu", "isa")
+    return "\n".join(sorted({line for line in lines if line.split(":")[0].strip().lower() in wanted}))
 
 
 def _compile(compiler: str, path: Path) -> Path:
@@ -111,9 +134,20 @@ def _compile(compiler: str, path: Path) -> Path:
             [compiler, *FLAGS, "-c", str(source), "-o", str(compiled)],
             [compiler, "-shared", str(compiled), "-o", str(linked)],
         ):
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            try:
+                done = subprocess.run(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    capture_output=True,
+                    text=True,
+                    errors="replace",
+                    timeout=PATIENCE,
+                )
+            except subprocess.TimeoutExpired:
+                raise KernelsMissingError(f"{compiler} did not finish in {PATIENCE} s") from None
             if done.returncode:
-                said = next(iter(done.stderr.strip().splitlines()), "without a word")
+                lines = done.stderr.strip().splitlines() or ["without a word"]
+                said = next((line for line in lines if "error" in line), lines[0])
                 raise KernelsMissingError(f"{compiler} failed: {said}")
         os.replace(linked, path)
     return path

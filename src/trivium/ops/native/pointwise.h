@@ -7,9 +7,12 @@ INLINE VECTOR NAMED(rest)(VECTOR x) { /* exp(-2 u), (1 - s) / s */
     return NAMED(exponential)(NAMED(select)((WHOLE)(power > 80), NAMED(all)(80), power));
 }
 
-INLINE VECTOR NAMED(gelu)(VECTOR x) { return x / (1 + NAMED(rest)(x)); }
+/* Of numbers so low that `rest` is cut off, nothing is left. */
+INLINE VECTOR NAMED(gelu)(VECTOR x) { return NAMED(select)((WHOLE)(x < -10), x * 0, x / (1 + NAMED(rest)(x))); }
 
 INLINE VECTOR NAMED(gelu_slope)(VECTOR x) {
+    /* Beyond 9 it is 0 or 1 to the last digit, and the powers of x would overflow what is cut off. */
+    x = NAMED(select)((WHOLE)(x > 9), NAMED(all)(9), NAMED(select)((WHOLE)(x < -9), NAMED(all)(-9), x));
     const VECTOR rest = NAMED(rest)(x), gate = 1 / (1 + rest);
     return gate + x * (rest * gate) * gate * ((REAL)1.5957691216057308 + (REAL)0.2140644488178 * (x * x));
 }

@@ -5,7 +5,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from trivium.ops.native.kernels import call
+from trivium.ops.native.kernels import call, once
 
 _library = torch.library.Library("trivium", "FRAGMENT")
 _library.define("native_gelu(Tensor x) -> Tensor")
@@ -31,6 +31,7 @@ torch.library.register_autograd(
     setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
     lib=_library,
 )
+once("trivium::native_gelu_backward", _library)
 
 
 def native(x: Tensor) -> Tensor:

@@ -19,6 +19,8 @@ def suits(device_type: str) -> str | None:
 
 
 def refuses(facts: Mapping[str, Any]) -> str | None:
-    """Return why they cannot compute in the call's dtype, or None."""
+    """Return why they cannot compute on the call's device or in its dtype, or None."""
+    if facts.get("device", "cpu") != "cpu":
+        return f"it computes on a CPU, not on {facts['device']}"
     dtype = str(facts.get("dtype", _TYPES[0])).removeprefix("torch.")
     return None if dtype in _TYPES else f"it computes in {', '.join(_TYPES)}, not {dtype}"

@@ -46,8 +46,15 @@ def packed_attention(
     tokens, width = x_BTND.shape[1], x_BTND.shape[3]
     fits = "yes" if tokens <= LONGEST and tile(tokens) * width <= _ROOM.get(x_BTND.dtype.itemsize, 0) else "no"
     alone = "no" if query_MHD is None else "yes"
-    facts = (("dtype", x_BTND.dtype), ("fits", fits), ("attention", attention_backend), ("alone", alone))
-    function = dispatch.load("packed_attention", backend, x_BTND.device.type, facts)
+    device = x_BTND.device.type
+    facts = (
+        ("dtype", x_BTND.dtype),
+        ("device", device),
+        ("fits", fits),
+        ("attention", attention_backend),
+        ("alone", alone),
+    )
+    function = dispatch.load("packed_attention", backend, device, facts)
     if query_MHD is None:
         return function(x_BTND, kv_heads, window, attention_backend)
     return function(x_BTND, kv_heads, window, attention_backend, query_MHD, places_M)
