@@ -126,14 +126,13 @@ def _of(operator: str) -> dict[str, Backend]:
 
 def _decide(operator: str, requested: str, device_type: str, facts: Mapping[str, Any]) -> tuple[str, str]:
     found = _of(operator)
-    available = ["auto", *(name for name, backend in found.items() if backend.missing() is None)]
     if requested != "auto":
         if requested not in found:
-            allowed = nearest(requested, available)
+            allowed = nearest(requested, ["auto", *_available(found)])
             raise UserError(f"operator {operator}: no backend {requested!r} on this machine; {allowed}")
         why = found[requested].missing()
         if why is not None:
-            allowed = ", ".join(available)
+            allowed = ", ".join(["auto", *_available(found)])
             raise UserError(f"operator {operator}: backend {requested!r} is missing: {why}; allowed: {allowed}")
         why = found[requested].refuses(facts)
         if why is not None:
@@ -155,7 +154,12 @@ def _decide(operator: str, requested: str, device_type: str, facts: Mapping[str,
             passed_over.append(f"{name} cannot: {why}")
             continue
         return name, _joined(suits, backend.remark(facts), *passed_over)
-    raise UserError(f"operator {operator}: nothing suits {device_type}; allowed: {', '.join(available[1:])}")
+    raise UserError(f"operator {operator}: nothing suits {device_type}; allowed: {', '.join(_available(found))}")
+
+
+def _available(found: Mapping[str, Backend]) -> list[str]:
+    # Asked for where an error needs it alone: whether a backend is missing may take seconds to find out.
+    return [name for name, backend in found.items() if backend.missing() is None]
 
 
 def _joined(*parts: str | None) -> str:
