@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tests.ops import triton_cases as cases
+from trivium.ops import dispatch
 from trivium.ops.cached_attention import cached_attention
 from trivium.registry import UserError
 
@@ -75,6 +76,10 @@ def test_shares_of_the_slots_join_to_the_formula_and_read_nothing_behind_the_cou
 def test_long_caches_equal_the_formula_on_a_gpu(dtype: torch.dtype):
     for shape in ((1, 40_000, 8, 8, 64, [39_999]), (16, 5_000, 8, 2, 128, list(range(1, 5_000, 313)))):
         assert error(shape, "triton", dtype, "cuda") < (1e-5 if dtype == torch.float32 else 1e-2)
+
+
+def test_auto_leaves_what_no_gpu_has_checked():
+    assert dispatch._decide("cached_attention", "auto", "cuda", {})[0] == "torch"
 
 
 def test_a_call_with_gradients_is_refused_by_the_backend_that_has_none():

@@ -20,8 +20,8 @@ def cached_attention(
     """Return o (B, H, K): the values in the first `count_B` slots (None: in all), at least one, weighted by a softmax.
 
     Query head h reads key/value head h // (H / G). No value of `count_B` decides what runs. Backend "triton" spreads a
-    row's slots over the whole GPU and reads no slot behind the count; it has no gradient. Raises UserError for a
-    backend that is missing or cannot.
+    row's slots over the whole GPU and reads no slot behind the count; it has no gradient and serves by name alone.
+    Raises UserError for a backend that is missing or cannot.
     """
     facts = (("dtype", q_BHK.dtype), ("width", q_BHK.shape[-1]), ("gradient", torch.is_grad_enabled()))
     return dispatch.load(_OPERATOR, backend, q_BHK.device.type, facts)(q_BHK, k_BSGK, v_BSGK, count_B)
@@ -78,7 +78,6 @@ dispatch.register(
     dispatch.Backend(
         _load_triton,
         missing=support.missing,
-        suits=lambda device_type: "a row's cache spread over the GPU" if device_type == "cuda" else None,
-        refuses=_triton_refuses,
+        refuses=_triton_refuses,  # and "auto" leaves it until it has been checked and timed on a GPU
     ),
 )
