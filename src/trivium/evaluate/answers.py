@@ -96,7 +96,8 @@ def _scores(
     seed: int,
     chain_loss: bool,
 ) -> dict[str, Any]:
-    forced = score_batches(model, batches, chain_loss=chain_loss)
+    seen = (model.decoding.view(batch, task.alphabet.pad_id) for batch in batches)
+    forced = score_batches(model, seen, chain_loss=chain_loss)
     texts, generated = _answer(model, task, examples, config, temperature, seed)
     verdicts = [task.verify(example, text) for example, text in zip(examples, texts, strict=True)]
     correct = [verdict.correct for verdict in verdicts]
