@@ -17,9 +17,16 @@ def test_both_ways_are_timed_in_the_step_and_alone(monkeypatch, tmp_path, capsys
     results = json.loads((tmp_path / "results" / "scan.json").read_text())
     assert results["threads"] == 1
     (row,) = results["rows"]
-    for what in ("step", "scan"):
+    for what in ("step", "one by one", "scan"):
         assert row[what]["counter"]["median"] / row[what]["levels"]["median"] == row[what]["times_faster"] > 0
     assert "5 chunks of 2, width 8, batch 2: step " in capsys.readouterr().out
+
+
+def test_a_model_one_by_one_that_disagrees_is_not_timed(monkeypatch):
+    honest = scan._one_by_one
+    monkeypatch.setattr(scan, "_one_by_one", lambda model, tokens: honest(model, tokens) * 1.01)
+    with pytest.raises(WrongResult, match=r"differ by .* nothing was timed"):
+        bench_scan(TINY, repeats=1)
 
 
 def test_scans_that_disagree_are_not_timed(monkeypatch):

@@ -103,6 +103,25 @@ def check_causal(mixer: Any) -> None:
         assert not torch.allclose(after[:, place], before[:, place])
 
 
+def check_wanted(mixer: Any) -> None:
+    """What is asked for at some places alone is what the whole has there, with its gradients; ragged rows too."""
+    x_BTD = random_input(mixer).requires_grad_()
+    wanted_N = torch.tensor([0, 3, LENGTH, 2 * LENGTH + 5, ROWS * LENGTH - 1])
+    leaves = [x_BTD, *mixer.parameters()]
+    for lengths_B in (None, torch.tensor([LENGTH, 1, LENGTH])):
+        whole_BTD, _ = mixer(x_BTD, lengths_B=lengths_B)
+        y_ND = mixer.at(x_BTD, wanted_N, lengths_B=lengths_B)
+        expected_ND = whole_BTD.flatten(0, 1)[wanted_N]
+        assert_equal(y_ND, expected_ND)
+        weights_ND = torch.randn(y_ND.shape, dtype=y_ND.dtype, generator=torch.Generator().manual_seed(4))
+        mine, theirs = (torch.autograd.grad((y * weights_ND).sum(), leaves) for y in (y_ND, expected_ND))
+        for gradient, expected in zip(mine, theirs, strict=True):
+            assert_equal(gradient, expected)
+    ids_BT = torch.arange(LENGTH).div(5, rounding_mode="floor").expand(ROWS, LENGTH)
+    packed_BTD, _ = mixer(x_BTD, documents_BT=ids_BT)
+    assert_equal(mixer.at(x_BTD, wanted_N, documents_BT=ids_BT), packed_BTD.flatten(0, 1)[wanted_N])
+
+
 @torch.no_grad()
 def check_documents(mixer: Any) -> None:
     """Packed documents give what each gives alone, whatever their ids and however they differ between rows."""

@@ -22,6 +22,7 @@ BEHAVIOURS = (
     checks.check_streaming,
     checks.check_ragged,
     checks.check_causal,
+    checks.check_wanted,
     checks.check_documents,
     checks.check_functional,
     checks.check_in_place,
@@ -104,6 +105,14 @@ class Buggy(nn.Module):
 
     def forward(self, x_BTD: torch.Tensor, state: Any = None, **options: Any) -> Any:
         return self.mixer(x_BTD, state, **options)
+
+
+class OtherWindowAtPlaces(Buggy):
+    def at(self, x_BTD: torch.Tensor, wanted_N: torch.Tensor, **options: Any) -> Any:
+        self.mixer.window += 1
+        y_ND = self.mixer.at(x_BTD, wanted_N, **options)
+        self.mixer.window -= 1
+        return y_ND
 
 
 class OtherWindowWhenStreaming(Buggy):
@@ -189,6 +198,11 @@ def test_the_ragged_check_catches_nan_that_leaks_from_the_padding(config: Any, m
 def test_the_causal_check_catches_a_glimpse_of_the_future(config: Any):
     with pytest.raises(AssertionError):
         checks.check_causal(PeeksAhead(config))
+
+
+def test_the_check_of_wanted_places_catches_another_window_there():
+    with pytest.raises(AssertionError):
+        checks.check_wanted(OtherWindowAtPlaces(SOUND[0]))
 
 
 @sound_mixers

@@ -6,6 +6,7 @@ import pytest
 from trivium.config import UserError
 from trivium.data.stream import TrainStream
 from trivium.tasks.addition import AdditionConfig
+from trivium.tasks.group_words import GroupWordsConfig
 
 ENDLESS = AdditionConfig(max_digits=4).build()
 FINITE = AdditionConfig(max_digits=4, train_examples=10).build()
@@ -55,6 +56,15 @@ def test_the_slices_of_all_processes_together_are_the_batch(world):
         assert (part.tokens_BT[own, :length] == whole.tokens_BT[b, :length]).all()
         assert (part.targets_BT[own, :length] == whole.targets_BT[b, :length]).all()
         assert not part.weights_BT[own, length:].any()
+
+
+def test_a_batch_in_tokens_holds_more_of_a_stages_shorter_problems():
+    task = GroupWordsConfig(group="S5", max_length=18).build()
+    stream = TrainStream(task, 180 // 18, seed=1, batch_tokens=180)
+    assert [len(stream.batch(5, stage=stage)) for stage in (0, 3, 10)] == [10, 60, 18]
+    steps = np.concatenate([stream.indices(step, stage=3) for step in range(4)])
+    assert steps.tolist() == [(1 << 40) + place for place in range(240)]
+    assert len(TrainStream(task, 10).batch(5, stage=3)) == 10
 
 
 def test_impossible_batches_and_seeds_are_refused():

@@ -109,3 +109,13 @@ def test_a_state_and_documents_together_are_refused():
 def test_an_impossible_field_is_refused_where_it_is_given(data: dict[str, Any], message: str):
     with pytest.raises(UserError, match=message):
         from_dict(MixerConfig, {"kind": "gated_deltanet"} | data, "layer")
+
+
+def test_norms_that_autocast_makes_in_float32_leave_the_operators_inputs_alike(monkeypatch):
+    # A CUDA device does this; on the CPU autocast leaves norms alone.
+    normalize = torch.nn.functional.normalize
+    monkeypatch.setattr(torch.nn.functional, "normalize", lambda x, **options: normalize(x.float(), **options))
+    mixer, x_BTD = GatedDeltaNetConfig(convolution=None).build(CONTEXT), torch.randn(2, 5, 12)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y_BTD, _ = mixer(x_BTD)
+    torch.testing.assert_close(y_BTD.float(), mixer(x_BTD)[0], rtol=0.1, atol=0.05)

@@ -78,7 +78,7 @@ def test_a_missing_backend_asked_for_by_name_is_an_error_and_never_a_detour():
 def test_an_unknown_operator_or_backend_name_is_refused():
     with pytest.raises(UserError, match="unknown operator 'simplical'; did you mean 'simplicial'"):
         dispatch.choose("simplical", "auto", "cpu")
-    with pytest.raises(ValueError, match="allowed: reference, torch, triton, hopper, fla"):
+    with pytest.raises(ValueError, match="allowed: reference, torch, native, triton, hopper, fla"):
         dispatch.register("simplicial", "cuda", Backend(lambda: compute))
 
 

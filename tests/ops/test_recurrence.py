@@ -121,7 +121,7 @@ def test_gradients_equal_finite_differences_the_first_state_s_too(name: str, bac
 
 @every_operator
 @pytest.mark.parametrize("decay", ["mild", "strong", "strongest"])
-@pytest.mark.parametrize("tokens", [1, 2, 7, 63, 100])
+@pytest.mark.parametrize("tokens", [1, 2, 4, 5, 7, 63, 100])
 def test_every_backend_equals_the_reference_in_output_state_and_gradients(name: str, tokens: int, decay: str):
     check_backends(name, tokens, decay)
     check_backends(name, tokens, decay, torch.float32)
@@ -207,6 +207,15 @@ def test_a_backward_pass_under_autocast_stays_in_float32(name: str):
     expected = results(name, arguments)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert_all_equal(results(name, arguments), expected)
+
+
+@every_operator
+@pytest.mark.filterwarnings("ignore:.*autograd.function.Function.*should not be instantiated:DeprecationWarning")
+def test_the_chunked_form_compiles_without_a_graph_break(name: str):
+    torch._dynamo.reset()
+    arguments = draw(name, 40)
+    compiled = torch.compile(OPERATORS[name], fullgraph=True, backend="aot_eager")
+    assert_all_equal(list(compiled(**arguments)), list(OPERATORS[name](**arguments)))
 
 
 @every_operator

@@ -10,12 +10,13 @@ from trivium.report.figures import (
     Series,
     intervals,
     learning_curves,
+    length_curves,
     save,
     short_count,
-    spread,
     styles,
     to_svg,
 )
+from trivium.report.spread import spread
 
 NAMES = {"attention": "attention", "local": "local", "simplicial": "simplicial", "attention_flops": "attention"}
 
@@ -120,6 +121,18 @@ def test_loss_and_tokens_are_on_log_axes():
 
 def row(name, mean, low=None, high=None, values=(), note=""):
     return Row(name, styles(NAMES)[name], mean, low, high, values, note)
+
+
+def test_curves_by_length_mark_the_lengths_that_were_read_and_where_training_ended():
+    lengths = [18, 34, 180, 512]
+    look = styles(NAMES)["attention"]
+    curve = Series("attention", look, lengths, [0.0, 0.1, 0.6, 0.9], [0.0, 0.0, 0.5, 0.8], [0.1, 0.2, 0.7, 1.0])
+    figure = length_curves([curve], label="Token error", trained=18)
+    (axes,) = figure.axes
+    assert axes.get_xticks().tolist() == lengths
+    assert any(list(line.get_xdata()) == [18, 18] for line in axes.lines)
+    assert axes.get_ylim() == (-0.02, 1.02)
+    assert "trained on up to 18" in axes.get_xlabel()
 
 
 def test_rows_without_a_value_say_so_and_rates_end_where_rates_end():

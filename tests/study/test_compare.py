@@ -112,6 +112,23 @@ def test_a_finished_study_is_not_trained_again_and_a_failed_run_is(tmp_path):
     assert [event.kind for event in events if "-s0-" in event.run] == ["kept", "kept"]
 
 
+def test_some_variants_now_and_the_others_later_are_one_study(tmp_path):
+    recipe = recipe_of([0, 1], learning_rates=[1e-3, 3e-3])
+    folder = tmp_path / recipe.folder_name
+    results = compare(recipe, tmp_path, jobs=1, target=FAKE, only=["attention"])
+    assert (results["status"], results["not_run"]) == ("partial", ["local"])
+    assert calls(folder) == 4
+    assert results["variants"]["local"]["exact_match"]["mean"] is None
+    assert results["variants"]["local"]["tuning"] == []
+    assert "Not run: local." in (folder / "report.html").read_text()
+    results = compare(recipe, tmp_path, jobs=1, target=FAKE, only=["local"])
+    assert (results["status"], results["not_run"]) == ("finished", [])
+    assert calls(folder) == 8
+    assert len(results["variants"]["attention"]["seeds"]) == 2
+    with pytest.raises(UserError, match="only: no variant 'lokal'; did you mean 'local'"):
+        compare(recipe, tmp_path, jobs=1, target=FAKE, only=["lokal"])
+
+
 def test_a_disk_that_is_full_when_the_results_are_written_keeps_the_earlier_ones(tmp_path, monkeypatch):
     recipe = recipe_of([0])
     folder = tmp_path / recipe.folder_name

@@ -23,8 +23,9 @@ SMALL = {
     "evaluate.examples": 4,
 }
 CHANGES = {
-    "state_tracking_s5": {"evaluate.lengths": [18, 34]},
-    "parity": {"evaluate.lengths": [40, 50]},
+    "state_tracking_s5": {"train.batch": None, "train.batch_tokens": 72, "evaluate.lengths": [18, 34]},
+    "state_tracking_s3": {"train.batch": None, "train.batch_tokens": 72, "evaluate.lengths": [18, 34]},
+    "parity": {"train.batch": None, "train.batch_tokens": 80, "evaluate.lengths": [20, 50]},
     "mqar": {"task.vocabulary": 64, "evaluate.lengths": [64, 128]},
 }
 

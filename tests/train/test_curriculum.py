@@ -66,6 +66,17 @@ def test_a_curriculum_that_does_not_advance_warns_once(caplog):
     ]
 
 
+def test_a_stage_is_left_after_its_most_evaluations_whatever_its_score():
+    curriculum = Curriculum(CurriculumConfig(lengths=(4, 8), most_evaluations=2), TASK, 10)
+    at = Position(stage=4)
+    seen = []
+    for _ in range(4):
+        row = curriculum.advance(at, scored(0.25))
+        seen.append((row["stage"], row["advanced"], row["held"]))
+    assert seen == [(4, False, False), (4, True, False), (8, False, False), (8, True, False)]
+    assert at.stage == 0
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "whole"

@@ -141,7 +141,7 @@ def _product(
     uses = state_flops / (2 * shape.batch * max(numbers, 1))
     rows = 1 if uses < 8 else round(uses)
     left: Tensor = torch.randn(pairs, rows, head_width, device=device)
-    right: Tensor = torch.randn(pairs, head_width, columns, device=device)
+    right: Tensor = torch.randn(pairs, columns, head_width, device=device).mT  # as keys lie: a row each
 
     def product() -> None:
         torch.bmm(left, right)

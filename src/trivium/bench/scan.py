@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,9 @@ def counter_prefixes(chunks: Tensor, combine: Callable[[Tensor, Tensor], Tensor]
 SCANS: dict[str, Callable[..., Tensor]] = {"levels": prefixes, "counter": counter_prefixes}
 
 
+WHATS = ("step", "one by one", "scan")
+
+
 def bench_scan(
     shapes: tuple[ScanShape, ...] = SHAPES, *, repeats: int = 20, device: str = "cpu", threads: int | None = None
 ) -> dict[str, Any]:
@@ -100,12 +104,18 @@ def _measure(shape: ScanShape, repeats: int, device: torch.device) -> dict[str, 
         _loss(model, tokens_BT).backward()
         optimizer.step()
 
+    def one_by_one() -> None:
+        optimizer.zero_grad()
+        logits = _one_by_one if model.scan is SCANS["counter"] else _at_once
+        _loss(model, tokens_BT, logits).backward()
+        optimizer.step()
+
     def scan() -> None:
         model.zero_grad()
         model.scan(leaves, model.aggregator, leaves.new_zeros(())).square().sum().backward()
 
     row: dict[str, Any] = {"shape": asdict(shape), "name": shape.name}
-    for what, work in (("step", step), ("scan", scan)):
+    for what, work in zip(WHATS, (step, one_by_one, scan), strict=True):
         seconds: dict[str, list[float]] = {name: [] for name in SCANS}
         for repeat in range(repeats + 2):
             for name, way in SCANS.items():
@@ -121,21 +131,37 @@ def _measure(shape: ScanShape, repeats: int, device: torch.device) -> dict[str, 
     return row
 
 
-def _loss(model: PrefixScan, tokens_BT: Tensor) -> Tensor:
-    logits_BTV, _ = model(tokens_BT)
+def _at_once(model: PrefixScan, tokens_BT: Tensor) -> Tensor:
+    return model(tokens_BT)[0]
+
+
+def _one_by_one(model: PrefixScan, tokens_BT: Tensor) -> Tensor:
+    """Return the logits of the model as it is defined: each chunk behind the counter's prefix."""
+    online: OnlineScan[Tensor | None] = OnlineScan(model.aggregator, None)
+    chunks = model.encoder(tokens_BT).split(model.config.chunk, dim=1)
+    found = [model.predictor(None, chunks[0])]
+    for before_BcD, x_BcD in pairwise(chunks):
+        online.push(before_BcD)
+        found.append(model.predictor(online.prefix(), x_BcD))
+    return functional.linear(torch.cat(found, dim=1), model.encoder.embedding.weight)
+
+
+def _loss(model: PrefixScan, tokens_BT: Tensor, logits: Callable[[PrefixScan, Tensor], Tensor] = _at_once) -> Tensor:
+    logits_BTV = logits(model, tokens_BT)
     return functional.cross_entropy(logits_BTV[:, :-1].flatten(0, 1), tokens_BT[:, 1:].flatten())
 
 
 def _check(model: PrefixScan, tokens_BT: Tensor) -> None:
     found: list[list[Tensor]] = []
-    for way in SCANS.values():
-        model.scan = way
-        loss = _loss(model, tokens_BT)
+    for way, logits in (("levels", _at_once), ("counter", _at_once), ("counter", _one_by_one)):
+        model.scan = SCANS[way]
+        loss = _loss(model, tokens_BT, logits)
         found.append([loss, *torch.autograd.grad(loss, list(model.parameters()))])
-    for mine, theirs in zip(*found, strict=True):
-        difference = float((mine - theirs).detach().abs().max())
-        if not difference <= TOLERANCE * float(theirs.detach().abs().max()):
-            raise WrongResult(f"the level-batched scan and the counter differ by {difference:g}; nothing was timed")
+    for mine, *others in zip(*found, strict=True):
+        for theirs in others:
+            difference = float((mine - theirs).detach().abs().max())
+            if not difference <= TOLERANCE * float(theirs.detach().abs().max()):
+                raise WrongResult(f"the level-batched scan and the counter differ by {difference:g}; nothing was timed")
 
 
 def _time(work: Callable[[], None], device: torch.device) -> float:
@@ -158,7 +184,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     results = bench_scan(repeats=options.repeats, device=options.device, threads=options.threads)
     for row in results["rows"]:
-        for what in ("step", "scan"):
+        for what in WHATS:
             levels, counter = (row[what][name]["median"] for name in SCANS)
             faster = row[what]["times_faster"]
             print(f"{row['name']}: {what} {levels:.2f} ms by levels, {counter:.2f} ms by counter, {faster:.1f} times")

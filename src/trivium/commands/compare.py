@@ -26,6 +26,8 @@ class CompareOptions:
     """Folder that holds the study's folder."""
     jobs: int | None = None
     """Runs to train side by side (default: as many as the machine serves well)."""
+    only: tuple[str, ...] = ()
+    """Variants to train now; a later session without it trains the rest (default: all)."""
     json: bool = False
     """Print the content of results.json on standard output."""
 
@@ -38,10 +40,16 @@ def compare(arguments: Sequence[str]) -> int:
     announce()
     compared = recipe.compare
     tuning = len(compared.learning_rates) * len(compared.tuning_seeds) if compared and compared.tunes else 0
-    runs = len(compared.variants) * (len(compared.seeds) + tuning) if compared else None
+    variants = len(options.only or compared.variants) if compared else 0
+    runs = variants * (len(compared.seeds) + tuning) if compared else None
     with LiveProgress(runs) as live:
         results = compare_variants(
-            recipe, options.runs, jobs=options.jobs, on_progress=live, command=["trivium", "compare", *arguments]
+            recipe,
+            options.runs,
+            jobs=options.jobs,
+            only=options.only,
+            on_progress=live,
+            command=["trivium", "compare", *arguments],
         )
     folder = options.runs / recipe.folder_name
     if options.json:
@@ -68,6 +76,8 @@ def show(results: dict[str, Any], folder: Path) -> None:
         key=lambda each: (each["exact_match"]["mean"], -(each["tokens_to"].get(level, {}).get("mean") or math.inf)),
         default=None,
     )
+    if results["not_run"]:
+        print(f"not run: {', '.join(results['not_run'])}")
     print(f"report:  {folder / 'report.html'}  (open it in a browser; it needs no network)")
     if best is not None:
         run = folder / next(seed["run"] for seed in best["seeds"].values() if seed["status"] == "finished")

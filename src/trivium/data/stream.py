@@ -9,17 +9,19 @@ from trivium.tasks.base import Batch, Task
 class TrainStream:
     """Batches of `batch_examples` problems of the train split, cut into one slice for each process.
 
-    A training set without end is read from (seed << 40) on, so that seeds never share an index. A finite one is read
-    in a new order each epoch, a permutation keyed by (seed, epoch); a batch may reach across epochs.
+    With `batch_tokens` a stage of a curriculum has as many examples as fit at its own longest length. A training set
+    without end is read from (seed << 40) on, so that seeds never share an index. A finite one is read in a new order
+    each epoch, a permutation keyed by (seed, epoch); a batch may reach across epochs.
     """
 
-    def __init__(self, task: Task, batch_examples: int, seed: int = 0):
+    def __init__(self, task: Task, batch_examples: int, seed: int = 0, *, batch_tokens: int | None = None):
         if batch_examples < 1:
             raise UserError(f"batch: expected 1 or more examples, got {batch_examples}")
         if not 0 <= seed < 2**23:
             raise UserError(f"seed: expected 0 to {2**23 - 1}, got {seed}")
         self.task = task
         self.batch_examples = batch_examples
+        self.batch_tokens = batch_tokens
         self.seed = seed
         self.examples_in_epoch = task.size("train")
         if self.examples_in_epoch == 0:
@@ -33,10 +35,16 @@ class TrainStream:
             self._orders = {kept: self._orders[kept] for kept in newest} | {epoch: order}
         return self._orders[epoch]
 
-    def indices(self, step: int) -> np.ndarray:
+    def examples_at(self, stage: int) -> int:
+        """Return the examples of a batch in `stage` of a curriculum (0: the whole task), over all processes."""
+        if stage == 0 or self.batch_tokens is None:
+            return self.batch_examples
+        return self.batch_tokens // (self.task.staged(stage).max_length - 1)
+
+    def indices(self, step: int, stage: int = 0) -> np.ndarray:
         """Return the indices (int64) of the problems of `step`, counted from 0, over all processes together."""
-        first = step * self.batch_examples
-        places = np.arange(first, first + self.batch_examples, dtype=np.int64)
+        count = self.examples_at(stage)
+        places = np.arange(step * count, (step + 1) * count, dtype=np.int64)
         if self.examples_in_epoch is None:
             return places + (np.int64(self.seed) << np.int64(40))
         epochs, places = np.divmod(places, self.examples_in_epoch)
@@ -53,4 +61,4 @@ class TrainStream:
         """
         if world > self.batch_examples:
             raise UserError(f"batch: {self.batch_examples} examples cannot be shared among {world} processes")
-        return self.task.gather("train", np.array_split(self.indices(step), world)[rank], stage)
+        return self.task.gather("train", np.array_split(self.indices(step, stage), world)[rank], stage)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from trivium.mixers import cache
 from trivium.mixers.base import MIXERS, Mixer, MixerConfig, MixerContext, State
@@ -128,8 +129,9 @@ class Attention(Mixer):
                 positions_BT = count_positions(batch, tokens, x_BTD.device, past_B, documents_BT)
             q_BTHK = rotate(q_BTHK, positions_BT, self.rotary_base)
             k_BTGK = rotate(k_BTGK, positions_BT, self.rotary_base)
-        # Heads are put together again for the kernels that want it alone.
-        if state is None and documents_BT is None and (self.packed_backend == "triton" or not self.turns):
+        # Heads are put together again for the kernels that want it so.
+        kernels = self.packed_backend == "triton" or x_BTD.device.type == "cpu"
+        if state is None and documents_BT is None and (kernels or not self.turns):
             if self.turns:
                 heads_BTHK = torch.cat((q_BTHK, k_BTGK, v_BTGK), dim=2)
             y_BTHK = packed_attention(
@@ -142,6 +144,49 @@ class Attention(Mixer):
         else:
             y_BTHK, state = self._continue(q_BTHK, k_BTGK, v_BTGK, state, lengths_B)
         return self.out(y_BTHK.flatten(2)), state
+
+    def at(
+        self,
+        x_BTD: Tensor,
+        wanted_N: Tensor,
+        *,
+        lengths_B: Tensor | None = None,
+        documents_BT: Tensor | None = None,
+        positions_BT: Tensor | None = None,
+    ) -> Tensor:
+        if documents_BT is not None or x_BTD.device.type != "cpu":
+            return super().at(
+                x_BTD, wanted_N, lengths_B=lengths_B, documents_BT=documents_BT, positions_BT=positions_BT
+            )
+        x_BTD = cache.without_padding(x_BTD, lengths_B)
+        cut = self.heads * self.head_width
+        q_1NHK = self._projected(x_BTD.flatten(0, 1).index_select(0, wanted_N)[None], slice(cut))
+        heads_BTJK = self._projected(x_BTD, slice(cut, None))
+        if self.turns:
+            k_BTGK, v_BTGK = heads_BTJK.split(self.kv_heads, dim=2)
+            q_1NHK, k_BTGK = self.query_norm(q_1NHK), self.key_norm(k_BTGK)
+            if self.rotary_base is not None:
+                if positions_BT is None:
+                    positions_BT = count_positions(x_BTD.shape[0], x_BTD.shape[1], x_BTD.device)
+                places_1N = positions_BT.expand(x_BTD.shape[:2]).flatten().index_select(0, wanted_N)[None]
+                q_1NHK = rotate(q_1NHK, places_1N, self.rotary_base)
+                k_BTGK = rotate(k_BTGK, positions_BT, self.rotary_base)
+            heads_BTJK = torch.cat((k_BTGK, v_BTGK), dim=2)
+        y_NHK = packed_attention(
+            heads_BTJK,
+            self.kv_heads,
+            self.window,
+            query_MHD=q_1NHK[0],
+            places_M=wanted_N,
+            attention_backend=self.backend,
+            backend=self.packed_backend,
+        )
+        return self.out(y_NHK.flatten(1))
+
+    def _projected(self, x_BTD: Tensor, rows: slice) -> Tensor:
+        """Return the heads that these rows of `qkv` make."""
+        bias = None if self.qkv.bias is None else self.qkv.bias[rows]
+        return linear(x_BTD, self.qkv.weight[rows], bias).unflatten(-1, (-1, self.head_width))
 
     def _whole(self, q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, documents_BT: Tensor | None) -> Tensor:
         tokens = q_BTHK.shape[1]

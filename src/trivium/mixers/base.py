@@ -148,3 +148,19 @@ class Mixer(nn.Module, ABC):
         `positions_BT` are the places of the tokens in their document (default: counted by the mixer).
         Raises ValueError when the tokens do not fit the state's room.
         """
+
+    def at(
+        self,
+        x_BTD: Tensor,
+        wanted_N: Tensor,
+        *,
+        lengths_B: Tensor | None = None,
+        documents_BT: Tensor | None = None,
+        positions_BT: Tensor | None = None,
+    ) -> Tensor:
+        """Return y_ND, the parallel form at `wanted_N` (int64 places in the flattened B*T) alone.
+
+        Mixers that can spare the other tokens their work override this; the result is the same.
+        """
+        y_BTD, _ = self(x_BTD, None, lengths_B=lengths_B, documents_BT=documents_BT, positions_BT=positions_BT)
+        return y_BTD.flatten(0, 1).index_select(0, wanted_N)

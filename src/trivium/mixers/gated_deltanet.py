@@ -133,8 +133,10 @@ class GatedDeltaNet(Mixer):
             recent = None if state is None else state.recent_BRC
             qkv, recent = self.convolution(qkv, recent, lengths_B=lengths_B, documents_BT=documents_BT)
         heads_BTnHK = qkv.unflatten(-1, (-1, self.heads, self.head_width))
-        q_BT1HK, k_BTNHK, v_BTNHK = heads_BTnHK.split((1, self.steps, self.steps), dim=2)
-        q_BT1HK, k_BTNHK = (functional.normalize(x, dim=-1, eps=1e-6) for x in (q_BT1HK, k_BTNHK))
+        qk_BTnHK, v_BTNHK = heads_BTnHK.split((1 + self.steps, self.steps), dim=2)
+        # Autocast makes norms in float32, and the operator wants its inputs alike.
+        qk_BTnHK = functional.normalize(qk_BTnHK, dim=-1, eps=1e-6).to(v_BTNHK.dtype)
+        q_BT1HK, k_BTNHK = qk_BTnHK.split((1, self.steps), dim=2)
         strength = self.strength(x_BTD)
         beta_BTNH = self.strongest * strength.to(memory.memory_dtype(strength.dtype)).sigmoid()
         beta_BTNH = beta_BTNH.unflatten(-1, (self.steps, self.heads))

@@ -65,12 +65,14 @@ def block_params(config: BlockConfig) -> int:
 class Block(nn.Module):
     """Norm, mixer, norm, feed-forward; each half adds to the residual stream."""
 
-    def __init__(self, config: BlockConfig, mixer: Mixer, std: float, output_std: float):
+    def __init__(self, config: BlockConfig, mixer: Mixer, std: float, output_std: float, gelu: str = "auto"):
         super().__init__()
         self.norm1 = make_norm(config.norm, config.width)
         self.mixer = mixer
         self.norm2 = make_norm(config.norm, config.width)
-        self.feedforward = FeedForward(config.feedforward, config.width, config.hidden_width, std, output_std)
+        self.feedforward = FeedForward(
+            config.feedforward, config.width, config.hidden_width, std, output_std, backend=gelu
+        )
         self.dropout = config.dropout
 
     def forward(
@@ -85,16 +87,20 @@ class Block(nn.Module):
     ) -> tuple[Tensor, Any]:
         """Return (x_BTD, state); of the last `keep` tokens alone, if it is given.
 
-        With `wanted_N`, places in the flattened B*T, the feed-forward runs on those alone and (x_ND, state) comes back.
+        With `wanted_N`, places in the flattened B*T, what no other place reads is computed for those alone, and
+        (x_ND, state) comes back.
         """
-        y_BTD, state = self.mixer(
-            self.norm1(x_BTD), state, lengths_B=lengths_B, documents_BT=documents_BT, positions_BT=positions_BT
-        )
-        if keep is not None:
-            x_BTD, y_BTD = x_BTD[:, x_BTD.shape[1] - keep :], y_BTD[:, y_BTD.shape[1] - keep :]
-        x_BTD = x_BTD + self._drop(y_BTD)
-        if wanted_N is not None:
+        kept: dict[str, Any] = {"lengths_B": lengths_B, "documents_BT": documents_BT, "positions_BT": positions_BT}
+        if wanted_N is not None and state is None:
+            y_BTD = self.mixer.at(self.norm1(x_BTD), wanted_N, **kept)
             x_BTD = x_BTD.flatten(0, 1).index_select(0, wanted_N)
+        else:
+            y_BTD, state = self.mixer(self.norm1(x_BTD), state, **kept)
+            if keep is not None:
+                x_BTD, y_BTD = x_BTD[:, x_BTD.shape[1] - keep :], y_BTD[:, y_BTD.shape[1] - keep :]
+            if wanted_N is not None:
+                x_BTD, y_BTD = (each.flatten(0, 1).index_select(0, wanted_N) for each in (x_BTD, y_BTD))
+        x_BTD = x_BTD + self._drop(y_BTD)
         return x_BTD + self._drop(self.feedforward(self.norm2(x_BTD))), state
 
     def _drop(self, y_BTD: Tensor) -> Tensor:
@@ -110,7 +116,7 @@ def make_blocks(
     built = [_make_mixer(mixer, context) for mixer in mixers]
     for mixer in built:
         mixer.out.weight.data.mul_(shrink)
-    return nn.ModuleList(Block(config, mixer, std, std * shrink) for mixer in built)
+    return nn.ModuleList(Block(config, mixer, std, std * shrink, context.backend("gelu")) for mixer in built)
 
 
 def _make_mixer(config: MixerConfig, context: MixerContext) -> Mixer:

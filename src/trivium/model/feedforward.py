@@ -5,6 +5,8 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trivium.ops.gelu import gelu
+
 FeedForwardKind = Literal["gelu", "gelu_new", "swiglu"]
 
 
@@ -28,12 +30,14 @@ def flops_per_token(kind: FeedForwardKind, width: int, ff_width: int) -> int:
 class FeedForward(nn.Module):
     """Two linear maps around GELU (exact, or "gelu_new", GPT-2's tanh form), or SwiGLU (arXiv 2002.05202).
 
-    `std` and `output_std` are the standard deviations that the two maps start with.
+    `std` and `output_std` are the standard deviations that the two maps start with, `backend` that of operator gelu.
     """
 
-    def __init__(self, kind: FeedForwardKind, width: int, ff_width: int, std: float, output_std: float):
+    def __init__(
+        self, kind: FeedForwardKind, width: int, ff_width: int, std: float, output_std: float, *, backend: str = "auto"
+    ):
         super().__init__()
-        self.kind = kind
+        self.kind, self.backend = kind, backend
         gated = kind == "swiglu"
         self.input = nn.Linear(width, 2 * ff_width if gated else ff_width, bias=not gated)
         self.output = nn.Linear(ff_width, width, bias=not gated)
@@ -47,4 +51,6 @@ class FeedForward(nn.Module):
         if self.kind == "swiglu":
             gate, up = hidden.chunk(2, dim=-1)
             return self.output(functional.silu(gate) * up)
-        return self.output(functional.gelu(hidden, approximate="tanh" if self.kind == "gelu_new" else "none"))
+        if self.kind == "gelu_new":
+            return self.output(gelu(hidden, backend=self.backend))
+        return self.output(functional.gelu(hidden))

@@ -16,7 +16,7 @@ from trivium.registry import UserError, nearest
 
 __all__ = ["Backend", "backends", "choose", "chosen", "forget", "load", "observing", "operators", "register"]
 
-NAMES = ("auto", "reference", "torch", "triton", "hopper", "fla")
+NAMES = ("auto", "reference", "torch", "native", "triton", "hopper", "fla")
 
 _log = logging.getLogger("trivium")
 _registered: dict[str, dict[str, "Backend"]] = {}

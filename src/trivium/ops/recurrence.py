@@ -1,4 +1,4 @@
-"""What the operators with a running state share: their arguments, packed documents, and when fla's kernels serve.
+"""What the operators with a running state share: their call, their backends, and packed documents.
 
 Shapes: B rows, T tokens, H heads, K key width, V value width.
 """
@@ -10,7 +10,53 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trivium.ops import dispatch
+
 FLA = "flash-linear-attention"
+
+
+Loader = Callable[[], Callable[..., tuple[Tensor, Tensor]]]
+
+
+def register(operator: str, load_reference: Loader, load_chunked: Loader, load_fla: Loader) -> None:
+    """Register the backends of an operator, from functions that import and return them."""
+
+    def suits(device_type: str) -> str:
+        return f"plain PyTorch, chunked, runs on {device_type}"
+
+    dispatch.register(operator, "reference", dispatch.Backend(load_reference))
+    dispatch.register(operator, "torch", dispatch.Backend(load_chunked, suits=suits))
+    fla = dispatch.Backend(load_fla, missing=fla_missing, suits=fla_suits, refuses=fla_refuses)
+    dispatch.register(operator, "fla", fla)
+
+
+def compute(
+    operator: str,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gates: dict[str, tuple[Tensor, tuple[int, ...]]],
+    *,
+    scale: float | None,
+    state: Tensor | None,
+    documents: Tensor | None,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """Return (o, state) of the operator's backend, its arguments checked and its defaults filled in.
+
+    `gates` maps what else it takes to (tensor, the shape that this must have), in the order of its arguments.
+    """
+    check_recurrence(q, k, v, gates, state, documents)
+    function = dispatch.load(operator, backend, q.device.type, (("dtype", q.dtype), ("device", q.device.type)))
+    wide = torch.float64 if q.dtype == torch.float64 else torch.float32  # of sums and states
+    if state is None:
+        state = torch.zeros(q.shape[0], *q.shape[2:], v.shape[3], dtype=wide, device=q.device)
+    if v.numel() == 0:
+        return torch.zeros_like(v), state.to(wide)
+    scale = q.shape[3] ** -0.5 if scale is None else float(scale)
+    tensors = (q, k, v, *(gate for gate, _ in gates.values()))
+    with torch.autocast(q.device.type, enabled=False):
+        return function(*tensors, scale=scale, state=state.to(wide), documents=documents)
 
 
 def check_recurrence(
@@ -45,11 +91,6 @@ def check_recurrence(
             )
         if documents.device != q.device:
             raise ValueError(f"documents: on {documents.device}, but q is on {q.device}; all must be on one device")
-
-
-def wide_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype of sums and states: float32, or float64 for float64."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def restarts(documents_BT: Tensor) -> Tensor:
@@ -121,8 +162,3 @@ def fla_refuses(facts: Mapping[str, Any]) -> str | None:
     if facts.get("device", "cuda") != "cuda":
         return f"it computes on CUDA devices, the inputs are on {facts['device']}"
     return "it computes in float32 or less, the inputs are float64" if facts.get("dtype") == torch.float64 else None
-
-
-def facts(q: Tensor) -> tuple[tuple[str, Any], ...]:
-    """Return what a backend of these operators may refuse."""
-    return (("dtype", q.dtype), ("device", q.device.type))

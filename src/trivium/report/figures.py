@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
+from trivium.report.spread import spread
 from trivium.report.storage import write_whole
 
 if TYPE_CHECKING:
@@ -165,6 +166,34 @@ def rates(series: Sequence[Series], *, label: str, ceiling: float, ceiling_name:
         axes.set_xlabel("tokens of a sequence")
         axes.set_title(label, loc="left", fontsize=_FONT + 1, fontweight="bold")
         _label_ends(figure, axes, series)
+    return figure
+
+
+def length_curves(
+    series: Sequence[Series], *, label: str, trained: float | None = None, width: float = 5.4
+) -> "Figure":
+    """Draw rates from 0 to 100 % against the length read, on a log axis; a line marks the longest length `trained` on.
+
+    The `tokens` of each curve are its lengths.
+    """
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    with look():
+        figure, axes = _axes(width, 3.5, right=_text_inches([curve.name for curve in series]) + 0.68, left=0.72)
+        for curve in series:
+            _curve(axes, curve)
+        lengths = sorted({length for curve in series for length in curve.tokens})
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_locator(FixedLocator(lengths))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0f}")
+        if trained is not None:
+            axes.axvline(trained, color=_FAINT, linewidth=0.7, linestyle=(0, (2, 3)), zorder=1)
+        axes.set_ylim(-0.02, 1.02)
+        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+        axes.set_xlabel("length" if trained is None else f"length (trained on up to {trained:g}, the thin line)")
+        axes.set_title(label, loc="left", fontsize=_FONT + 1, fontweight="bold")
+        _label_ends(figure, axes, [curve for curve in series if len(curve.values)])
     return figure
 
 
@@ -408,29 +437,6 @@ def _label_ends(figure: "Figure", axes: "Axes", series: Sequence[Series]) -> Non
             color=curve.style.colour,
             annotation_clip=False,
         )
-
-
-def spread(wanted: Sequence[float], *, gap: float, low: float, high: float) -> list[float]:
-    """Return places near `wanted`, at least `gap` apart and within low .. high where that holds them all."""
-    order = sorted(range(len(wanted)), key=lambda index: wanted[index])
-    # Blocks of touching labels, each centred on what its members want.
-    blocks: list[list[int]] = []
-
-    def start(block: list[int]) -> float:
-        centre = sum(wanted[index] for index in block) / len(block)
-        first = centre - gap * (len(block) - 1) / 2
-        return max(low, min(first, high - gap * (len(block) - 1)))
-
-    for index in order:
-        blocks.append([index])
-        while len(blocks) > 1 and start(blocks[-2]) + gap * len(blocks[-2]) > start(blocks[-1]):
-            last = blocks.pop()
-            blocks[-1] += last
-    places = [0.0] * len(wanted)
-    for block in blocks:
-        for nth, index in enumerate(block):
-            places[index] = start(block) + nth * gap
-    return places
 
 
 def _text_inches(names: Sequence[str]) -> float:

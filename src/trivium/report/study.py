@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trivium.config import UserError, to_yaml
-from trivium.report.figures import Row, Series, Style, intervals, learning_curves, save, styles
+from trivium.report.figures import Row, Series, Style, intervals, learning_curves, length_curves, save, styles
 from trivium.report.folder import read_json
 from trivium.report.html import Picture, Section, samples_of, write_page
 from trivium.report.tables import (
@@ -74,12 +74,17 @@ def study_figures(results: Mapping[str, Any]) -> dict[str, "Figure"]:
         values = variant["exact_match"]
         rows.append(Row(name, looks[name], values["mean"], values["low"], values["high"], values["values"]))
     figures["final"] = intervals(rows, label="Exact match on test problems", percent=True)
+    trained = results["recipe"]["task"].get("max_length")
+    for key, label in (("token_error", "Token error on test problems"), ("exact_match", "Whole problems right")):
+        if curves := _by_length(results, looks, key):
+            figures[f"{key}_by_length"] = length_curves(curves, label=label, trained=trained)
     return figures
 
 
 def figure_for_readme(results: Mapping[str, Any], path: Path) -> Path:
-    """Write the study's learning curves, its one picture, to `path` (.svg or .png)."""
-    return save(study_figures(results)["exact_match"], path)
+    """Write the study's one picture to `path` (.svg or .png): its token error by length, else its learning curves."""
+    figures = study_figures(results)
+    return save(figures.get("token_error_by_length", figures["exact_match"]), path)
 
 
 def _sections(results: Mapping[str, Any]) -> list[Section]:
@@ -118,8 +123,13 @@ def _sections(results: Mapping[str, Any]) -> list[Section]:
         sections.append(Section("Scores by slice", words=["Exact match on test problems."], tables=slices))
     lengths = length_tables({name: variant.get("by_length") or {} for name, variant in variants.items()})
     if lengths:
-        words = ["Read at one length at a time: means over seeds, with Student's t intervals at 95 %."]
-        sections.append(Section("Scores by length", words=words, tables=lengths))
+        words = ["Read at one length at a time: means over seeds, with Student's t intervals at 95 % (the bands)."]
+        pictures = [
+            Picture(figures[key], "The table below, one curve a variant.")
+            for key in ("token_error_by_length", "exact_match_by_length")
+            if key in figures
+        ]
+        sections.append(Section("Scores by length", words=words, pictures=pictures, tables=lengths))
     sections.append(
         Section(
             "Right and wrong answers",
@@ -152,6 +162,21 @@ def _series(results: Mapping[str, Any], looks: Mapping[str, Style], key: str) ->
         if tokens:
             means, lows, highs = ([end(found) for found in values] for end in (_mean, min, max))
             series.append(Series(name, looks[name], tokens, means, lows, highs))
+    return series
+
+
+def _by_length(results: Mapping[str, Any], looks: Mapping[str, Style], key: str) -> list[Series]:
+    """Return a curve of means over seeds for each variant that was read at several lengths, its t interval as band."""
+    series = []
+    for name, variant in results["variants"].items():
+        scores = variant.get("by_length") or {}
+        cells = [(int(length), scores[length][key]) for length in sorted(scores, key=int)]
+        if not cells:
+            continue
+        means = [cell["mean"] for _, cell in cells]
+        lows = [cell["mean"] if cell["low"] is None else max(0.0, cell["low"]) for _, cell in cells]
+        highs = [cell["mean"] if cell["high"] is None else min(1.0, cell["high"]) for _, cell in cells]
+        series.append(Series(name, looks[name], [length for length, _ in cells], means, lows, highs))
     return series
 
 

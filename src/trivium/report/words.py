@@ -13,6 +13,8 @@ def describe_study(results: Mapping[str, Any]) -> list[str]:
     words = [_setting(results)]
     if results["status"] == "interrupted":
         words.append("The study was interrupted: the numbers below are those of the runs that had finished.")
+    if results.get("not_run"):
+        words.append(f"Not run: {', '.join(results['not_run'])}.")
     for failure in results["failed"]:
         words.append(f"The run {failure['run']} failed and is left out: {failure['error']}.")
     words += results.get("notes", [])

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from trivium.config import UserError, config_hash, to_dict, to_yaml
+from trivium.registry import nearest
 from trivium.report.folder import read_json, read_result
 from trivium.report.storage import naming, write_whole
 from trivium.report.study import write_study_page
@@ -36,6 +37,7 @@ def compare(
     runs_dir: str | Path = "runs",
     *,
     jobs: int | None = None,
+    only: Sequence[str] = (),
     on_progress: Callable[[Event], None] | None = None,
     command: Sequence[str] | None = None,
     target: str = TRAIN,
@@ -47,21 +49,26 @@ def compare(
     the others go on; "status" is then "failed". On Ctrl-C or SIGTERM each run writes its checkpoint, results.json
     says "interrupted", and KeyboardInterrupt goes on to the caller.
 
-    `jobs` runs go side by side (default: as many as the machine serves well); `command` is what reproduces the
-    study (default: this process's own command line); `target` names the function that trains.
+    `only` names the variants to train now; what earlier sessions finished of the others is reported too, and variants
+    without a finished run are listed under "not_run" ("status" is then "partial"). `jobs` runs go side by side
+    (default: as many as the machine serves well); `command` is what reproduces the study (default: this process's own
+    command line); `target` names the function that trains.
     """
     if world_of_environment().size > 1:
         raise UserError("compare: starts processes of its own, so start it without torchrun; that is for trivium train")
     variants = expand(recipe)
     assert recipe.compare is not None
+    for name in only:
+        if name not in recipe.compare.variants:
+            raise UserError(f"only: no variant {name!r}; {nearest(name, list(recipe.compare.variants))}")
     choose_device(recipe.train.device)
     prepare(variants[0].config)  # what they share, checked before the first of many runs
     folder = Path(runs_dir) / recipe.folder_name
     on_event = on_progress or (lambda event: None)
     with _hold(folder) as lock:
-        number = _count_runs(recipe.compare, len(variants))
+        number = _count_runs(recipe.compare, len(only) or len(variants))
         using = _plan(recipe, variants, folder, number, jobs)
-        study = _Study(recipe, variants, folder, using, on_event, command or sys.argv)
+        study = _Study(recipe, variants, folder, using, on_event, command or sys.argv, only)
         with Workers(using, folder / "workers.log", keep_open=[lock], target=target) as workers:
             try:
                 study.tune(workers)
@@ -83,6 +90,7 @@ class _Study:
         using: Plan,
         on_event: Callable[[Event], None],
         command: Sequence[str],
+        only: Sequence[str],
     ):
         assert recipe.compare is not None
         self.recipe = recipe
@@ -91,6 +99,7 @@ class _Study:
         self.using = using
         self.on_event = on_event
         self.command = _command(command)
+        self.only = set(only) or {variant.name for variant in variants}
         self.entries = [Entry(variant, variant.config.train.learning_rate) for variant in variants]
         self.tuning_failures: list[dict[str, Any]] = []
         self.notes = nearly_equal(variants, recipe.task.build().max_length)
@@ -106,8 +115,10 @@ class _Study:
             for entry in self.entries
             for rate in self.compare.learning_rates
         ]
-        outcomes = self._run(workers, [job for _, _, jobs in plans for job in jobs])
+        outcomes = self._run(workers, [job for entry, _, jobs in plans for job in jobs if self._wants(entry, job)])
         for entry, rate, jobs in plans:
+            if any(job.name not in outcomes for job in jobs):
+                continue
             errors = {job.name: outcomes[job.name] for job in jobs if outcomes[job.name] is not None}
             entry.tuning.append(_tuned(rate, jobs, errors))
             # A rate at which training diverges is what a grid is there to find; other failures are not.
@@ -118,7 +129,7 @@ class _Study:
             ]
         for entry in self.entries:
             usable = [row for row in entry.tuning if row["exact_match"] is not None]
-            if usable:
+            if usable and len(entry.tuning) == len(self.compare.learning_rates):
                 best = max(usable, key=lambda row: (row["exact_match"], -row["loss"]))
                 best["chosen"] = True
                 entry.learning_rate = best["learning_rate"]
@@ -130,9 +141,11 @@ class _Study:
         # Seed by seed, so that an interrupted study has all variants of its first seeds.
         for seed in self.compare.seeds:
             for entry in self.entries:
-                if entry.tuning and not any(row["chosen"] for row in entry.tuning):
+                if self.compare.tunes and not any(row["chosen"] for row in entry.tuning):
                     continue
                 job = self._job(entry.variant, seed, entry.learning_rate)
+                if not self._wants(entry, job):
+                    continue
                 entry.folders[seed] = job.folder
                 jobs[job.name] = (entry, seed)
                 order.append(job)
@@ -146,9 +159,10 @@ class _Study:
         length = self.recipe.task.build().max_length
         results = collect(self.recipe, self.entries, length=length)
         failed = self.tuning_failures + results.pop("failed")
+        ended = "failed" if failed else "partial" if results["not_run"] else "finished"
         content = {
             "schema": SCHEMA,
-            "status": status or ("failed" if failed else "finished"),
+            "status": status or ended,
             "study": self.folder.name,
             "command": self.command,
             "recipe": to_dict(self.recipe),
@@ -162,6 +176,10 @@ class _Study:
         write_whole(self.folder / "results.json", json.dumps(content, indent=1, allow_nan=False))
         write_study_page(content, self.folder / "report.html")
         return content
+
+    def _wants(self, entry: Entry, job: Job) -> bool:
+        """Say whether a run is trained now, or was by an earlier session."""
+        return entry.variant.name in self.only or _is_finished(job)
 
     def _job(self, variant: Variant, seed: int, learning_rate: float) -> Job:
         run = variant.run(seed, learning_rate)

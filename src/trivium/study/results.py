@@ -59,6 +59,7 @@ def collect(recipe: Recipe, entries: Sequence[Entry], *, length: int) -> dict[st
         "thresholds": list(thresholds),
         "tokens_rule": TOKENS_RULE,
         "variants": variants,
+        "not_run": [name for name, results in variants.items() if not _any_finished(results["seeds"])],
         "failed": failed,
     }
 
@@ -172,6 +173,10 @@ def token_ratio(seeds: Mapping[str, Any], baseline: Mapping[str, Any], key: str)
 
 def _finished(seeds: Mapping[str, Any], seed: str) -> bool:
     return seed in seeds and seeds[seed]["status"] == "finished"
+
+
+def _any_finished(seeds: Mapping[str, Any]) -> bool:
+    return any(_finished(seeds, seed) for seed in seeds)
 
 
 def _tokens_to(seeds: Sequence[Mapping[str, Any]], key: str) -> dict[str, Any]:

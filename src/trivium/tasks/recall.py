@@ -109,13 +109,16 @@ class Recall(DrawnTask):
 
     def answer(self, problems: Drawn) -> tuple[np.ndarray, np.ndarray]:
         prompts_BP, first = problems.prompts_BP, 2 * self.config.pairs
-        rows_B1 = np.arange(len(prompts_BP))[:, None]
-        value_of_BK = np.zeros((len(prompts_BP), self.half), dtype=np.int32)
-        value_of_BK[rows_B1, prompts_BP[:, 0:first:2]] = prompts_BP[:, 1:first:2]
+        keys_BN, values_BN = prompts_BP[:, 0:first:2], prompts_BP[:, 1:first:2]
+        order_BN = keys_BN.argsort(axis=1)
         labels_BP = np.full(prompts_BP.shape, -1, dtype=np.int64)
         rest_BG = prompts_BP[:, first:]
-        asked_BG = (rest_BG < self.half) & (np.arange(first, prompts_BP.shape[1]) < problems.lengths_B[:, None])
-        labels_BP[:, first:] = np.where(asked_BG, value_of_BK[rows_B1, np.where(asked_BG, rest_BG, 0)], -1)
+        inside_BG = np.arange(rest_BG.shape[1]) + first < problems.lengths_B[:, None]
+        rows, places = np.nonzero((rest_BG < self.half) & inside_BG)
+        # All rows' keys make one ascending sequence, each row's behind the row before.
+        sorted_keys = np.take_along_axis(keys_BN, order_BN, axis=1) + self.half * np.arange(len(keys_BN))[:, None]
+        found = np.searchsorted(sorted_keys.ravel(), rest_BG[rows, places] + self.half * rows)
+        labels_BP[rows, places + first] = np.take_along_axis(values_BN, order_BN, axis=1).ravel()[found]
         return labels_BP, problems.lengths_B
 
     def label_places(self, prompt: list[int]) -> list[bool]:

@@ -16,8 +16,8 @@ from trivium.tasks.base import TaskConfig
 class CurriculumConfig:
     """Short problems first: the stages of a run before the whole task, and when one is left for the next.
 
-    After every evaluation at which the criterion holds, on validation problems of the stage, the next stage begins;
-    the whole task follows the last. Without lengths there is no curriculum.
+    After every evaluation at which the criterion holds, on validation problems of the stage, the next stage begins,
+    and after `most_evaluations` in any case; the whole task follows the last. Without lengths there is no curriculum.
     """
 
     lengths: tuple[int, ...] = ()
@@ -28,6 +28,8 @@ class CurriculumConfig:
     """Go on when the score is at least this, or, for the loss, at most."""
     warn_after: int = 20
     """Evaluations without going on after which a warning says so."""
+    most_evaluations: int | None = None
+    """Evaluations after which a stage is left even so, that every variant sees the whole task; null: never."""
 
     def __post_init__(self):
         if min(self.lengths, default=1) < 1 or list(self.lengths) != sorted(set(self.lengths)):
@@ -35,8 +37,10 @@ class CurriculumConfig:
         if not 0 < self.advance_at < math.inf or (self.metric != "loss" and self.advance_at > 1):
             allowed = "a number above 0" if self.metric == "loss" else "a rate above 0, up to 1"
             raise UserError(f"advance_at: expected {allowed}, got {self.advance_at}")
-        if self.warn_after < 1:
-            raise UserError(f"warn_after: expected 1 or more evaluations, got {self.warn_after}")
+        for name in ("warn_after", "most_evaluations"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name}: expected 1 or more evaluations, got {value}")
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ class TrainConfig:
     batch: int | None = None
     """Examples a step, over all devices together (256 when batch_tokens is left out too)."""
     batch_tokens: int | None = None
-    """Tokens a step, over all devices together: as many examples as fit at the task's longest length."""
+    """Tokens a step, over all devices together: the examples that fit at the longest length of task, or of a stage."""
     micro_batch: int | None = None
     """Examples a forward pass; a step accumulates as many passes as its batch needs (default: all at once)."""
     learning_rate: float = 3e-3

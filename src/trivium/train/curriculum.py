@@ -46,20 +46,20 @@ class Curriculum:
     def advance(self, at: Position, score: Callable[[np.ndarray, int], dict[str, Any]]) -> dict[str, Any] | None:
         """Score the stage that `at` is in with `score(indices, stage)`, and move `at` on if its criterion holds.
 
-        Returns the row of metrics, with "advanced" in it; None when the whole task is learned already. Warns once when
-        a stage has lasted for `warn_after` evaluations.
+        A stage that has had `most_evaluations` is left in any case. Returns the row of metrics, with "advanced" and
+        "held" (the criterion) in it; None when the whole task is learned already. Warns once when a stage has lasted
+        for `warn_after` evaluations.
         """
         if at.stage == 0:
             return None
         config, stage = self.config, at.stage
         scores = score(self.indices(stage), stage)
         value = scores[config.metric]
-        advanced = value <= config.advance_at if config.metric == "loss" else value >= config.advance_at
+        held = value <= config.advance_at if config.metric == "loss" else value >= config.advance_at
         following = [length for length in config.lengths if length > stage]
         at.stage_evaluations += 1
-        if advanced:
-            at.stage, at.stage_evaluations = (following[0] if following else 0), 0
-        elif at.stage_evaluations == config.warn_after:
+        advanced = held or at.stage_evaluations == config.most_evaluations
+        if at.stage_evaluations == config.warn_after and not held:
             _log.warning(
                 "step %d: the curriculum has not gone on from length %d in %d evaluations: %s is %.4g, to go on to %s "
                 "it has to be %s %g",
@@ -72,7 +72,9 @@ class Curriculum:
                 "at most" if config.metric == "loss" else "at least",
                 config.advance_at,
             )
-        return {"split": "stage", "stage": stage, **scores, "advanced": advanced}
+        if advanced:
+            at.stage, at.stage_evaluations = (following[0] if following else 0), 0
+        return {"split": "stage", "stage": stage, **scores, "advanced": advanced, "held": held}
 
     def shorten_chains(self, at: Position) -> None:
         """Take more from each chain of thought if the whole task is reached and its last scores are good enough."""

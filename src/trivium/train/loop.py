@@ -156,7 +156,7 @@ def train(
                 for name, value in (("loss", loss_value), ("gradient norm", norm_value)):
                     overflowed = name == "gradient norm" and scaler.is_enabled()  # such a step is skipped, not lost
                     if not math.isfinite(value) and not overflowed:
-                        indices = stream.indices(number).tolist()
+                        indices = stream.indices(number, at.stage).tolist()
                         message = f"step {number + 1}: the {name} is {value} on training indices {_spans(indices)}"
                         raise TrainingDiverged(message, number, checkpoint, indices)
                 at.row_loss += loss_value

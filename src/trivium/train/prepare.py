@@ -41,7 +41,7 @@ def prepare(config: RunConfig, processes: int = 1) -> Prepared:
     batch = options.batch_examples(task.max_length - 1)
     if batch < processes:
         raise UserError(f"train.batch: {batch} examples cannot be shared by {processes} processes")
-    stream = TrainStream(task, batch, options.seed)
+    stream = TrainStream(task, batch, options.seed, batch_tokens=options.batch_tokens)
     length = run_length(options, batch, stream.examples_in_epoch)
     validation_indices = task.distinct("validation", options.eval_examples)
     task.distinct("test", 1)  # what is missing would else be noticed after training

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from trivium.ops.delta_rule.reference import reference
-from trivium.ops.linear_attention.chunked import by_chunk, by_token, chunk_size
+from trivium.ops.linear_attention.chunked import FEW, by_chunk, by_token, chunk_size
 from trivium.ops.recurrence import forget_between
 
 CHUNK = 32
@@ -35,15 +34,27 @@ def chunked(
 ) -> tuple[Tensor, Tensor]:
     """Return (o, state); arguments as in `reference`."""
     tokens, out_dtype = q.shape[1], q.dtype
-    if tokens == 1:
-        return reference(q, k, v, beta, log_decay, scale=scale, state=state, documents=documents)
-    log_decay = forget_between(log_decay, documents)
-    size = chunk_size(tokens, CHUNK)
-    wide = (x.to(state.dtype) for x in (scale * q, k, v, beta[..., None], log_decay[..., None]))
-    o_NGCV, state_GKV = cast(
-        "tuple[Tensor, Tensor]", _Chunks.apply(*(by_chunk(x, size) for x in wide), state.flatten(0, 1))
-    )
+    gates = (beta[..., None], forget_between(log_decay, documents)[..., None])
+    q, k, v, beta, log_decay = (x.to(state.dtype) for x in (scale * q, k, v, *gates))
+    if tokens <= FEW:
+        o, state = _one_by_one(q, k, v, beta, log_decay, state)
+        return o.to(out_dtype), state
+    chunks = (by_chunk(x, chunk_size(tokens, CHUNK)) for x in (q, k, v, beta, log_decay))
+    o_NGCV, state_GKV = cast("tuple[Tensor, Tensor]", _Chunks.apply(*chunks, state.flatten(0, 1)))
     return by_token(o_NGCV, state, tokens).to(out_dtype), state_GKV.view_as(state)
+
+
+def _one_by_one(
+    q: Tensor, k: Tensor, v: Tensor, beta_BTH1: Tensor, log_decay_BTH1: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return (o, state); the state is read and written as few times as can be."""
+    decay_BTH1, outputs = log_decay_BTH1.exp(), []
+    for t in range(q.shape[1]):
+        decay, key = decay_BTH1[:, t, :, None], k[:, t, :, None, :]
+        wrong = torch.addcmul(v[:, t, :, None, :], key @ state, decay, value=-1)
+        state = (decay * state).addcmul_(key.mT, beta_BTH1[:, t, :, None] * wrong)
+        outputs.append(q[:, t, :, None, :] @ state)
+    return torch.cat(outputs, dim=2).transpose(1, 2), state
 
 
 def between(log_decay_C: Tensor) -> Tensor:

@@ -1,14 +1,10 @@
 """Gated linear attention (arXiv 2312.06635): a matrix of memory with a decay of its own for each key channel."""
 
-import torch
 from torch import Tensor
 
-from trivium.ops import dispatch
-from trivium.ops.recurrence import check_recurrence, facts, fla_missing, fla_refuses, fla_suits, wide_dtype
+from trivium.ops.recurrence import compute, register
 
 __all__ = ["gated_linear_attention"]
-
-_OPERATOR = "gated_linear_attention"
 
 
 def _load_reference():
@@ -29,17 +25,7 @@ def _load_fla():
     return by_fla
 
 
-dispatch.register(_OPERATOR, "reference", dispatch.Backend(_load_reference))
-dispatch.register(
-    _OPERATOR,
-    "torch",
-    dispatch.Backend(_load_chunked, suits=lambda device_type: f"plain PyTorch, chunked, runs on {device_type}"),
-)
-dispatch.register(
-    _OPERATOR,
-    "fla",
-    dispatch.Backend(_load_fla, missing=fla_missing, suits=fla_suits, refuses=fla_refuses),
-)
+register("gated_linear_attention", _load_reference, _load_chunked, _load_fla)
 
 
 def gated_linear_attention(
@@ -63,13 +49,7 @@ def gated_linear_attention(
     "fla" (flash-linear-attention's kernels, on a CUDA device). In float64 "auto" takes "torch", which alone keeps it.
     Raises ValueError for arguments that disagree and UserError for a backend that is missing or cannot.
     """
-    check_recurrence(q, k, v, {"log_decay": (log_decay, tuple(q.shape))}, state, documents)
-    function = dispatch.load(_OPERATOR, backend, q.device.type, facts(q))
-    wide = wide_dtype(q.dtype)
-    if state is None:
-        state = torch.zeros(q.shape[0], *q.shape[2:], v.shape[3], dtype=wide, device=q.device)
-    if v.numel() == 0:
-        return torch.zeros_like(v), state.to(wide)
-    scale = q.shape[3] ** -0.5 if scale is None else float(scale)
-    with torch.autocast(q.device.type, enabled=False):
-        return function(q, k, v, log_decay, scale=scale, state=state.to(wide), documents=documents)
+    gates = {"log_decay": (log_decay, tuple(q.shape))}
+    return compute(
+        "gated_linear_attention", q, k, v, gates, scale=scale, state=state, documents=documents, backend=backend
+    )

@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from trivium.ops.linear_attention.reference import reference
 from trivium.ops.recurrence import forget_between
 
 CHUNK = 32
+FEW = 4  # tokens that go faster one by one, as in decoding
 
 
 def chunked(
@@ -26,13 +26,22 @@ def chunked(
 ) -> tuple[Tensor, Tensor]:
     """Return (o, state); arguments as in `reference`."""
     tokens, out_dtype = q.shape[1], q.dtype
-    if tokens == 1:
-        return reference(q, k, v, log_decay, scale=scale, state=state, documents=documents)
-    log_decay = forget_between(log_decay, documents)
-    size = chunk_size(tokens, CHUNK)
-    chunks = (by_chunk(x.to(state.dtype), size) for x in (scale * q, k, v, log_decay))
+    q, k, v, log_decay = (x.to(state.dtype) for x in (scale * q, k, v, forget_between(log_decay, documents)))
+    if tokens <= FEW:
+        o, state = _one_by_one(q, k, v, log_decay.exp(), state)
+        return o.to(out_dtype), state
+    chunks = (by_chunk(x, chunk_size(tokens, CHUNK)) for x in (q, k, v, log_decay))
     o_NGCV, state_GKV = cast("tuple[Tensor, Tensor]", _Chunks.apply(*chunks, state.flatten(0, 1)))
     return by_token(o_NGCV, state, tokens).to(out_dtype), state_GKV.view_as(state)
+
+
+def _one_by_one(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (o, state); the state is read and written as few times as can be."""
+    outputs = []
+    for t in range(q.shape[1]):
+        state = (decay[:, t, :, :, None] * state).addcmul_(k[:, t, :, :, None], v[:, t, :, None, :])
+        outputs.append(q[:, t, :, None, :] @ state)
+    return torch.cat(outputs, dim=2).transpose(1, 2), state
 
 
 def chunk_size(tokens: int, largest: int) -> int:
