@@ -1,4 +1,5 @@
 import json
+import logging
 import os
 
 import pytest
@@ -86,6 +87,7 @@ def test_loading_what_is_not_a_run_is_refused(tmp_path):
 
 
 def test_a_run_that_has_not_finished_is_loaded_from_its_newest_good_checkpoint_and_says_so(tmp_path, caplog):
+    caplog.set_level(logging.WARNING, "trivium")
     train(tiny_config(steps=4, save_every=2), tmp_path)
     model, tokenizer, task = trivium.load(tmp_path)
     assert tokenizer.decode(task.alphabet.encode("1+2")) == "1+2"
