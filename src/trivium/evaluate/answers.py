@@ -73,7 +73,8 @@ def evaluate_file(
         example = ended(example, task.alphabet.end, f"{path}:{number}")
         try:
             lengths = [len(task.alphabet.encode(text)) for text in (example.prompt, example.answer)]
-            check_length(lengths[0], room, answer=0 if task.labels else lengths[1])
+            answer = 0 if task.labels else lengths[1]
+            check_length(lengths[0], room, answer, least=model.decoding.shift + 1)
             task.encode(example)  # refuses labels that are not one for each place
         except UserError as error:
             raise UserError(f"{path}:{number}: {error}") from None
