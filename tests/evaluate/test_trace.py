@@ -142,6 +142,9 @@ def test_what_cannot_be_traced_is_refused(monkeypatch):
     model = built("simplicial(window1=4, window2=4)")
     with pytest.raises(UserError, match="expression too long"):
         trace(model, TASK, TASK.parse("1001001001001+2002002002002"))
+    long = f"{'1' * (TASK.max_length - 4)}+2"  # the prompt fits, its answer does not
+    with pytest.raises(UserError, match="tokens and .* of its answer"):
+        trace(model, TASK, TASK.parse(long))
     monkeypatch.setattr(module, "LARGEST", 1000)
     with pytest.raises(UserError, match=r"would hold 0 MiB, more than 0 MiB: give a shorter expression"):
         trace(model, TASK, TASK.parse("1+2"))

@@ -86,6 +86,17 @@ def test_the_same_model_with_another_loss_is_another_variant():
     assert [variant.config.train.prompt_loss for variant in variants] == [False, True]
 
 
+def test_the_same_model_with_another_objective_is_another_variant():
+    objectives = {
+        "next": {},
+        "two": {"train.objective": "label_shift", "train.shift": 1},
+        "rolled": {"train.objective": "rollout", "train.rollout.temperature": 0.5},
+    }
+    variants = expand(recipe_of(objectives))
+    assert [variant.config.train.objective for variant in variants] == ["next_token", "label_shift", "rollout"]
+    assert variants[2].config.train.rollout.temperature == 0.5
+
+
 def test_masking_the_chain_of_a_task_that_has_none_is_no_variant():
     recipe = recipe_of({"chain": {}, "masked": {"train.chain_loss": False}})
     with pytest.raises(UserError, match="'chain' and 'masked' are the same"):

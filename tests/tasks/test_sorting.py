@@ -5,6 +5,7 @@ import pytest
 
 from trivium.config import UserError
 from trivium.tasks.sorting import SortingConfig
+from trivium.tasks.subtraction import SubtractionConfig
 
 
 @pytest.mark.parametrize("config", SortingConfig.examples())
@@ -40,3 +41,11 @@ def test_lists_can_be_typed():
 def test_wrong_configs_are_refused(changes):
     with pytest.raises(UserError, match=next(iter(changes))):
         SortingConfig(**changes)
+
+
+@pytest.mark.parametrize(
+    "task", [SortingConfig(max_length=3, max_digits=1), SubtractionConfig(max_length=2, zero_pad=True)]
+)
+def test_a_task_is_as_long_as_its_longest_problem(task):
+    made = task.build()
+    assert made.batch("train", 0, 200).lengths_B.max() + 1 == made.max_length

@@ -55,7 +55,7 @@ def run(steps, count: int = 20, batch: int = 32, micro_batch: int | None = None)
     torch.manual_seed(1)
     with steps.running():
         for index in range(count):
-            drawn = objective.view(stream.batch(index))
+            drawn = objective.decoding.view(stream.batch(index), task.alphabet.pad_id)
             weights = objective.weights(drawn)
             set_learning_rate(steps.step.optimizer, 1e-3 * (index + 1) / count)
             objective.begin_step(index / count, steps.device)

@@ -1,18 +1,25 @@
 """Chains of thought shortened stage by stage."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 
 from trivium.config import from_dict
+from trivium.evaluate.teacher import teacher_forced
+from trivium.model.base import Decoding
+from trivium.model.context import model_context
 from trivium.tasks.addition import AdditionConfig
 from trivium.tasks.base import ANSWER, CHAIN, PAD, PROMPT
+from trivium.tasks.jsonl import JsonlConfig
 from trivium.tasks.multiplication import MultiplicationConfig
 from trivium.train import loop
 from trivium.train.config import ChainRemovalConfig, CurriculumConfig, RunConfig
 from trivium.train.curriculum import Curriculum
 from trivium.train.loop import train
+from trivium.train.objectives import has_chain
+from trivium.train.run import load
 from trivium.train.state import Position
 
 COLUMN = AdditionConfig(format="column").build()
@@ -69,8 +76,8 @@ def test_a_shortened_batch_is_that_of_shortened_texts(task, count):
 def test_a_run_takes_more_away_at_each_good_evaluation_until_no_chain_is_left(tmp_path, monkeypatch):
     rates, asked = iter([0.2, 0.95, 0.9, 0.5, 1.0, 1.0]), []
 
-    def scores(*arguments, chain_removed, **options):
-        asked.append(chain_removed)
+    def scores(model, *arguments, **options):
+        asked.append(model.decoding.chain_removed)
         return {"loss": 1.0, "token_accuracy": 0.5, "exact_match": next(rates), "count": 5}
 
     monkeypatch.setattr(loop, "teacher_forced", scores)
@@ -84,6 +91,9 @@ def test_a_run_takes_more_away_at_each_good_evaluation_until_no_chain_is_left(tm
         },
     )
     train(config, tmp_path / "run")
+    assert load(tmp_path / "run")[0].decoding.chain_removed == 36
+    shutil.rmtree(tmp_path / "run" / "model")
+    assert load(tmp_path / "run")[0].decoding.chain_removed == 36  # from the last checkpoint
     assert asked == [0, 0, 12, 24, 24, 36]
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["chain_removed"] for row in rows if row["split"] == "validation"] == asked
@@ -102,3 +112,32 @@ def test_nothing_more_is_taken_once_no_chain_can_be_left():
     staged = Position(stage=2, validation={"exact_match": 1.0})
     curriculum.shorten_chains(staged)
     assert staged.chain_removed == 0
+
+
+def test_a_file_of_few_problems_is_looked_through_for_a_chain(tmp_path):
+    config = JsonlConfig.examples(tmp_path)[0]
+    assert isinstance(config, JsonlConfig)
+    for length in (1, 5):
+        config.train.write_text("".join(config.train.read_text().splitlines(keepends=True)[:length]))
+        assert has_chain(config.build())
+
+
+def test_a_model_without_chains_is_scored_on_problems_without_them(tmp_path):
+    config = from_dict(
+        RunConfig,
+        {
+            "task": {"kind": "addition", "format": "column", "max_digits": 2, "min_digits": 2},
+            "model": {"width": 16, "heads": 2, "layers": "attention*1"},
+        },
+    )
+    task = config.task.build()
+    model = config.model.build(model_context(task, config.model))
+    read = []
+    model.register_forward_pre_hook(lambda module, arguments: read.append(arguments[0].shape[1]))
+    indices = np.arange(8)
+    for removed, longest in ((0, task.max_length - 1), (task.max_length, len("12+34=123"))):
+        model.decoding = Decoding(chain_removed=removed)
+        read.clear()
+        teacher_forced(model, task, "test", indices)
+        assert read[0] <= longest
+        assert removed or read[0] > len("12+34=123")

@@ -9,6 +9,7 @@ import torch
 from trivium.config import UserError, from_dict
 from trivium.evaluate.answers import evaluate
 from trivium.evaluate.config import EvaluateConfig
+from trivium.evaluate.lengths import scores_by_length
 from trivium.generate.engine import generate
 from trivium.hub.folder import load_model, save_model
 from trivium.model.base import Decoding, LanguageModel, ModelContext
@@ -86,7 +87,7 @@ def test_one_pass_over_the_prompt_gives_the_whole_answer():
     )
     objective = make_objective(config.train, task, config.model)
     assert objective.decoding == Decoding(3, 4)
-    batch = objective.view(task.collate([task.example_of([99, 21])]))
+    batch = objective.decoding.view(task.collate([task.example_of([99, 21])]), task.alphabet.pad_id)
     assert task.alphabet.decode(batch.tokens_BT[0]) == "990+120="
     assert task.alphabet.decode(batch.targets_BT[0][batch.weights_BT[0] > 0]) == "0210"
     model = Knowing(task, objective.decoding)
@@ -141,6 +142,10 @@ def test_wrong_objectives_are_refused(options, message):
         run_config(train=options)
 
 
+PADDED = {"task": {"kind": "addition", "max_digits": 3, "zero_pad": True}}
+SHIFT_3 = {"objective": "label_shift", "shift": 3}
+
+
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
@@ -150,6 +155,17 @@ def test_wrong_objectives_are_refused(options, message):
         ({"train": {"objective": "rollout", "prompt_loss": True}}, "prompt_loss"),
         ({"train": {"objective": "rollout", "compile": True}}, "compile"),
         ({"train": {"chain_removal": {"tokens": 2}}}, "have no chain"),
+        ({"train": {"objective": "rollout"}, "model": {"positions": "block", "block_offset": 3}}, "block_offset"),
+        ({"train": {"objective": "rollout"}, "model": {"checkpoint_activations": True}}, "checkpoint_activations"),
+        (
+            {**PADDED, "train": {**SHIFT_3, "curriculum": {"lengths": [2]}}},
+            "lengths of 2: 3 is not feasible",
+        ),
+        ({**PADDED, "train": SHIFT_3, "evaluate": {"lengths": [2]}}, "evaluate.lengths of 2: 3 is not feasible"),
+        (
+            {**PADDED, "train": SHIFT_3, "evaluate": {"lengths": [4]}},
+            "evaluate.lengths of 4: 3 gives whole answers of 4 tokens, these have 5",
+        ),
     ],
 )
 def test_what_a_task_or_model_cannot_do_is_refused_before_training(sections, message):
@@ -202,3 +218,13 @@ def test_sampling_does_not_depend_on_the_rows_beside():
             assert len(one.tokens) <= 9
     with pytest.raises(UserError, match="3 or more before it answers"):
         generate(model, [[1, 2]], **options)
+
+
+def test_scores_by_length_ask_for_the_tokens_that_a_place_tells():
+    task = AdditionConfig(format="delimited", min_digits=3).build()
+    model = Knowing(task, Decoding(2))
+    sums = scores_by_length(model, task, EvaluateConfig(examples=40, lengths=(3,)))["3"]
+    assert sums["exact_match"]["rate"] == 1.0
+    assert sums["token_error"]["rate"] == 0.0
+    with pytest.raises(UserError, match=r"evaluate\.lengths: 1: 2 is not feasible"):
+        scores_by_length(model, task, EvaluateConfig(examples=40, lengths=(1,)))

@@ -10,6 +10,7 @@ from trivium.config import from_dict
 from trivium.model.context import model_context
 from trivium.model.decoder import DecoderConfig
 from trivium.tasks.addition import AdditionConfig
+from trivium.tasks.jsonl import JsonlConfig
 from trivium.train import loop
 from trivium.train.config import RunConfig
 from trivium.train.loop import train
@@ -189,3 +190,20 @@ def test_a_killed_roll_out_resumes_to_the_same_losses(tmp_path, monkeypatch):
         train(sections(3), tmp_path / "cut", on_progress=stop)
     train(sections(3), tmp_path / "cut")
     assert losses_of(tmp_path / "cut") == losses_of(tmp_path / "whole")
+
+
+def test_a_long_prompt_beside_a_long_answer_needs_no_more_positions_than_each_text(tmp_path):
+    for split in ("train", "validation", "test"):
+        rows = [{"prompt": split[:2] * 10, "answer": "a"}, {"prompt": split[:2], "answer": "ab" * 9}]
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = JsonlConfig(*(tmp_path / f"{split}.jsonl" for split in ("train", "validation", "test"))).build()
+    config = DecoderConfig(width=16, heads=2, positions="learned")
+    model, objective = config.build(model_context(task, config)), Rollout()
+    objective.begin_step(0.0, DEVICE)
+    batch = task.batch("train", 0, 2)
+    weights = objective.weights(batch)
+    (read,) = objective.reads(batch, weights, None, longest=None, pad_id=task.alphabet.pad_id)
+    assert read.tokens_BT.shape[1] + read.targets_N.shape[1] > task.max_length
+    loss = objective.loss_sum(*objective.predict(model, tensors(read)))
+    loss.backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())

@@ -18,7 +18,7 @@ from trivium.config import UserError
 from trivium.evaluate.answers import evaluate as evaluate_split
 from trivium.evaluate.answers import evaluate_file
 from trivium.evaluate.config import EvaluateConfig
-from trivium.evaluate.trace import save_trace, trace
+from trivium.evaluate.trace import Trace, save_trace, trace
 from trivium.model.base import LanguageModel
 from trivium.report.tables import length_tables, to_rich
 from trivium.tasks.base import Split, Task
@@ -63,6 +63,8 @@ def evaluate(arguments: Sequence[str]) -> None:
     if options.lengths and options.data is not None:
         raise UserError("--lengths: given beside --data, whose problems have the lengths that they have")
     model, _, task = load(options.run)
+    # What cannot be traced is refused before anything is scored.
+    traced = traces(model, task, options.split, options.examples) if options.trace else {}
     with torch.inference_mode():
         if options.data is not None:
             scores = evaluate_file(
@@ -72,20 +74,20 @@ def evaluate(arguments: Sequence[str]) -> None:
             scores = evaluate_split(
                 model, task, config, split=options.split, temperature=options.temperature, seed=options.seed
             )
-    if options.trace:
-        store_traces(options.run, model, task, options.split, options.examples)
     if options.json:
         print(json.dumps(scores, indent=1))
     else:
         show(scores)
+    for name, found in traced.items():
+        arrays, _ = save_trace(found, options.run / "traces" / name)
+        print(f"traced {''.join(found.tokens[: found.prompt])} in {arrays}", file=sys.stderr)
 
 
-def store_traces(run: Path, model: LanguageModel, task: Task, split: Split, examples: int) -> None:
-    """Write the traces of a few problems of `split` into the run's folder, and say where."""
+def traces(model: LanguageModel, task: Task, split: Split, examples: int) -> dict[str, Trace]:
+    """Return the traces of a few problems of `split` by the name under which they are stored."""
     indices = task.distinct(split, min(examples, TRACED))
-    for index, example in zip(indices, task.examples(split, indices), strict=True):
-        arrays, _ = save_trace(trace(model, task, example), run / "traces" / f"{split}-{index}")
-        print(f"traced {example.prompt} in {arrays}", file=sys.stderr)
+    problems = zip(indices, task.examples(split, indices), strict=True)
+    return {f"{split}-{index}": trace(model, task, example) for index, example in problems}
 
 
 def show(scores: dict[str, Any]) -> None:

@@ -73,7 +73,8 @@ def evaluate_file(
         example = ended(example, task.alphabet.end, f"{path}:{number}")
         try:
             lengths = [len(task.alphabet.encode(text)) for text in (example.prompt, example.answer)]
-            check_length(lengths[0], room, answer=0 if task.labels else lengths[1])
+            answer = 0 if task.labels else lengths[1]
+            check_length(lengths[0], room, answer, least=model.decoding.shift + 1)
             task.encode(example)  # refuses labels that are not one for each place
         except UserError as error:
             raise UserError(f"{path}:{number}: {error}") from None
@@ -96,7 +97,8 @@ def _scores(
     seed: int,
     chain_loss: bool,
 ) -> dict[str, Any]:
-    forced = score_batches(model, batches, chain_loss=chain_loss)
+    seen = (model.decoding.view(batch, task.alphabet.pad_id) for batch in batches)
+    forced = score_batches(model, seen, chain_loss=chain_loss)
     texts, generated = _answer(model, task, examples, config, temperature, seed)
     verdicts = [task.verify(example, text) for example, text in zip(examples, texts, strict=True)]
     correct = [verdict.correct for verdict in verdicts]

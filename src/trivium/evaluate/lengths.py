@@ -39,6 +39,7 @@ def scores_by_length(
     for length in config.lengths:
         try:
             sized = task.at_length(length)
+            model.decoding.check(sized)
         except UserError as error:
             raise UserError(f"evaluate.lengths: {length}: {error}") from None
         if sized.max_length - 1 > room:
@@ -50,7 +51,7 @@ def scores_by_length(
         exact = 0
         for start in range(0, len(indices), config.batch):
             rows = indices[start : start + config.batch]
-            batch = sized.gather(split, rows)
+            batch = model.decoding.view(sized.gather(split, rows), sized.alphabet.pad_id)
             wrong_BT, scored_BT = _errors(model, batch, chain_loss)
             width = wrong_BT.shape[1]
             wrong_T[:width] += wrong_BT.sum(axis=0)

@@ -39,20 +39,18 @@ def teacher_forced(
     prompt_loss: bool = False,
     autocast: AbstractContextManager[Any] | None = None,
     stage: int = 0,
-    chain_removed: int = 0,
 ) -> dict[str, Any]:
     """Return {"loss", "token_accuracy", "exact_match", "count"} on the problems at `indices` of `split`.
 
     The loss (nats) is the mean over scored targets, weighted as in training. Accuracy counts the targets of the
     answer, and of the chain unless `chain_loss` is false; a row matches exactly when the most probable token is
     right at all of them. The prompt never counts for either. `batch` rows are read at a time and do not change
-    the result; the model is put into eval mode and back. `autocast` is entered around the forward passes. Chains of
-    thought are read without their first `chain_removed` tokens.
+    the result; the model is put into eval mode and back. `autocast` is entered around the forward passes. What is
+    read and asked for is what the model was trained on, see `Decoding`.
     """
     indices = np.asarray(indices, dtype=np.int64)
-    pad_id = task.alphabet.pad_id
     batches = (
-        task.gather(split, indices[start : start + batch], stage).without_chain(chain_removed, pad_id)
+        model.decoding.view(task.gather(split, indices[start : start + batch], stage), task.alphabet.pad_id)
         for start in range(0, len(indices), batch)
     )
     return score_batches(model, batches, chain_loss=chain_loss, prompt_loss=prompt_loss, autocast=autocast)
@@ -66,7 +64,7 @@ def score_batches(
     prompt_loss: bool = False,
     autocast: AbstractContextManager[Any] | None = None,
 ) -> dict[str, Any]:
-    """Return what `teacher_forced` does, for problems that are encoded already."""
+    """Return what `teacher_forced` does, for batches that are seen as the model's `decoding` does."""
     with evaluating(model), torch.no_grad(), autocast or nullcontext():
         rows = [_score(model, batch, chain_loss, prompt_loss) for batch in batches]
     if not rows:
@@ -82,8 +80,7 @@ def score_batches(
 
 def _score(model: LanguageModel, batch: Batch, chain_loss: bool, prompt_loss: bool) -> Tensor:
     """Return (4, B): the weighted loss of each row, its weights, its right targets and its scored targets."""
-    device, decoding = device_of(model), model.decoding
-    batch = batch.shifted(decoding.shift, decoding.answer_tokens is not None)
+    device = device_of(model)
     tokens_BT = torch.from_numpy(batch.tokens_BT).to(device)
     targets_BT = torch.from_numpy(batch.targets_BT).to(device)
     weights_BT = torch.from_numpy(loss_weights(batch, chain_loss=chain_loss, prompt_loss=prompt_loss)).to(device)

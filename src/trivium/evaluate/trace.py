@@ -24,6 +24,7 @@ from trivium.mixers.base import Mixer
 from trivium.model.base import LanguageModel
 from trivium.ops import dispatch
 from trivium.ops.simplicial.reference import allowed, pair_weights
+from trivium.report.storage import write_whole
 from trivium.tasks.base import Example, Task
 
 ALTERNATIVES = 3
@@ -93,7 +94,7 @@ def trace(model: LanguageModel, task: Task, example: Example) -> Trace:
     if model.decoding.shift:
         raise UserError("this model gives several tokens a pass; only next-token models are traced")
     prompt = alphabet.encode(example.prompt)
-    check_length(len(prompt), longest_input(model))
+    check_length(len(prompt), longest_input(model), 0 if task.labels else len(alphabet.encode(example.answer)))
     ids = list(prompt)
     correct = None
     if not task.labels:
@@ -285,9 +286,9 @@ def _whole_model(model: LanguageModel, read: Sequence[int], told: Sequence[int])
 
 
 def save_trace(found: Trace, stem: Path) -> tuple[Path, Path]:
-    """Write a trace beside `stem`: its arrays as .safetensors, the rest as .json; return both files."""
+    """Write a trace beside `stem`: arrays as .safetensors, the rest as .json, each of them whole; return both."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     files = stem.with_suffix(".safetensors"), stem.with_suffix(".json")
-    files[0].write_bytes(save({name: np.ascontiguousarray(array) for name, array in found.arrays().items()}))
-    files[1].write_text(json.dumps(found.described(), indent=1))
+    write_whole(files[0], save({name: np.ascontiguousarray(array) for name, array in found.arrays().items()}))
+    write_whole(files[1], json.dumps(found.described(), indent=1))
     return files

@@ -45,8 +45,8 @@ def generate(
         raise UserError(f"batch {batch}: expected a positive whole number")
     lengths = np.array([len(prompt) for prompt in prompts], dtype=np.int64)
     room = longest_input(model)
-    for length in (lengths.min(initial=1), lengths.max(initial=1)):
-        check_length(int(length), room)
+    for length in (lengths.min(), lengths.max()) if len(lengths) else ():
+        check_length(int(length), room, least=model.decoding.shift + 1)
     # Rows of like length side by side need no padding and end together.
     order = np.argsort(lengths, kind="stable")
     results: dict[int, Generation] = {}
@@ -97,13 +97,16 @@ def longest_input(model: LanguageModel) -> int:
     return getattr(model.config, "max_length", None) or model.context.max_length
 
 
-def check_length(prompt: int, room: int, answer: int = 0) -> None:
+def check_length(prompt: int, room: int, answer: int = 0, least: int = 1) -> None:
     """Raise UserError unless a model that reads `room` tokens can read the prompt and write the answer after it.
 
-    Lengths are in tokens. The last token of an answer is predicted and never read.
+    Lengths are in tokens. The last token of an answer is predicted and never read. A model with a shift reads `least`
+    tokens before it answers.
     """
     if prompt < 1:
         raise UserError("empty prompt: give the model at least one token to continue")
+    if prompt < least:
+        raise UserError(f"a prompt of {prompt} tokens: this model reads {least} or more before it answers")
     if prompt > room:
         raise UserError(f"expression too long for the model: {prompt} tokens, the model reads at most {room}")
     if answer and prompt + answer - 1 > room:

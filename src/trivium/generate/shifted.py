@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from trivium.config import UserError
 from trivium.generate.sampling import Generation, device_of, sample, uniforms
 from trivium.model.base import LanguageModel
 
@@ -29,18 +28,17 @@ def generate_shifted(
     """Continue `prompts`, which are the `rows` of a call to `generate`, side by side; see there for the rest.
 
     Where one pass gives the whole answer (`decoding.answer_tokens`), the end token is added to it, not generated.
-    Raises UserError for a prompt that has fewer tokens than a pass gives.
     """
     device, shift, whole = device_of(model), model.decoding.shift, model.decoding.answer_tokens
     per_pass = shift + 1
     lengths = np.array([len(prompt) for prompt in prompts], dtype=np.int64)
-    if int(lengths.min(initial=per_pass)) < per_pass:
-        raise UserError(f"a prompt of {lengths.min()} tokens: this model reads {per_pass} or more before it answers")
     tokens_BT = np.full((len(prompts), int(lengths.max())), end_id, dtype=np.int64)
     tokens_BT[np.arange(tokens_BT.shape[1]) < lengths[:, None]] = np.concatenate(prompts)
     # A pass fits when all that it reads does; what it gives may lie beyond.
     passes_B = 1 if whole else np.minimum(-(-max_new_tokens // per_pass), 1 + (room - lengths) // per_pass)
-    budgets_B = torch.from_numpy(np.minimum(max_new_tokens, passes_B * per_pass + 0 * lengths)).to(device)
+    budgets_B = torch.from_numpy(np.minimum(max_new_tokens, np.broadcast_to(passes_B * per_pass, lengths.shape))).to(
+        device
+    )
     num_passes = int(np.max(passes_B))
     uniform_BN = uniforms(seed, rows, num_passes * per_pass).to(device) if temperature > 0 else None
 

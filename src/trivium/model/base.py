@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from trivium.mixers.base import State
-from trivium.registry import Registry
+from trivium.registry import Registry, UserError
+from trivium.tasks.base import Batch, Task
 
 MODELS = Registry("model", "trivium.model")
 
@@ -75,10 +76,29 @@ class ModelConfig(ABC):
 class Decoding:
     """How a model was trained to be read: the logits at place t are those of token t + 1 + shift, so that shift + 1
     tokens come from each pass. With `answer_tokens`, one pass gives a whole answer of so many tokens without an end.
+    `chain_removed` counts the tokens that the chains of thought lacked at the end of training.
     """
 
     shift: int = 0
     answer_tokens: int | None = None
+    chain_removed: int = 0
+
+    def check(self, task: Task) -> None:
+        """Raise UserError unless the problems of `task` can be answered so many tokens a pass."""
+        if not self.shift:
+            return
+        largest, reason = task.largest_shift()
+        if self.shift > largest:
+            allowed = f"1 to {largest}" if largest else "none, with this task"
+            raise UserError(f"{self.shift} is not feasible: {reason}; allowed: {allowed}")
+        if self.answer_tokens not in (None, task.answer_tokens):
+            raise UserError(
+                f"{self.shift} gives whole answers of {self.answer_tokens} tokens, these have {task.answer_tokens}"
+            )
+
+    def view(self, batch: Batch, pad_id: int) -> Batch:
+        """Return `batch` with the chains that are written, and with the targets that the logits are of."""
+        return batch.without_chain(self.chain_removed, pad_id).shifted(self.shift, self.answer_tokens is not None)
 
 
 class LanguageModel(nn.Module, ABC):

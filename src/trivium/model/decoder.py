@@ -69,7 +69,7 @@ class DecoderConfig(ModelConfig):
     loops: int = 1
     """Passes through the layers with the same weights, each with a state of its own (looped transformer)."""
     input_injection: bool = False
-    """Add the embeddings to the input of every layer but the first, in every pass."""
+    """Add the embeddings to the input of each layer in each pass, the first of the first aside."""
     ff_width: int | None = None
     """Hidden width of the feed-forward; null is 4 times the width, 8/3 with swiglu."""
     norm: Norm = "layernorm"

@@ -12,15 +12,22 @@ from trivium.model.layers import parse_layers
 from trivium.model.sizing import describe, match
 from trivium.registry import nearest
 from trivium.study.recipe import CompareConfig, Recipe
-from trivium.tasks.base import CHAIN
-from trivium.train.config import RunConfig
+from trivium.train.config import ChainRemovalConfig, RolloutConfig, RunConfig
+from trivium.train.objectives import has_chain
 
 MATCHES = ("parameters", "flops")
 TOLERANCE = 0.01
 
-# Beyond the model, a variant may change what the loss scores. Anything else of a run (its length, batch, optimizer,
-# precision, seed ...) is held equal, or the comparison would not be of the models.
-_TRAIN_KEYS = ("train.chain_loss", "train.prompt_loss")
+# Beyond the model, a variant may change what is minimised. Anything else of a run (its length, batch, optimizer,
+# precision, seed ...) is held equal, or the comparison would not be of these.
+_TRAIN_KEYS = (
+    "train.chain_loss",
+    "train.prompt_loss",
+    "train.objective",
+    "train.shift",
+    *(f"train.rollout.{item.name}" for item in fields(RolloutConfig)),
+    *(f"train.chain_removal.{item.name}" for item in fields(ChainRemovalConfig)),
+)
 
 
 # What a variant of another kind of model keeps of the recipe's, where it has a knob of that name. Layers and positions
@@ -77,9 +84,9 @@ def expand(recipe: Recipe) -> list[Variant]:
             sizes = describe(config.model, context, length)
         sized[name] = replace(plan, config=config, sizes=sizes, mixer=_mixer(config.model))
     variants = [sized[name] for name in plans]
-    has_chain = bool((task.batch("train", 0, 64).regions_BT == CHAIN).any())
+    chains = has_chain(task)
     for one, other in combinations(variants, 2):
-        if _equal(one, other, length, has_chain):
+        if _equal(one, other, length, chains):
             raise UserError(
                 f"compare.variants: {one.name!r} and {other.name!r} are the same at this task's {length} tokens, so "
                 "one is no control for the other; change its window, its mixer or its match"
@@ -95,7 +102,7 @@ def nearly_equal(variants: Sequence[Variant], length: int) -> list[str]:
     """
     sentences = []
     for one, other in combinations(variants, 2):
-        if not _equal(_without_width(one), _without_width(other), length, has_chain=True):
+        if not _equal(_without_width(one), _without_width(other), length, chains=True):
             continue
         more = {key: other.sizes[key] / one.sizes[key] - 1 for key in ("flops_per_token", "parameters")}
         if max(map(abs, more.values())) <= 2 * TOLERANCE:
@@ -190,9 +197,9 @@ def _match(model: ModelConfig, context: ModelContext, plan: Variant, reference: 
     return matched
 
 
-def _equal(one: Variant, other: Variant, length: int, has_chain: bool) -> bool:
+def _equal(one: Variant, other: Variant, length: int, chains: bool) -> bool:
     trains = [one.config.train, other.config.train]
-    if not has_chain:  # then it makes no difference whether the chain is scored
+    if not chains:  # then it makes no difference whether the chain is scored
         trains = [replace(train, chain_loss=True) for train in trains]
     if trains[0] != trains[1]:
         return False

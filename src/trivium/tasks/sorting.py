@@ -60,7 +60,7 @@ class Sorting(DrawnTask):
         digits = tuple("0123456789")
         self.alphabet = Alphabet((*digits, ",", "=", END), digits, end=END, pad=END)
         self.prompt_room = config.max_length * (config.max_digits + 1)
-        self.max_length = 2 * self.prompt_room + 1
+        self.max_length = 2 * self.prompt_room
 
     def count(self, length: int) -> int:
         # Orders are not counted apart: at least this many lists differ in their numbers.

@@ -41,7 +41,7 @@ class Subtraction(NumberPairTask):
 
     def __init__(self, config: SubtractionConfig):
         super().__init__(config)
-        self.max_length = self.prompt_room + config.max_length + 2
+        self.max_length = self.prompt_room + config.max_length + 1 + config.signed
 
     def count(self, length: int) -> int:
         return super().count(length) // 2

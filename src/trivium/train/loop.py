@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -101,7 +101,6 @@ def train(
         forget()  # what an earlier run of this process chose
         torch.manual_seed(options.seed)
         model = config.model.build(made.context).to(device).train()
-        model.decoding = objective.decoding
         optimizer = build_optimizer(model, options)
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         scaler = torch.amp.GradScaler(device.type, enabled=precision.name == "float16")
@@ -112,6 +111,7 @@ def train(
         if checkpoint is not None:
             state.load(checkpoint)
         at = state.at
+        model.decoding = replace(objective.decoding, chain_removed=at.chain_removed)
 
         forward = cast(nn.Module, torch.compile(model)) if options.compile else model
         forward = parallel(forward, world, device)
@@ -194,7 +194,6 @@ def train(
                 prompt_loss=options.prompt_loss,
                 autocast=precision.autocast(),
                 stage=stage,
-                chain_removed=at.chain_removed,
             )
 
         def validate() -> tuple[int, int, int]:
@@ -204,13 +203,14 @@ def train(
             stage_row = curriculum.advance(at, score)
             if stage_row is not None:
                 write_row(stage_row)
-            curriculum.shorten_chains(at)
+            if not ended:
+                curriculum.shorten_chains(at)
             return at.stage, at.stage_evaluations, at.chain_removed
 
         clock = time.perf_counter()
         while length.fraction(at.step, at.tokens) < 1:
             batch = stream.batch(at.step, world.rank, world.size, at.stage)
-            batch = objective.view(batch.without_chain(at.chain_removed, task.alphabet.pad_id))
+            batch = model.decoding.view(batch, task.alphabet.pad_id)
             weights = objective.weights(batch)
             heard = request.signal is not None
             counts = [
@@ -265,6 +265,7 @@ def train(
                 at.row_steps, at.row_tokens, at.row_seconds, at.row_loss = 0, 0, 0.0, 0.0
             if eval_due:
                 at.stage, at.stage_evaluations, at.chain_removed = from_first(world, validate)
+                model.decoding = replace(model.decoding, chain_removed=at.chain_removed)
             if save_due:
                 save()
             if eval_due or save_due:

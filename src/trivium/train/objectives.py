@@ -3,6 +3,7 @@
 Shapes: B rows, T tokens, N scored tokens, P tokens of the longest prompt, A of the longest answer, V vocabulary.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,18 +19,20 @@ from trivium.tasks.base import ANSWER, CHAIN, Batch, Task
 from trivium.train.config import TrainConfig
 from trivium.train.reads import Read, reads, room
 
+LOOKED_AT = 256  # problems that are looked through for a chain of thought
+
 
 @dataclass(frozen=True)
 class NextToken:
-    """Cross-entropy of the next token, each target weighted by the task and by the region it lies in."""
+    """Cross-entropy of the next token, each target weighted by the task and by the region it lies in.
+
+    With a shift in `decoding`, of the token so many places behind it, which makes that many more a pass. Where one pass
+    then gives the whole answer, only the prompt is read, and no end symbol is asked for.
+    """
 
     chain_loss: bool = True
     prompt_loss: bool = False
     decoding: Decoding = field(default_factory=Decoding)
-
-    def view(self, batch: Batch) -> Batch:
-        """Return `batch` with the targets that this objective asks for."""
-        return batch
 
     def weights(self, batch: Batch) -> np.ndarray:
         """Return weights_BT (float32): the chain's are 0 without `chain_loss`, the prompt's 1 with `prompt_loss`."""
@@ -57,17 +60,6 @@ class NextToken:
         """
         losses = cross_entropy(logits_NV.float(), targets_N, reduction="none")
         return (losses * weights_N).sum()  # not a dot product, which autocast would round
-
-
-@dataclass(frozen=True)
-class LabelShift(NextToken):
-    """Cross-entropy of the token `decoding.shift` places behind the next one, which makes that many more a pass.
-
-    Where one pass then gives the whole answer, only the prompt is read, and no end symbol is asked for.
-    """
-
-    def view(self, batch: Batch) -> Batch:
-        return batch.shifted(self.decoding.shift, self.decoding.answer_tokens is not None)
 
 
 @dataclass(frozen=True)
@@ -126,9 +118,13 @@ class Rollout(NextToken):
         logits_BPV, state = model(prompts_BP, state, lengths_B=lengths_B)
         logits_BV = logits_BPV[torch.arange(rows, device=prompts_BP.device), lengths_B - 1]
         predicted = [logits_BV]
-        for _ in range(answers - 1):
+        # Rows end with what is scored of them: beyond that a long prompt would run out of positions.
+        left_BA = weights_BA.flip(1).cumsum(1).flip(1) > 0
+        for place in range(1, answers):
             soft_BV, chosen_B = self.sample(logits_BV)
-            logits_B1V, state = model(chosen_B[:, None], state, soft_BTV=soft_BV[:, None])
+            logits_B1V, state = model(
+                chosen_B[:, None], state, lengths_B=left_BA[:, place].long(), soft_BTV=soft_BV[:, None]
+            )
             logits_BV = logits_B1V[:, 0]
             predicted.append(logits_BV)
         return torch.stack(predicted, dim=1).flatten(0, 1), targets_BA.flatten(), weights_BA.flatten()
@@ -144,8 +140,10 @@ class Rollout(NextToken):
         return soft_BV, chosen_B
 
 
-def make_objective(options: TrainConfig, task: Task, model: ModelConfig, processes: int = 1) -> NextToken:
-    """Return what a run minimises; raise UserError for what its task or model cannot do."""
+def make_objective(
+    options: TrainConfig, task: Task, model: ModelConfig, processes: int = 1, lengths: Sequence[int] = ()
+) -> NextToken:
+    """Return what a run minimises; raise UserError for what its task or model, or a problem of `lengths`, cannot do."""
     scored: dict[str, Any] = {"chain_loss": options.chain_loss, "prompt_loss": options.prompt_loss}
     if options.chain_removal.tokens and not has_chain(task):
         raise UserError("train.chain_removal.tokens: the problems of this task have no chain of thought to shorten")
@@ -155,7 +153,11 @@ def make_objective(options: TrainConfig, task: Task, model: ModelConfig, process
             raise UserError(
                 "train.chain_removal.tokens: a chain is shortened for next tokens only, not with label_shift"
             )
-        return LabelShift(**scored, decoding=decoding)
+        for stage in options.curriculum.lengths:
+            check_shift(decoding, task.staged(stage), f"train.shift: with train.curriculum.lengths of {stage}: ")
+        for length in lengths:
+            check_shift(decoding, task.at_length(length), f"train.shift: with evaluate.lengths of {length}: ")
+        return NextToken(**scored, decoding=decoding)
     if options.objective == "rollout":
         if task.labels:
             raise UserError("train.objective: rollout continues a prompt, and this task labels the prompt's own places")
@@ -167,6 +169,10 @@ def make_objective(options: TrainConfig, task: Task, model: ModelConfig, process
             raise UserError(f"train.objective: rollout trains in one process, not in {processes}")
         if options.compile:
             raise UserError("train.compile: a roll-out streams, and its steps are not compiled; allowed: false")
+        if getattr(model, "block_offset", 0):
+            raise UserError("model.block_offset: a roll-out streams, and offsets are of whole texts; allowed: 0")
+        if getattr(model, "checkpoint_activations", False):
+            raise UserError("model.checkpoint_activations: a roll-out streams and keeps them; allowed: false")
         rollout = options.rollout
         return Rollout(
             **scored,
@@ -179,16 +185,23 @@ def make_objective(options: TrainConfig, task: Task, model: ModelConfig, process
 
 def has_chain(task: Task) -> bool:
     """Say whether problems of the task have a chain of thought."""
-    return bool((task.batch("train", 0, 16).regions_BT == CHAIN).any())
+    size = task.size("train")
+    return bool((task.batch("train", 0, LOOKED_AT if size is None else min(size, LOOKED_AT)).regions_BT == CHAIN).any())
 
 
 def decoding_of(options: TrainConfig, task: Task) -> Decoding:
     """Return how a model trained with `options` is read; raise UserError for a shift that the task makes infeasible."""
     if options.objective != "label_shift":
         return Decoding()
-    largest, reason = task.largest_shift()
-    if options.shift > largest:
-        allowed = f"1 to {largest}" if largest else "none, with this task"
-        raise UserError(f"train.shift: {options.shift} is not feasible: {reason}; allowed: {allowed}")
     whole = task.answer_tokens is not None and options.shift + 1 >= task.answer_tokens
-    return Decoding(options.shift, task.answer_tokens if whole else None)
+    decoding = Decoding(options.shift, task.answer_tokens if whole else None)
+    check_shift(decoding, task, "train.shift: ")
+    return decoding
+
+
+def check_shift(decoding: Decoding, task: Task, where: str) -> None:
+    """Raise UserError, with `where` in front, unless problems of `task` can be answered so many tokens a pass."""
+    try:
+        decoding.check(task)
+    except UserError as error:
+        raise UserError(f"{where}{error}") from None

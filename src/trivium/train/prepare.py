@@ -47,5 +47,5 @@ def prepare(config: RunConfig, processes: int = 1) -> Prepared:
     task.distinct("test", 1)  # what is missing would else be noticed after training
     load_extras(config.track)
     curriculum = Curriculum(options.curriculum, task, options.eval_examples, options.chain_removal)
-    objective = make_objective(options, task, config.model, processes)
+    objective = make_objective(options, task, config.model, processes, config.evaluate.lengths)
     return Prepared(task, context, stream, length, validation_indices, curriculum, objective)

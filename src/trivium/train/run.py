@@ -10,6 +10,7 @@ import fcntl
 import json
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -186,6 +187,7 @@ def load(folder: str | Path) -> tuple[LanguageModel, CharacterTokenizer, Task]:
     task = config.task.build()
     with torch.random.fork_rng(devices=[]):
         model = config.model.build(model_context(task, config.model, config.evaluate.lengths))
-    model.decoding = decoding_of(config.train, task)
-    load_model_tensors(model, read_checkpoint(path)[0], path)
+    tensors, scalars = read_checkpoint(path)
+    model.decoding = replace(decoding_of(config.train, task), chain_removed=scalars["chain_removed"])
+    load_model_tensors(model, tensors, path)
     return model.eval(), CharacterTokenizer(task.alphabet), task
