@@ -165,8 +165,8 @@ def test_the_commands_write_pages_maps_and_arrays(tmp_path, capsys):
     panels = tmp_path / "maps"
     assert cli.main(["report", str(run), "--expression", "12+34", "--panels", str(panels)]) == 0
     printed = capsys.readouterr().out.split()
-    assert printed[0] == str(run / "attention-12_34.html")
-    assert (run / "attention-12_34.html").is_file()
+    assert printed[0] == str(run / "attention-12_2B34.html")
+    assert (run / "attention-12_2B34.html").is_file()
     assert len(list(panels.iterdir())) == len(printed) - 1 == 6
     assert cli.main(["eval", str(run), "--trace", "--examples", "3", "--json"]) == 0
     assert len(list((run / "traces").glob("*.safetensors"))) == len(list((run / "traces").glob("*.json"))) == 3

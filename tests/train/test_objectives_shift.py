@@ -16,6 +16,7 @@ from trivium.model.base import Decoding, LanguageModel, ModelContext
 from trivium.model.decoder import DecoderConfig
 from trivium.tasks.addition import AdditionConfig
 from trivium.tasks.multiplication import MultiplicationConfig
+from trivium.tasks.subtraction import SubtractionConfig
 from trivium.train.config import RunConfig
 from trivium.train.loop import train
 from trivium.train.objectives import make_objective
@@ -108,6 +109,8 @@ def test_one_pass_over_the_prompt_gives_the_whole_answer():
         (AdditionConfig(format="plain", min_digits=3), 1, 2),
         (MultiplicationConfig(min_length=3, max_length=3), 3, 4),
         (MultiplicationConfig(chain=True), 1, 2),
+        (SubtractionConfig(zero_pad=True, max_length=3), 3, 4),
+        (SubtractionConfig(min_length=3), 1, 2),
     ],
 )
 def test_a_shift_that_asks_for_what_is_not_read_yet_is_refused_with_the_reason(task, allowed, refused):

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import tyro
 
@@ -70,7 +71,7 @@ def show_expression(run: Path, expression: str, panels: Path | None) -> None:
             raise UserError(f"--panels: {panels}: {error.strerror}") from None
     described, arrays = found.described(), found.arrays()
     verdict = {True: "right", False: "wrong", None: "not checked"}[found.correct]
-    name = "".join(letter if letter.isascii() and letter.isalnum() else "_" for letter in expression)[:60]
+    name = quote(expression, safe="").replace("%", "_")[:120]
     page = write_attention_page(
         run / f"attention-{name}.html",
         title="".join(found.tokens),

@@ -41,7 +41,16 @@ class Subtraction(NumberPairTask):
 
     def __init__(self, config: SubtractionConfig):
         super().__init__(config)
+        if config.zero_pad and not config.signed:
+            self.answer_tokens = config.max_length
         self.max_length = self.prompt_room + config.max_length + 1 + config.signed
+
+    def largest_shift(self) -> tuple[int, str]:
+        """Return 1, or all digits of zero-filled numbers: elsewhere the highest digits say where a difference ends."""
+        if self.config.zero_pad and self.config.reversed and not self.config.signed:
+            digits = self.config.max_length
+            return digits, f"the first digit of a difference needs that of the second number, of {digits} digits"
+        return 1, "where a difference ends, or its sign, is known when both numbers have been read"
 
     def count(self, length: int) -> int:
         return super().count(length) // 2
