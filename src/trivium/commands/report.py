@@ -63,6 +63,11 @@ def show_expression(run: Path, expression: str, panels: Path | None) -> None:
     announce()
     model, _, task = load(run)
     found = trace(model, task, task.parse(expression))
+    if panels is not None:
+        try:
+            panels.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--panels: {panels}: {error.strerror}") from None
     described, arrays = found.described(), found.arrays()
     verdict = {True: "right", False: "wrong", None: "not checked"}[found.correct]
     name = "".join(letter if letter.isascii() and letter.isalnum() else "_" for letter in expression)[:60]
