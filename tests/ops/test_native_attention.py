@@ -123,6 +123,12 @@ def test_no_rows_and_no_queries_are_none(backend: str, rows: int):
     assert not gradient.any()
 
 
+@pytest.mark.parametrize("backend", FAST)
+def test_gradients_are_those_of_finite_differences_also_where_none_comes_back(backend: str):
+    heads_BTJK = inputs((2, 9, 3, 1, 3, 4)).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: packed_attention(x, 1, 4, backend=backend), heads_BTJK)
+
+
 def test_queries_without_places_are_refused():
     with pytest.raises(ValueError, match="both or neither"):
         packed_attention(inputs(SIZES[1], queries=False), 4, query_MHD=torch.zeros(3, 4, 16, dtype=torch.float64))

@@ -124,3 +124,27 @@ def test_the_record_of_the_first_start_stays_and_a_continuation_is_added(tmp_pat
     assert first.pop("continued") == []
     assert second == first
     assert json.loads((tmp_path / "result.json").read_text())["threads"] == 1
+
+
+def test_a_run_that_continues_on_another_backend_says_so_and_keeps_the_record_of_the_first(
+    tmp_path, monkeypatch, caplog
+):
+    def stop(progress):
+        if progress.step == 3:
+            raise InterruptedError
+
+    monkeypatch.setattr("trivium.train.loop.PROGRESS_SECONDS", 0)
+    config = tiny_config({"layers": "attention*1"}, steps=4, save_every=2)
+    with pytest.raises(InterruptedError):
+        train(config, tmp_path, on_progress=stop)
+    file = tmp_path / "environment.json"
+    record = json.loads(file.read_text())
+    here = record["operators"]["packed_attention"]
+    record["operators"]["packed_attention"] = there = {"backend": "elsewhere", "reason": "another machine"}
+    file.write_text(json.dumps(record))
+    with caplog.at_level("WARNING", "trivium"):
+        train(config, tmp_path)
+    assert f"began with backend elsewhere and continues with {here['backend']}" in caplog.text
+    record = json.loads(file.read_text())
+    assert record["operators"]["packed_attention"] == there
+    assert record["continued"][0]["operators"]["packed_attention"] == here

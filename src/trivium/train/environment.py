@@ -1,5 +1,6 @@
 """What a run depends on beside its recipe: versions, machine, commit, operator backends."""
 
+import logging
 import platform
 import shlex
 import subprocess
@@ -12,6 +13,8 @@ import torch
 
 import trivium
 from trivium.ops.dispatch import chosen
+
+_log = logging.getLogger("trivium")
 
 
 def processor_name() -> str:
@@ -36,6 +39,17 @@ def source_commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return head.stdout.strip() + ("+changes" if changes.returncode else "")
+
+
+def tell_changes(before: dict[str, dict[str, str]], now: dict[str, dict[str, str]]) -> None:
+    """Warn of each operator whose backend is not the one of the run's record, as when a run is continued elsewhere."""
+    for name, choice in sorted(now.items()):
+        recorded = before.get(name, choice)["backend"]
+        if recorded != choice["backend"]:
+            _log.warning(
+                "operator %s: this run began with backend %s and continues with %s (%s), which rounds differently",
+                *(name, recorded, choice["backend"], choice["reason"]),
+            )
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:

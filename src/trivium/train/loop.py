@@ -25,7 +25,7 @@ from trivium.train.capture import CapturedSteps, EagerSteps, choose_capture
 from trivium.train.checkpoint import CheckpointError, newest_good, remove_leftovers, save_checkpoint
 from trivium.train.config import RunConfig
 from trivium.train.distributed import from_first, join, parallel, sum_over_processes, world_of_environment
-from trivium.train.environment import describe_environment
+from trivium.train.environment import describe_environment, tell_changes
 from trivium.train.memory import keep_freed_memory
 from trivium.train.optim import build_optimizer, set_learning_rate
 from trivium.train.precision import Precision, choose_device, choose_precision
@@ -270,10 +270,13 @@ def train(
                 save()
             if eval_due or save_due:
                 clock = time.perf_counter()
-            operators = {**record["operators"], **chosen()}
-            if world.first and (operators != record["operators"] or started["capture"] != capture.record()):
+            operators = {**started["operators"], **chosen()}
+            if world.first and (operators != started["operators"] or started["capture"] != capture.record()):
                 # Known once the model has run; of code that an earlier run compiled, once it is evaluated.
-                record["operators"], started["capture"] = operators, capture.record()
+                new = {name: operators[name] for name in operators.keys() - started["operators"].keys()}
+                tell_changes(record["operators"], new)
+                started["operators"], started["capture"] = operators, capture.record()
+                record["operators"] = {**operators, **record["operators"]}
                 run.write_environment(record)
             if on_progress is not None and world.first and (ended or now - shown >= PROGRESS_SECONDS):
                 shown = now

@@ -188,6 +188,6 @@ def load(folder: str | Path) -> tuple[LanguageModel, CharacterTokenizer, Task]:
     with torch.random.fork_rng(devices=[]):
         model = config.model.build(model_context(task, config.model, config.evaluate.lengths))
     tensors, scalars = read_checkpoint(path)
-    model.decoding = replace(decoding_of(config.train, task), chain_removed=scalars["chain_removed"])
+    model.decoding = replace(decoding_of(config.train, task), chain_removed=scalars.get("chain_removed", 0))
     load_model_tensors(model, tensors, path)
     return model.eval(), CharacterTokenizer(task.alphabet), task

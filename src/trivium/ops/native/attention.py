@@ -158,7 +158,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     ctx.save_for_backward(output[1], packed, query, places)
 
 
-def _differentiate(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return None, None, None, None, None
     softmaxes, packed, query, places = ctx.saved_tensors
     grads = torch.ops.trivium.native_attention_backward(
         grad.contiguous(), softmaxes, packed, query, places, ctx.heads, ctx.window
