@@ -7,11 +7,10 @@ from trivium.ops import dispatch
 from trivium.ops.simplicial import hopper_support as hopper
 from trivium.ops.simplicial import triton_support as support
 from trivium.ops.simplicial.decode import simplicial_decode
+from trivium.ops.simplicial.forms import FORMS
 from trivium.registry import UserError, nearest
 
 __all__ = ["FORMS", "simplicial_attention", "simplicial_decode"]
-
-FORMS = ("trilinear", "determinant", "factorized")
 
 
 def _load_reference():

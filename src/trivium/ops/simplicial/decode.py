@@ -10,9 +10,8 @@ from torch import Tensor
 from trivium.ops import dispatch
 from trivium.ops.simplicial import decode_support as support
 from trivium.ops.simplicial import hopper_support, triton_support
+from trivium.ops.simplicial.forms import FORMS
 from trivium.registry import UserError, nearest
-
-FORMS = ("trilinear", "determinant", "factorized")
 
 
 def _load_reference():

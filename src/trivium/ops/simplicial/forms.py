@@ -7,6 +7,8 @@ channels left over are trilinear already (arXiv 2507.02754, section 5).
 import torch
 from torch import Tensor
 
+FORMS = ("trilinear", "determinant", "factorized")
+
 
 def widen(*tensors: Tensor) -> list[Tensor]:
     """Return the tensors in the precision of the softmax: float64 stays, everything else becomes float32."""
