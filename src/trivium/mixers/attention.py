@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from trivium.mixers import cache
 from trivium.mixers.base import MIXERS, Mixer, MixerConfig, MixerContext, State
@@ -17,6 +16,7 @@ from trivium.mixers.heads import HeadNorm, check_count, num_kv_heads
 from trivium.mixers.rotary import count_positions, rotate
 from trivium.ops.attention import attention
 from trivium.ops.cached_attention import cached_attention
+from trivium.ops.linear import Linear, linear
 from trivium.ops.packed_attention import packed_attention
 from trivium.ops.pairs import allowed_pairs
 from trivium.registry import UserError
@@ -99,8 +99,9 @@ class Attention(Mixer):
         if self.rotary_base is not None and self.head_width % 2:
             raise UserError(f"positions: rotary needs an even head width, {context.width}/{context.heads} is odd")
         inner, outer = _widths(config, context)
-        self.qkv = nn.Linear(context.width, inner, bias=config.bias)
-        self.out = nn.Linear(outer, context.width, bias=config.bias)
+        self.linear_backend = context.backend("linear")
+        self.qkv = Linear(context.width, inner, bias=config.bias, backend=self.linear_backend)
+        self.out = Linear(outer, context.width, bias=config.bias, backend=self.linear_backend)
         self.query_norm = HeadNorm(self.head_width) if config.qk_norm else nn.Identity()
         self.key_norm = HeadNorm(self.head_width) if config.qk_norm else nn.Identity()
         self.turns = config.qk_norm or self.rotary_base is not None  # queries and keys are not as projected
@@ -160,8 +161,13 @@ class Attention(Mixer):
             )
         x_BTD = cache.without_padding(x_BTD, lengths_B)
         cut = self.heads * self.head_width
-        q_1NHK = self._projected(x_BTD.flatten(0, 1).index_select(0, wanted_N)[None], slice(cut))
-        heads_BTJK = self._projected(x_BTD, slice(cut, None))
+        weights = self.qkv.weight.split((cut, len(self.qkv.weight) - cut))
+        biases = (None, None) if self.qkv.bias is None else self.qkv.bias.split((cut, len(self.qkv.bias) - cut))
+        x_1ND = x_BTD.flatten(0, 1).index_select(0, wanted_N)[None]
+        q_1NHK, heads_BTJK = (
+            linear(x, weight, bias, backend=self.linear_backend).unflatten(-1, (-1, self.head_width))
+            for x, weight, bias in zip((x_1ND, x_BTD), weights, biases, strict=True)
+        )
         if self.turns:
             k_BTGK, v_BTGK = heads_BTJK.split(self.kv_heads, dim=2)
             q_1NHK, k_BTGK = self.query_norm(q_1NHK), self.key_norm(k_BTGK)
@@ -182,11 +188,6 @@ class Attention(Mixer):
             backend=self.packed_backend,
         )
         return self.out(y_NHK.flatten(1))
-
-    def _projected(self, x_BTD: Tensor, rows: slice) -> Tensor:
-        """Return the heads that these rows of `qkv` make."""
-        bias = None if self.qkv.bias is None else self.qkv.bias[rows]
-        return linear(x_BTD, self.qkv.weight[rows], bias).unflatten(-1, (-1, self.head_width))
 
     def _whole(self, q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, documents_BT: Tensor | None) -> Tensor:
         tokens = q_BTHK.shape[1]

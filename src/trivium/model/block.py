@@ -4,6 +4,7 @@ Shapes: B rows, T tokens, D width of the residual stream.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from trivium.mixers.base import Mixer, MixerConfig, MixerContext
 from trivium.model import feedforward
 from trivium.model.feedforward import FeedForward, FeedForwardKind
 from trivium.ops import dispatch
+from trivium.ops.add_norm import add_norm
 from trivium.registry import nearest
 
 Norm = Literal["layernorm", "rmsnorm"]
@@ -46,9 +48,33 @@ def output_shrink(layers: int) -> float:
     return 1 / math.sqrt(2 * layers)
 
 
-def make_norm(kind: Norm, width: int) -> nn.Module:
-    """Return a new norm over the width."""
-    return (nn.LayerNorm if kind == "layernorm" else nn.RMSNorm)(width, eps=1e-5)
+class LayerNorm(nn.LayerNorm):
+    """PyTorch's, by operator add_norm with the `backend` given."""
+
+    def __init__(self, width: int, backend: str):
+        super().__init__(width, eps=1e-5)
+        self.backend = backend
+
+    def forward(self, input: Tensor) -> Tensor:
+        return add_norm(input, None, self.weight, self.bias, epsilon=self.eps, backend=self.backend)[1]
+
+    def of_sum(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return x + y and its norm."""
+        return add_norm(x, y, self.weight, self.bias, epsilon=self.eps, backend=self.backend)
+
+
+class RMSNorm(nn.RMSNorm):
+    """PyTorch's."""
+
+    def of_sum(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return x + y and its norm."""
+        x = x + y
+        return x, self(x)
+
+
+def make_norm(kind: Norm, width: int, backend: str = "auto") -> LayerNorm | RMSNorm:
+    """Return a new norm over the width; `backend` is that of operator add_norm."""
+    return LayerNorm(width, backend) if kind == "layernorm" else RMSNorm(width, eps=1e-5)
 
 
 def norm_params(kind: Norm, width: int) -> int:
@@ -65,14 +91,13 @@ def block_params(config: BlockConfig) -> int:
 class Block(nn.Module):
     """Norm, mixer, norm, feed-forward; each half adds to the residual stream."""
 
-    def __init__(self, config: BlockConfig, mixer: Mixer, std: float, output_std: float, gelu: str = "auto"):
+    def __init__(self, config: BlockConfig, mixer: Mixer, std: float, output_std: float, backends: Mapping[str, str]):
         super().__init__()
-        self.norm1 = make_norm(config.norm, config.width)
+        norms = backends.get("add_norm", "auto")
+        self.norm1 = make_norm(config.norm, config.width, norms)
         self.mixer = mixer
-        self.norm2 = make_norm(config.norm, config.width)
-        self.feedforward = FeedForward(
-            config.feedforward, config.width, config.hidden_width, std, output_std, backend=gelu
-        )
+        self.norm2 = make_norm(config.norm, config.width, norms)
+        self.feedforward = FeedForward(config.feedforward, config.width, config.hidden_width, std, output_std, backends)
         self.dropout = config.dropout
 
     def forward(
@@ -100,8 +125,8 @@ class Block(nn.Module):
                 x_BTD, y_BTD = x_BTD[:, x_BTD.shape[1] - keep :], y_BTD[:, y_BTD.shape[1] - keep :]
             if wanted_N is not None:
                 x_BTD, y_BTD = (each.flatten(0, 1).index_select(0, wanted_N) for each in (x_BTD, y_BTD))
-        x_BTD = x_BTD + self._drop(y_BTD)
-        return x_BTD + self._drop(self.feedforward(self.norm2(x_BTD))), state
+        x_BTD, normed_BTD = self.norm2.of_sum(x_BTD, self._drop(y_BTD))
+        return x_BTD + self._drop(self.feedforward(normed_BTD)), state
 
     def _drop(self, y_BTD: Tensor) -> Tensor:
         return functional.dropout(y_BTD, self.dropout, self.training) if self.dropout else y_BTD
@@ -116,7 +141,7 @@ def make_blocks(
     built = [_make_mixer(mixer, context) for mixer in mixers]
     for mixer in built:
         mixer.out.weight.data.mul_(shrink)
-    return nn.ModuleList(Block(config, mixer, std, std * shrink, context.backend("gelu")) for mixer in built)
+    return nn.ModuleList(Block(config, mixer, std, std * shrink, context.backends) for mixer in built)
 
 
 def _make_mixer(config: MixerConfig, context: MixerContext) -> Mixer:

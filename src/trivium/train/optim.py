@@ -1,6 +1,6 @@
 """AdamW with weight-decay groups, and the clipping of gradients.
 
-The fused kernel updates every parameter of a group in one call, on CPU as on CUDA.
+On a CPU one call clips and updates all parameters, on CUDA PyTorch's fused kernel those of a group.
 """
 
 import math
@@ -9,6 +9,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from trivium.ops.adamw import Parameters, adamw, facts
+from trivium.ops.dispatch import choose
 from trivium.train.config import TrainConfig
 
 
@@ -23,8 +25,36 @@ def decays(model: nn.Module) -> set[str]:
     return {name for name, weight in named_parameters(model) if weight.ndim >= 2 and id(weight) not in embedded}
 
 
+class OneCallAdamW(torch.optim.AdamW):
+    """AdamW on a CPU, with PyTorch's names for its state, whose clipping and update are one call of operator adamw."""
+
+    def clipped_step(self, limit: float | None) -> Tensor:
+        """Clip the gradients to a global norm of at most `limit` and update; return the norm before clipping."""
+        rows = []
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is None:
+                    continue
+                state = self.state[weight]
+                if not state:
+                    state["step"] = torch.zeros(())
+                    state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(weight), torch.zeros_like(weight)
+                moments = (state["exp_avg"], state["exp_avg_sq"], state["step"])
+                rows.append((weight, weight.grad, *moments, group["weight_decay"]))
+        group = self.param_groups[0]
+        return adamw(
+            Parameters(*zip(*rows, strict=True)),
+            rate=group["lr"],
+            betas=group["betas"],
+            epsilon=group["eps"],
+            limit=math.inf if limit is None else limit,
+        )
+
+
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """Return fused AdamW over two groups of `model`'s parameters, with and without weight decay."""
+    """Return AdamW over two groups of `model`'s parameters, with and without weight decay: PyTorch's fused one, or on
+    a CPU ours where its kernel is to be had.
+    """
     decayed = decays(model)
     groups = [
         {"params": [p for name, p in named_parameters(model) if name in decayed], "weight_decay": config.weight_decay},
@@ -34,7 +64,10 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     device = next(model.parameters()).device
     captured = device.type == "cuda"  # there the rate is a tensor, which a graph of the step reads anew
     rate = torch.tensor(config.learning_rate, device=device) if captured else config.learning_rate
-    return torch.optim.AdamW(groups, lr=rate, betas=(config.beta1, config.beta2), fused=True, capturable=captured)
+    weights = [weight for group in groups for weight in group["params"]]
+    ours = choose("adamw", "auto", device.type, facts(weights)) == "native"
+    kind = OneCallAdamW if ours else torch.optim.AdamW
+    return kind(groups, lr=rate, betas=(config.beta1, config.beta2), fused=True, capturable=captured)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
@@ -50,6 +83,19 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 def clip_gradients(parameters: list[nn.Parameter], limit: float | None) -> Tensor:
     """Scale the gradients to a global norm of at most `limit`; return the norm before, as a tensor on the device."""
     return nn.utils.clip_grad_norm_(parameters, math.inf if limit is None else limit, foreach=True)
+
+
+def clip_and_update(
+    optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, parameters: list[nn.Parameter], limit: float | None
+) -> Tensor:
+    """Clip the gradients and let the optimizer take a step; return the norm before clipping."""
+    if isinstance(optimizer, OneCallAdamW) and not scaler.is_enabled():
+        return optimizer.clipped_step(limit)
+    scaler.unscale_(optimizer)
+    norm = clip_gradients(parameters, limit)
+    scaler.step(optimizer)
+    scaler.update()
+    return norm
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -1,0 +1,51 @@
+"""Linear maps by the kernels in C. Shapes: M rows, K inputs, N outputs."""
+
+import ctypes
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trivium.ops.native.kernels import call
+
+_Pointer, _Integer = ctypes.c_void_p, ctypes.c_int64
+
+
+def _run(name: str, tensors: tuple[Tensor | None, ...], sizes: tuple[int, ...]) -> None:
+    addresses = (_Pointer(None if tensor is None else tensor.data_ptr()) for tensor in tensors)
+    dtype = next(tensor.dtype for tensor in tensors if tensor is not None)
+    call(name, dtype, *addresses, *map(_Integer, sizes), _Integer(torch.get_num_threads()))
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_MK: Tensor, weight_NK: Tensor, bias_N: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x_MK, weight_NK)
+        y_MN = x_MK.new_empty(len(x_MK), len(weight_NK))
+        _run("linear_forward", (x_MK, weight_NK, bias_N, y_MN), (*x_MK.shape, len(weight_NK)))
+        return y_MN
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad_MN = grads[0].contiguous()
+        x_MK, weight_NK = ctx.saved_tensors
+        wants_x, wants_weight, wants_bias = ctx.needs_input_grad
+        if torch.is_grad_enabled() or (wants_bias and not wants_weight):  # the first: for gradients of these
+            return (
+                grad_MN @ weight_NK if wants_x else None,
+                grad_MN.T @ x_MK if wants_weight else None,
+                grad_MN.sum(0) if wants_bias else None,
+            )
+        grad_x = torch.empty_like(x_MK) if wants_x else None
+        grad_weight = torch.empty_like(weight_NK) if wants_weight else None
+        grad_bias = grad_MN.new_empty(len(weight_NK)) if wants_bias else None
+        tensors = (grad_MN, x_MK, weight_NK, grad_x, grad_weight, grad_bias)
+        _run("linear_backward", tensors, (*x_MK.shape, len(weight_NK)))
+        return grad_x, grad_weight, grad_bias
+
+
+def native(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return x weight^T + bias."""
+    x_MK = x.reshape(-1, x.shape[-1]).contiguous()
+    y_MN = _Linear.apply(x_MK, weight.contiguous(), None if bias is None else bias.contiguous())
+    return y_MN.view(*x.shape[:-1], len(weight))
