@@ -1,4 +1,4 @@
-"""One update of all parameters: gradients are clipped to a global norm, and AdamW (arXiv 1711.05101) moves the weights."""
+"""An update of all parameters: gradients are clipped to a global norm, AdamW (arXiv 1711.05101) moves the weights."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence

@@ -28,7 +28,8 @@ def feedforward(
 
     The backends are "native", which keeps what lies between the two products in the nearer caches, "torch", which calls
     the operators linear and gelu with the backends given, and "reference", which calls their references. With "auto"
-    what `linear` leaves to PyTorch is not for "native" either. Raises UserError for a backend that is missing or cannot.
+    what `linear` leaves to PyTorch is not for "native" either. Raises UserError for a backend that is missing or
+    cannot.
     """
     weights = (input, input_bias, output, output_bias)
     if backend == "auto" and linear.is_left_to_pytorch(x):

@@ -37,7 +37,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: st
 
 def is_left_to_pytorch(x: Tensor) -> bool:
     """Say whether "auto" takes PyTorch's for this input whatever else there is."""
-    return x.numel() < LEAST * x.shape[-1] or torch.compiler.is_compiling()
+    return torch.compiler.is_compiling() or x.numel() < LEAST * x.shape[-1]
 
 
 def facts(x: Tensor, weight: Tensor) -> tuple[tuple[str, Any], ...]:

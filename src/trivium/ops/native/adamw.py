@@ -20,20 +20,23 @@ def native(
         raise ValueError("adamw: the elements of a weight and of its moments must follow one another")
     grads = [grad.contiguous() for grad in grads]
     norm = torch.empty((), dtype=weights[0].dtype)
-    addresses = ctypes.c_void_p * len(weights)
+    tables = [
+        (ctypes.c_void_p * len(weights))(*(tensor.data_ptr() for tensor in tensors))
+        for tensors in (weights, grads, firsts, seconds, steps)
+    ]
     call(
         "adamw",
         norm.dtype,
-        *(
-            addresses(*(tensor.data_ptr() for tensor in tensors))
-            for tensors in (weights, grads, firsts, seconds, steps)
-        ),
+        *tables,
         (ctypes.c_int64 * len(weights))(*(tensor.numel() for tensor in weights)),
         (ctypes.c_double * len(weights))(*decays),
-        ctypes.c_int64(len(weights)),
-        *(ctypes.c_double(number) for number in (rate, *betas, epsilon, limit)),
-        ctypes.c_void_p(norm.data_ptr()),
-        ctypes.c_int64(torch.get_num_threads()),
+        len(weights),
+        rate,
+        *betas,
+        epsilon,
+        limit,
+        norm.data_ptr(),
+        torch.get_num_threads(),
     )
     torch.autograd.graph.increment_version((*weights, *firsts, *seconds, *steps))
     return norm

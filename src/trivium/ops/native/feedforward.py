@@ -21,16 +21,17 @@ class _Call(ctypes.Structure):
 
 
 def _run(name: str, given: tuple[Tensor, ...], others: tuple[Tensor, ...]) -> None:
-    described = _Call(*(tensor.data_ptr() for tensor in given), *given[0].shape, len(given[1]), torch.get_num_threads())
-    addresses = (_Pointer(tensor.data_ptr()) for tensor in others)
-    call(name, given[0].dtype, ctypes.byref(described), *addresses)
+    described = _Call(
+        *(tensor.data_ptr() for tensor in given), *given[0].shape, given[1].shape[0], torch.get_num_threads()
+    )
+    call(name, given[0].dtype, ctypes.addressof(described), *(tensor.data_ptr() for tensor in others))
 
 
 class _FeedForward(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *given: Tensor) -> Tensor:
         x_MK, input_FK = given[:2]
-        hidden_MF, y_MK = x_MK.new_empty(len(x_MK), len(input_FK)), torch.empty_like(x_MK)
+        hidden_MF, y_MK = x_MK.new_empty(x_MK.shape[0], input_FK.shape[0]), torch.empty_like(x_MK)
         _run("feedforward_forward", given, (hidden_MF, y_MK))
         ctx.save_for_backward(*given, hidden_MF)
         return y_MK

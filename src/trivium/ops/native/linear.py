@@ -1,6 +1,5 @@
 """Linear maps by the kernels in C. Shapes: M rows, K inputs, N outputs."""
 
-import ctypes
 from typing import Any
 
 import torch
@@ -8,21 +7,27 @@ from torch import Tensor
 
 from trivium.ops.native.kernels import call
 
-_Pointer, _Integer = ctypes.c_void_p, ctypes.c_int64
 
-
-def _run(name: str, tensors: tuple[Tensor | None, ...], sizes: tuple[int, ...]) -> None:
-    addresses = (_Pointer(None if tensor is None else tensor.data_ptr()) for tensor in tensors)
-    dtype = next(tensor.dtype for tensor in tensors if tensor is not None)
-    call(name, dtype, *addresses, *map(_Integer, sizes), _Integer(torch.get_num_threads()))
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_MK: Tensor, weight_NK: Tensor, bias_N: Tensor | None) -> Tensor:
         ctx.save_for_backward(x_MK, weight_NK)
-        y_MN = x_MK.new_empty(len(x_MK), len(weight_NK))
-        _run("linear_forward", (x_MK, weight_NK, bias_N, y_MN), (*x_MK.shape, len(weight_NK)))
+        y_MN = x_MK.new_empty(x_MK.shape[0], weight_NK.shape[0])
+        call(
+            "linear_forward",
+            x_MK.dtype,
+            x_MK.data_ptr(),
+            weight_NK.data_ptr(),
+            _address(bias_N),
+            y_MN.data_ptr(),
+            *x_MK.shape,
+            weight_NK.shape[0],
+            torch.get_num_threads(),
+        )
         return y_MN
 
     @staticmethod
@@ -38,9 +43,10 @@ class _Linear(torch.autograd.Function):
             )
         grad_x = torch.empty_like(x_MK) if wants_x else None
         grad_weight = torch.empty_like(weight_NK) if wants_weight else None
-        grad_bias = grad_MN.new_empty(len(weight_NK)) if wants_bias else None
+        grad_bias = grad_MN.new_empty(weight_NK.shape[0]) if wants_bias else None
         tensors = (grad_MN, x_MK, weight_NK, grad_x, grad_weight, grad_bias)
-        _run("linear_backward", tensors, (*x_MK.shape, len(weight_NK)))
+        sizes = (*x_MK.shape, weight_NK.shape[0], torch.get_num_threads())
+        call("linear_backward", x_MK.dtype, *map(_address, tensors), *sizes)
         return grad_x, grad_weight, grad_bias
 
 
@@ -48,4 +54,4 @@ def native(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return x weight^T + bias."""
     x_MK = x.reshape(-1, x.shape[-1]).contiguous()
     y_MN = _Linear.apply(x_MK, weight.contiguous(), None if bias is None else bias.contiguous())
-    return y_MN.view(*x.shape[:-1], len(weight))
+    return y_MN.view(*x.shape[:-1], weight.shape[0])

@@ -1,6 +1,5 @@
 """A residual sum and its layer norm by the kernels in C. Shapes: M rows, K width."""
 
-import ctypes
 from typing import Any
 
 import torch
@@ -8,11 +7,9 @@ from torch import Tensor
 
 from trivium.ops.native.kernels import call
 
-_Pointer, _Integer = ctypes.c_void_p, ctypes.c_int64
 
-
-def _addresses(*tensors: Tensor | None) -> list[ctypes.c_void_p]:
-    return [_Pointer(None if tensor is None else tensor.data_ptr()) for tensor in tensors]
+def _addresses(*tensors: Tensor | None) -> list[int | None]:
+    return [None if tensor is None else tensor.data_ptr() for tensor in tensors]
 
 
 class _Norm(torch.autograd.Function):
@@ -27,10 +24,10 @@ class _Norm(torch.autograd.Function):
             "norm_forward",
             x_MK.dtype,
             *_addresses(x_MK, y_MK, weight_K, bias_K, sum_MK, out_MK, moments_M2),
-            _Integer(rows),
-            _Integer(width),
-            ctypes.c_double(epsilon),
-            _Integer(torch.get_num_threads()),
+            rows,
+            width,
+            epsilon,
+            torch.get_num_threads(),
         )
         ctx.save_for_backward(x_MK if sum_MK is None else sum_MK, moments_M2, weight_K)
         ctx.set_materialize_grads(False)
@@ -50,9 +47,8 @@ class _Norm(torch.autograd.Function):
             "norm_backward",
             sum_MK.dtype,
             *_addresses(grad_MK, grad_sum_MK, sum_MK, moments_M2, weight_K, grad_x_MK, grad_weight_K, grad_bias_K),
-            _Integer(sum_MK.shape[0]),
-            _Integer(sum_MK.shape[1]),
-            _Integer(torch.get_num_threads()),
+            *sum_MK.shape,
+            torch.get_num_threads(),
         )
         return grad_x_MK, grad_x_MK if grads_of_sum else None, grad_weight_K, grad_bias_K, None
 
