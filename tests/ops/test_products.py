@@ -210,8 +210,7 @@ def test_the_number_of_threads_changes_no_bit_of_an_update():
 def test_a_gradient_that_is_not_finite_is_seen_in_the_norm():
     weight = torch.ones(4)
     grad = torch.tensor([1.0, torch.nan, 0.0, 0.0])
-    moments = (torch.zeros(4), torch.zeros(4), torch.zeros(()))
-    parameters = Parameters([weight], [grad], *([each] for each in moments), [0.0])
+    parameters = Parameters([weight], [grad], [torch.zeros(4)], [torch.zeros(4)], [torch.zeros(())], [0.0])
     assert adamw(parameters, rate=0.1, betas=(0.9, 0.99), limit=1.0, backend="native").isnan()
 
 
@@ -219,7 +218,8 @@ def test_a_gradient_that_is_not_finite_is_seen_in_the_norm():
 def test_weights_are_known_to_have_changed():
     weight = torch.ones(4, requires_grad=True)
     loss = (weight * weight).sum()
-    moments = (torch.zeros(4), torch.zeros(4), torch.zeros(()))
-    adamw(Parameters([weight], [torch.ones(4)], *([each] for each in moments), [0.0]), rate=0.1, betas=(0.9, 0.99))
+    moments = [torch.zeros(4)], [torch.zeros(4)], [torch.zeros(())]
+    parameters = Parameters([weight], [torch.ones(4)], moments[0], moments[1], moments[2], [0.0])
+    adamw(parameters, rate=0.1, betas=(0.9, 0.99))
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()

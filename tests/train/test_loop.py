@@ -57,7 +57,7 @@ def test_runs_of_one_process_record_each_their_own_operators_and_why(tmp_path):
     layers = "simplicial(window1=4, window2=2)*1"
     models = [
         {"layers": layers},
-        {"layers": layers, "backends": {"simplicial": "reference"}},
+        {"layers": layers, "backends": {"simplicial": "reference", "adamw": "torch"}},
         {"layers": layers},  # chosen before, recorded again
         {"layers": "attention*1"},
     ]
@@ -70,7 +70,8 @@ def test_runs_of_one_process_record_each_their_own_operators_and_why(tmp_path):
     everywhere = {"adamw", "add_norm", "linear"}
     assert [set(record) for record in records] == [everywhere | {"simplicial"}] * 3 + [everywhere | attention]
     assert [record["simplicial"]["backend"] for record in records[:3]] == ["torch", "reference", "torch"]
-    assert records[1]["simplicial"]["reason"] == "asked for by name"
+    assert records[1]["simplicial"]["reason"] == records[1]["adamw"]["reason"] == "asked for by name"
+    assert records[1]["adamw"]["backend"] == "torch"
     assert records[3]["packed_attention"]["backend"] == ("native" if native else "torch")
 
 

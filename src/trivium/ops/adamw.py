@@ -67,12 +67,25 @@ def _reference(parameters: Parameters, rate: float, betas: tuple[float, float], 
 @torch.no_grad()
 def _pytorch(parameters: Parameters, rate: float, betas: tuple[float, float], epsilon: float, limit: float) -> Tensor:
     norm = get_total_norm(parameters.grads)
-    torch._foreach_mul_(list(parameters.grads), (limit / (norm + 1e-6)).clamp(max=1))
+    for grad in parameters.grads:
+        grad.mul_((limit / (norm + 1e-6)).clamp(max=1))
     for decay in sorted(set(parameters.decays)):
         chosen = [index for index, each in enumerate(parameters.decays) if each == decay]
-        *moving, steps = ([tensors[index] for index in chosen] for tensors in parameters[:5])
+        weights, grads, firsts, seconds, steps = (
+            [tensors[index] for index in chosen]
+            for tensors in (
+                parameters.weights,
+                parameters.grads,
+                parameters.firsts,
+                parameters.seconds,
+                parameters.steps,
+            )
+        )
         pytorch_adamw(
-            *moving,
+            weights,
+            grads,
+            firsts,
+            seconds,
             [],
             steps,
             fused=True,

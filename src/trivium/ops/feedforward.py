@@ -46,8 +46,10 @@ def _in_parts(
     return linear.linear(hidden, output, output_bias, backend=linear_by)
 
 
-def _reference(x: Tensor, *given: Any) -> Tensor:
-    return _in_parts(x, *given[:4], "reference", "reference")
+def _reference(
+    x: Tensor, input: Tensor, input_bias: Tensor, output: Tensor, output_bias: Tensor, *others: str
+) -> Tensor:
+    return _in_parts(x, input, input_bias, output, output_bias, "reference", "reference")
 
 
 def _refuses(facts: Mapping[str, Any]) -> str | None:

@@ -101,7 +101,8 @@ def train(
         forget()  # what an earlier run of this process chose
         torch.manual_seed(options.seed)
         model = config.model.build(made.context).to(device).train()
-        optimizer = build_optimizer(model, options)
+        backends: dict[str, str] = getattr(config.model, "backends", {})
+        optimizer = build_optimizer(model, options, backends.get("adamw", "auto"))
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         scaler = torch.amp.GradScaler(device.type, enabled=precision.name == "float16")
         state = TrainingState(model, optimizer, scaler, Position(stage=curriculum.first), options.seed, world, device)

@@ -28,6 +28,8 @@ def decays(model: nn.Module) -> set[str]:
 class OneCallAdamW(torch.optim.AdamW):
     """AdamW on a CPU, with PyTorch's names for its state, whose clipping and update are one call of operator adamw."""
 
+    backend = "auto"
+
     def clipped_step(self, limit: float | None) -> Tensor:
         """Clip the gradients to a global norm of at most `limit` and update; return the norm before clipping."""
         rows = []
@@ -48,12 +50,22 @@ class OneCallAdamW(torch.optim.AdamW):
             betas=group["betas"],
             epsilon=group["eps"],
             limit=math.inf if limit is None else limit,
+            backend=self.backend,
         )
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients, without what PyTorch's tells its profiler about it."""
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if set_to_none:
+                    weight.grad = None
+                elif weight.grad is not None:
+                    weight.grad.zero_()
 
-def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """Return AdamW over two groups of `model`'s parameters, with and without weight decay: PyTorch's fused one, or on
-    a CPU ours where its kernel is to be had.
+
+def build_optimizer(model: nn.Module, config: TrainConfig, backend: str = "auto") -> torch.optim.AdamW:
+    """Return AdamW over two groups of `model`'s parameters, with and without weight decay: PyTorch's fused one, or
+    where `backend` of operator adamw comes to another, as "auto" does on a CPU with a compiler, one that calls that.
     """
     decayed = decays(model)
     groups = [
@@ -65,9 +77,12 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     captured = device.type == "cuda"  # there the rate is a tensor, which a graph of the step reads anew
     rate = torch.tensor(config.learning_rate, device=device) if captured else config.learning_rate
     weights = [weight for group in groups for weight in group["params"]]
-    ours = choose("adamw", "auto", device.type, facts(weights)) == "native"
-    kind = OneCallAdamW if ours else torch.optim.AdamW
-    return kind(groups, lr=rate, betas=(config.beta1, config.beta2), fused=True, capturable=captured)
+    chosen = choose("adamw", backend, device.type, facts(weights))
+    kind = torch.optim.AdamW if chosen == "torch" else OneCallAdamW
+    optimizer = kind(groups, lr=rate, betas=(config.beta1, config.beta2), fused=True, capturable=captured)
+    if isinstance(optimizer, OneCallAdamW):
+        optimizer.backend = backend
+    return optimizer
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

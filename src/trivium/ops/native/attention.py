@@ -185,7 +185,7 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         softmaxes, packed, query, places = ctx.saved_tensors
         found = _backward(grads[0].contiguous(), softmaxes, packed, query, places, ctx.heads, ctx.window)
         return found[0], None if query is None else found[1], None, None, None

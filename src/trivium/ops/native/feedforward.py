@@ -38,7 +38,7 @@ class _FeedForward(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         *given, hidden_MF = ctx.saved_tensors
         found = tuple(torch.empty_like(tensor) for tensor in given)
         _run("feedforward_backward", tuple(given), (hidden_MF, grads[0].contiguous(), *found))

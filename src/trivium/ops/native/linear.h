@@ -145,10 +145,10 @@ INLINE void NAMED(add_parts)(int64_t n, int64_t outer, int64_t inner, const REAL
     grad_bias[n] = sum;
 }
 
-/* Rows of a piece, a whole number of blocks. */
+/* Rows of a piece. */
 INLINE int64_t NAMED(share)(int64_t rows) {
-    const int64_t blocks = (rows + BLOCK - 1) / BLOCK;
-    return (blocks + PIECES - 1) / PIECES * BLOCK;
+    const int64_t share = (rows + PIECES - 1) / PIECES;
+    return share < BLOCK && rows ? BLOCK : (share + HELD - 1) / HELD * HELD;
 }
 
 /* y = x weight^T + bias; no bias where it is 0. */
@@ -287,8 +287,7 @@ int NAMED(feedforward_backward)(const NAMED(FeedForward) *call, const REAL *hidd
                 const int64_t count = end - row < BLOCK ? end - row : BLOCK;
                 const REAL *here = hidden + row * wide;
                 NAMED(times)(count, width, wide, grad + row * width, second, slope);
-                NAMED(gelu_forward)(here, active, count * wide, 1);
-                NAMED(gelu_backward)(here, slope, slope, count * wide, 1);
+                NAMED(gelu_both)(here, active, slope, count * wide);
                 NAMED(add_product)(count, width, wide, grad + row * width, active, row > begin, part + input_part, copied);
                 NAMED(add_product)(count, wide, width, slope, call->x + row * width, row > begin, part, copied);
                 NAMED(times)(count, wide, width, slope, first, grad_x + row * width);

@@ -35,7 +35,7 @@ class _Norm(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         sum_MK, moments_M2, weight_K = ctx.saved_tensors
         *grads_of_sum, grad_MK = (None if grad is None else grad.contiguous() for grad in grads)
         grad_sum_MK = grads_of_sum[0] if grads_of_sum else None
