@@ -140,6 +140,17 @@ def test_the_two_parts_of_a_sum_have_one_shape():
 
 
 @needs_compiler
+@pytest.mark.parametrize("operator", list(CASES))
+def test_shapes_that_do_not_fit_are_refused_before_memory_is_read(operator: str):
+    function, shapes = CASES[operator][0], CASES[operator][1](70, 6, 5)
+    for index, shape in enumerate(shapes):
+        wrong = [torch.ones(each) for each in shapes]
+        wrong[index] = torch.ones(*shape[:-1], shape[-1] + 1)
+        with pytest.raises(ValueError, match=operator):
+            function(*wrong, backend="native")
+
+
+@needs_compiler
 def test_rows_that_do_not_follow_one_another_are_read_in_their_places():
     x, weight = torch.randn(8, 70, 2), torch.randn(5, 8)
     turned = x.permute(2, 1, 0)
@@ -156,6 +167,10 @@ def test_products_in_bfloat16_are_left_to_pytorch():
         with pytest.raises(UserError, match="bfloat16 products are PyTorch's"):
             linear(x, weight, backend="native")
     assert dispatch._decide("linear", "auto", "cpu", {"dtype": torch.bfloat16})[0] == "torch"
+
+
+def test_a_device_without_autocast_is_served_too():
+    assert linear(torch.ones(LEAST, 4, device="meta"), torch.ones(3, 4, device="meta")).shape == (LEAST, 3)
 
 
 @needs_compiler

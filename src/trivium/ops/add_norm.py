@@ -17,14 +17,19 @@ def add_norm(
     """Return s = x + y, or x itself without y, and its layer norm with weight and bias (K,).
 
     The backends are "torch", "reference" and "native"; with "auto" what `linear` leaves to PyTorch is not for the
-    last. Raises UserError for a backend that is missing or cannot, ValueError for an x and y of two shapes.
+    last. Raises UserError for a backend that is missing or cannot, ValueError for shapes that do not fit.
     """
     if y is not None and y.shape != x.shape:
         raise ValueError(f"add_norm: x is {tuple(x.shape)} and y {tuple(y.shape)}; both need one shape")
+    if not weight.shape == bias.shape == x.shape[-1:]:
+        raise ValueError(
+            f"add_norm: x {tuple(x.shape)}, weight {tuple(weight.shape)}, bias {tuple(bias.shape)}: one width"
+        )
     if backend == "auto" and is_left_to_pytorch(x):
         return _pytorch(x, y, weight, bias, epsilon)
-    alike = {x.dtype, weight.dtype, bias.dtype} | ({y.dtype} if y is not None else set())
-    facts = (("dtype", x.dtype), ("device", x.device.type), ("alike", "yes" if len(alike) == 1 else "no"))
+    others = (weight, bias) if y is None else (weight, bias, y)
+    alike = all(other.dtype == x.dtype and other.device == x.device for other in others)
+    facts = (("dtype", x.dtype), ("device", x.device.type), ("alike", "yes" if alike else "no"))
     return dispatch.load("add_norm", backend, x.device.type, facts)(x, y, weight, bias, epsilon)
 
 

@@ -43,9 +43,10 @@ def is_left_to_pytorch(x: Tensor) -> bool:
 def facts(x: Tensor, weight: Tensor) -> tuple[tuple[str, Any], ...]:
     """Return what a backend may refuse."""
     device = x.device.type
-    cast = torch.is_autocast_enabled(device)
+    cast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     dtype = torch.get_autocast_dtype(device) if cast else x.dtype
-    return ("dtype", dtype), ("device", device), ("alike", "yes" if cast or weight.dtype == x.dtype else "no")
+    alike = (cast or weight.dtype == x.dtype) and weight.device == x.device
+    return ("dtype", dtype), ("device", device), ("alike", "yes" if alike else "no")
 
 
 def reference(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -59,7 +60,7 @@ def refuses(facts: Mapping[str, Any]) -> str | None:
     if str(facts.get("dtype")) == "torch.bfloat16":
         return "bfloat16 products are PyTorch's, which knows the processor's instructions for them"
     if facts.get("alike") == "no":
-        return "x and the weight differ in dtype"
+        return "x and the weight differ in dtype or device"
     return support.refuses(facts)
 
 

@@ -46,6 +46,10 @@ class _FeedForward(torch.autograd.Function):
 
 
 def native(x: Tensor, *weights: Tensor) -> Tensor:
-    """Return gelu(x input^T + input_bias) output^T + output_bias."""
+    """Return gelu(x input^T + input_bias) output^T + output_bias; raise ValueError for what does not fit."""
+    width, wide = x.shape[-1], weights[0].shape[0]
+    shapes = [tuple(weight.shape) for weight in weights]
+    if shapes != [(wide, width), (wide,), (width, wide), (width,)] or {weight.dtype for weight in weights} != {x.dtype}:
+        raise ValueError(f"feedforward: {tuple(x.shape)}, {shapes}: needed are (F, K), (F,), (K, F), (K,) in one dtype")
     x_MK = x.reshape(-1, x.shape[-1]).contiguous()
     return _FeedForward.apply(x_MK, *(weight.contiguous() for weight in weights)).view(x.shape)

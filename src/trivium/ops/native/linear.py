@@ -51,7 +51,11 @@ class _Linear(torch.autograd.Function):
 
 
 def native(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return x weight^T + bias."""
+    """Return x weight^T + bias; raise ValueError for shapes that do not fit or a bias of another dtype."""
+    fits = bias is None or (bias.shape == weight.shape[:1] and bias.dtype == weight.dtype)
+    if x.shape[-1:] != weight.shape[1:] or not fits:
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (x, weight, bias) if tensor is not None)
+        raise ValueError(f"linear: {shapes}: needed are (..., K), (N, K) and (N,) in one dtype")
     x_MK = x.reshape(-1, x.shape[-1]).contiguous()
     y_MN = _Linear.apply(x_MK, weight.contiguous(), None if bias is None else bias.contiguous())
     return y_MN.view(*x.shape[:-1], weight.shape[0])
