@@ -139,9 +139,9 @@ def _weigh(s, m, total, start, low, i_row, window1, FAST: gl.constexpr, MASK: gl
     if MASK == 1:  # one query: the tiles end at its own key
         s = gl.where(j >= low, s, -float("inf"))
     if MASK == 2:
-        past = gl.expand_dims(i_row, 1) - j
-        allowed = (past >= 0) & (past < gl.expand_dims(gl.minimum(window1, i_row + 1), 1))
-        s = gl.where(allowed, s, -float("inf"))
+        # As an unsigned number, what is before 0 is large: one comparison.
+        past = (gl.expand_dims(i_row, 1) - j).to(gl.uint32)
+        s = gl.where(past < gl.expand_dims(gl.minimum(window1, i_row + 1).to(gl.uint32), 1), s, -float("inf"))
     if FAST:
         alpha = m
         p = gl.exp2(s)
@@ -221,6 +221,7 @@ def _consume(
     k_full, k_empty, k_buffers, v_full, v_empty, v_buffers,
     steps, HB, units_i, heads, kv_heads, tokens, window1, window2, scale,
     NI: gl.constexpr, NH: gl.constexpr, WGI: gl.constexpr, WGH: gl.constexpr, W: gl.constexpr, LIMIT: gl.constexpr,
+    U_REGISTERS: gl.constexpr,
 ):  # fmt: skip
     N: gl.constexpr = k_buffers.type.shape[2]
     D: gl.constexpr = k_buffers.type.shape[3]
@@ -241,7 +242,11 @@ def _consume(
     for step in range(steps):
         u = (q.to(gl.float32) * scale) * k2.to(gl.float32)
         buffer.store(u.to(k_buffers.dtype).reshape([ROWS, D]))
-        fence_async_shared()
+        if U_REGISTERS:
+            u_rows = buffer.load(gl.DotOperandLayout(0, S, 2))
+        else:
+            fence_async_shared()
+            u_rows = buffer
         i_row = i + row // (NH * W)
         low = gl.maximum(i - window1 + 1, 0)
         # The next queries come from device memory: fetch them now. Short keys and values wait in the caches.
@@ -254,12 +259,12 @@ def _consume(
         small = _small(bound_ptr + (b * kv_heads + kv_head) * 3, scale, LIMIT)
         if small:
             o, m, total = _attend(
-                buffer, k_full, k_empty, k_buffers, v_full, v_empty, v_buffers,
+                u_rows, k_full, k_empty, k_buffers, v_full, v_empty, v_buffers,
                 count, tiles, start, low, i_row, window1, True, MANY,
             )  # fmt: skip
         else:
             o, m, total = _attend(
-                buffer, k_full, k_empty, k_buffers, v_full, v_empty, v_buffers,
+                u_rows, k_full, k_empty, k_buffers, v_full, v_empty, v_buffers,
                 count, tiles, start, low, i_row, window1, False, MANY,
             )  # fmt: skip
         count += tiles
@@ -301,6 +306,7 @@ def forward(
     units, HB, units_i, heads, kv_heads, tokens, window1, window2, scale,
     NI: gl.constexpr, NH: gl.constexpr, WGI: gl.constexpr, WGH: gl.constexpr, W: gl.constexpr,
     K_STAGES: gl.constexpr, V_STAGES: gl.constexpr, LIMIT: gl.constexpr, REGISTERS: gl.constexpr,
+    U_REGISTERS: gl.constexpr,
 ):  # fmt: skip
     """Write o (B, T, Hq, D) and the natural log-sum-exp (B, Hq, T); `scale` holds log2(e), LIMIT bounds the logits."""
     N: gl.constexpr = k1_desc.block_type.shape[1]
@@ -329,7 +335,7 @@ def forward(
                     gl.constexpr(0), q_ptr, k2_ptr, v2_ptr, o_ptr, lse_ptr, bound_ptr, u_buffers,
                     k_full, k_empty, k_buffers, v_full, v_empty, v_buffers,
                     steps, HB, units_i, heads, kv_heads, tokens, window1, window2, scale,
-                    NI, NH, WGI, WGH, W, LIMIT,
+                    NI, NH, WGI, WGH, W, LIMIT, U_REGISTERS,
                 ),
             ),
             (
@@ -338,7 +344,7 @@ def forward(
                     gl.constexpr(1), q_ptr, k2_ptr, v2_ptr, o_ptr, lse_ptr, bound_ptr, u_buffers,
                     k_full, k_empty, k_buffers, v_full, v_empty, v_buffers,
                     steps, HB, units_i, heads, kv_heads, tokens, window1, window2, scale,
-                    NI, NH, WGI, WGH, W, LIMIT,
+                    NI, NH, WGI, WGH, W, LIMIT, U_REGISTERS,
                 ),
             ),
             (

@@ -41,6 +41,7 @@ class Tiles(NamedTuple):
     ctas: int = 1
     registers: int = 240
     maxnreg: int = 168
+    u_registers: bool = False
 
 
 def tiles(group: int, width: int, window2: int) -> Tiles:
@@ -106,7 +107,7 @@ def hopper_forward(
         q, k2, v2, keys, values, o, lse, norms,
         units, group // (plan.NH + plan.WGH), units_i, heads, kv_heads, tokens, window1, window2, scale * LOG2E,
         plan.NI, plan.NH, plan.WGI, plan.WGH, plan.W, plan.K_STAGES, plan.V_STAGES,
-        limit, plan.registers, num_warps=4, maxnreg=plan.maxnreg,
+        limit, plan.registers, plan.u_registers, num_warps=4, maxnreg=plan.maxnreg,
     )  # fmt: skip
     return o, lse
 
