@@ -39,9 +39,9 @@ def test_the_hopper_operators_are_registered_as_torch_wants():
     from trivium.ops.simplicial import hopper_decode_launch, hopper_launch
 
     q, k1, k2, v1, v2 = draw(4, 1, 1, 1, 1)
-    torch.library.opcheck(hopper_launch._forward, (q, k1, v1, k2, v2, None, 40, 16, 0.125, 0))
+    torch.library.opcheck(hopper_launch._forward.op, (q, k1, v1, k2, v2, None, 40, 16, 0.125, 0))
     rings = [x.detach() for x in (q[:, :1], k1[:, :40], v1[:, :40], k2[:, :32], v2[:, :32])]
-    torch.library.opcheck(hopper_decode_launch._decode, (*rings, torch.tensor([300, 20], device="cuda"), 0.125))
+    torch.library.opcheck(hopper_decode_launch._decode.op, (*rings, torch.tensor([300, 20], device="cuda"), 0.125))
 
 
 @on_a_gpu

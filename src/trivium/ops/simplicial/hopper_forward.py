@@ -31,9 +31,10 @@ ROWS = gl.constexpr(64)  # rows of one warpgroup's tile
 
 @triton.jit
 def bounds(
-    q, k2, k1, out, tokens, group, kv_heads, BT: tl.constexpr, BG: tl.constexpr, D: tl.constexpr, BD: tl.constexpr
-):
-    """Raise out (B, Hkv, 3), zeros before, to the largest |q|_4, |k2|_4 and |k1|_2 of each key/value head."""
+    q, k2, k1, out, tokens, group, kv_heads,
+    BT: tl.constexpr, BG: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, SEVERAL: tl.constexpr,
+):  # fmt: skip
+    """Write to out (B, Hkv, 3) the largest |q|_4, |k2|_4 and |k1|_2 of each key/value head; SEVERAL raise zeros."""
     t = tl.program_id(0) * BT + tl.arange(0, BT)
     row = tl.program_id(1).to(tl.int64) // kv_heads * tokens + t
     kv_head = tl.program_id(1) % kv_heads
@@ -51,9 +52,17 @@ def bounds(
         z = tl.load(q + q_at, mask=mask[:, None, :] & (head < group)[None, :, None], other=0.0).to(tl.float32)
         top = tl.maximum(top, tl.max(tl.max(tl.sum(z * z * (z * z), 2), 1), 0))
     out += tl.program_id(1) * 3
-    tl.atomic_max(out, tl.sqrt(tl.sqrt(top)))
-    tl.atomic_max(out + 1, tl.sqrt(tl.sqrt(tl.max(tl.sum(x * x * (x * x), 1), 0))))
-    tl.atomic_max(out + 2, tl.sqrt(tl.max(tl.sum(y * y, 1), 0)))
+    top = tl.sqrt(tl.sqrt(top))
+    loudest = tl.sqrt(tl.sqrt(tl.max(tl.sum(x * x * (x * x), 1), 0)))
+    longest = tl.sqrt(tl.max(tl.sum(y * y, 1), 0))
+    if SEVERAL:
+        tl.atomic_max(out, top)
+        tl.atomic_max(out + 1, loudest)
+        tl.atomic_max(out + 2, longest)
+    else:
+        tl.store(out, top)
+        tl.store(out + 1, loudest)
+        tl.store(out + 2, longest)
 
 
 @gluon.jit

@@ -14,9 +14,10 @@ from torch import Tensor
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from trivium.ops.simplicial import hopper_support, triton_launch
+from trivium.ops.simplicial import hopper_support, operators, triton_launch
 from trivium.ops.simplicial.hopper_forward import bounds, forward
 from trivium.ops.simplicial.hopper_gradients import hopper_backward
+from trivium.ops.simplicial.launches import aligned, launch
 
 LOG2E = 1.4426950408889634
 ROWS = 64  # of one warpgroup; two share their keys
@@ -58,8 +59,17 @@ def tiles(group: int, width: int, window2: int) -> Tiles:
 
 
 @functools.cache
-def _processors(index: int) -> int:
+def processors(index: int) -> int:
+    """Return how many multiprocessors a device has."""
     return torch.cuda.get_device_properties(index).multi_processor_count
+
+
+@functools.cache
+def key_layout(rows: int, width: int, dtype: torch.dtype) -> Any:
+    """Return how a tile of keys or values lies in shared memory."""
+    return gl.NVMMASharedLayout.get_default_for(
+        [1, rows, width], gl.bfloat16 if dtype == torch.bfloat16 else gl.float16
+    )
 
 
 def hopper_forward(
@@ -84,30 +94,36 @@ def hopper_forward(
     kv_heads = k1.shape[2]
     group = heads // kv_heads
     plan = plan or tiles(group, width, window2)
-    o = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    lse = torch.empty(batch, heads, tokens, device=q.device, dtype=torch.float32)
     # float16 has not the range for weights without a maximum.
     limit = bound if bound is not None else BOUND if q.dtype == torch.bfloat16 else -1.0
-    norms = torch.zeros(batch, kv_heads, 3, device=q.device, dtype=torch.float32)
+    # All that the kernels are compiled for follows from these.
+    key = (q.shape, kv_heads, window1, window2, plan, limit, q.dtype, q.device.index)
+    key = key if aligned(q, k1, k2, v1, v2) else None
+    o = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    lse = torch.empty(batch, heads, tokens, device=q.device, dtype=torch.float32)
     heads_a_load = min(8, 1 << (group - 1).bit_length())
     block = 128 // heads_a_load
-    bounds[(-(-tokens // block), batch * kv_heads)](
-        q, k2, k1, norms, tokens, group, kv_heads, block, heads_a_load, width, width
+    blocks = -(-tokens // block)
+    # One block writes its maxima, several raise zeros to theirs.
+    norms = (torch.zeros if blocks > 1 else torch.empty)(batch, kv_heads, 3, device=q.device, dtype=torch.float32)
+    launch(
+        bounds, key, (blocks, batch * kv_heads),
+        q, k2, k1, norms, tokens, group, kv_heads, block, heads_a_load, width, width, blocks > 1,
     )  # fmt: skip
-    layout = gl.NVMMASharedLayout.get_default_for(
-        [1, plan.N, width], gl.bfloat16 if q.dtype == torch.bfloat16 else gl.float16
-    )
+    layout = key_layout(plan.N, width, q.dtype)
     keys, values = (
         TensorDescriptor.from_tensor(x.view(batch, tokens, kv_heads * width), [1, plan.N, width], layout)
         for x in (k1, v1)
     )
     units_i = -(-tokens // (plan.NI + plan.WGI))
     units = batch * kv_heads * units_i
-    forward[(min(units, plan.ctas * _processors(q.device.index or 0)),)](
+    launch(
+        forward, key, (min(units, plan.ctas * processors(q.device.index or 0)),),
         q, k2, v2, keys, values, o, lse, norms,
         units, group // (plan.NH + plan.WGH), units_i, heads, kv_heads, tokens, window1, window2, scale * LOG2E,
         plan.NI, plan.NH, plan.WGI, plan.WGH, plan.W, plan.K_STAGES, plan.V_STAGES,
-        limit, plan.registers, plan.u_registers, num_warps=4, maxnreg=plan.maxnreg,
+        limit, plan.registers, plan.u_registers,
+        num_warps=4, maxnreg=plan.maxnreg,
     )  # fmt: skip
     return o, lse
 
@@ -143,21 +159,7 @@ def _run_backward(
     return hopper_backward(do, q, k_long, v_long, k_short, v_short, o, lse, long, short, scale)
 
 
-# The arguments of the Triton backend's operator, whose backward takes them; documents and sign are always None and 0.
-_forward = torch.library.custom_op("trivium::simplicial_hopper_forward", _run, mutates_args=())
-_backward = torch.library.custom_op("trivium::simplicial_hopper_backward", _run_backward, mutates_args=())
-
-
-@_forward.register_fake
-def _(q: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    batch, tokens, heads, _ = q.shape
-    o = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    return o, torch.empty(batch, heads, tokens, dtype=torch.float32, device=q.device)
-
-
-@_backward.register_fake
-def _(do: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
-    return tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in inputs[:5])
+_backward = operators.Operator("simplicial_hopper_backward", _run_backward, operators.gradients_fake)
 
 
 def _gradients(ctx: Any, do: Tensor | None, dlse: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -171,12 +173,15 @@ def _gradients(ctx: Any, do: Tensor | None, dlse: Tensor | None) -> tuple[Tensor
         "window2": short,
     }
     if do is None or hopper_support.refuses_backward(facts) is not None:
-        return triton_launch._gradients(ctx, do, dlse)
+        return triton_launch.gradients(ctx, do, dlse)
     found = _backward(do, q, k_long, v_long, k_short, v_short, o, lse, long, short, scale)
     return (*found, None, None, None, None, None)
 
 
-_forward.register_autograd(_gradients, setup_context=triton_launch._setup_context)
+# The arguments of the Triton backend's operator, whose backward takes them; documents and sign are always None and 0.
+_forward = operators.Operator(
+    "simplicial_hopper_forward", _run, operators.attention_fake, _gradients, operators.remember
+)
 
 
 def hopper_simplicial(
@@ -194,8 +199,8 @@ def hopper_simplicial(
     documents: Tensor | None,
 ) -> Tensor:
     """Return o (B, T, H, D); arguments as in `simplicial_attention`, checked, and none that `refuses` names."""
-    if bias is not None:
-        k2, v2 = (k2 + bias[0]).to(k2.dtype), (v2 + bias[1]).to(v2.dtype)
+    operators.check_rows("hopper", q=q, k1=k1, k2=k2, v1=v1, v2=v2)
+    k2, v2 = operators.biased(k2, v2, bias)
     pairs = (k1, v1, k2, v2, None, window1, window2)
     if window1 < window2:
         pairs = (k2, v2, k1, v1, None, window2, window1)
