@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from trivium.ops.simplicial import operators
 from trivium.ops.simplicial.decode_support import HOPPER_ROWS, padded_short
 from trivium.ops.simplicial.hopper_decode import bounds, decode
-from trivium.ops.simplicial.hopper_launch import BOUND, LOG2E, key_layout, processors
+from trivium.ops.simplicial.hopper_describe import described, processors
+from trivium.ops.simplicial.hopper_launch import BOUND, LOG2E
 
 PARTS = 4  # programs that share a row's keys in `bounds`
 
@@ -58,14 +58,10 @@ def run(
         PARTS=PARTS,
         D=width,
     )
-    layout = key_layout(plan.N, width, q.dtype)
-    keys, values = (
-        TensorDescriptor.from_tensor(x.view(batch, slots1, kv_heads * width), [1, plan.N, width], layout)
-        for x in (k_long, v_long)
-    )
+    keys, values = (described(x.view(batch, slots1, kv_heads * width), 1, plan.N, width) for x in (k_long, v_long))
     blocks = group // (2 * NH)
     steps = batch * kv_heads * blocks
-    each = -(-steps // processors(q.device.index or 0))
+    each = -(-steps // processors(q.device.index))
     decode[(-(-steps // each),)](
         *(q, k_short, v_short, keys, values, o, lengths, norms),
         *(steps, each, blocks, heads, kv_heads, slots1, slots2, scale * LOG2E),

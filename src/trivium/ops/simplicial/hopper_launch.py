@@ -6,15 +6,13 @@ The backward pass is `hopper_gradients`', or the Triton backend's where that one
 # Triton's types know neither launches in brackets nor compile-time layouts.
 # pyright: reportArgumentType=false, reportIndexIssue=false, reportCallIssue=false
 
-import functools
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from trivium.ops.simplicial import hopper_support, operators, triton_launch
+from trivium.ops.simplicial.hopper_describe import described, processors
 from trivium.ops.simplicial.hopper_forward import bounds, forward
 from trivium.ops.simplicial.hopper_gradients import hopper_backward
 from trivium.ops.simplicial.launches import aligned, launch
@@ -58,20 +56,6 @@ def tiles(group: int, width: int, window2: int) -> Tiles:
     return Tiles(NI, NH, 0 if split_heads else NI, NH if split_heads else 0, W, *rest)
 
 
-@functools.cache
-def processors(index: int) -> int:
-    """Return how many multiprocessors a device has."""
-    return torch.cuda.get_device_properties(index).multi_processor_count
-
-
-@functools.cache
-def key_layout(rows: int, width: int, dtype: torch.dtype) -> Any:
-    """Return how a tile of keys or values lies in shared memory."""
-    return gl.NVMMASharedLayout.get_default_for(
-        [1, rows, width], gl.bfloat16 if dtype == torch.bfloat16 else gl.float16
-    )
-
-
 def hopper_forward(
     q: Tensor,
     k1: Tensor,
@@ -110,15 +94,11 @@ def hopper_forward(
         bounds, key, (blocks, batch * kv_heads),
         q, k2, k1, norms, tokens, group, kv_heads, block, heads_a_load, width, width, blocks > 1,
     )  # fmt: skip
-    layout = key_layout(plan.N, width, q.dtype)
-    keys, values = (
-        TensorDescriptor.from_tensor(x.view(batch, tokens, kv_heads * width), [1, plan.N, width], layout)
-        for x in (k1, v1)
-    )
+    keys, values = (described(x.view(batch, tokens, kv_heads * width), 1, plan.N, width) for x in (k1, v1))
     units_i = -(-tokens // (plan.NI + plan.WGI))
     units = batch * kv_heads * units_i
     launch(
-        forward, key, (min(units, plan.ctas * processors(q.device.index or 0)),),
+        forward, key, (min(units, plan.ctas * processors(q.device.index)),),
         q, k2, v2, keys, values, o, lse, norms,
         units, group // (plan.NH + plan.WGH), units_i, heads, kv_heads, tokens, window1, window2, scale * LOG2E,
         plan.NI, plan.NH, plan.WGI, plan.WGH, plan.W, plan.K_STAGES, plan.V_STAGES,
