@@ -28,7 +28,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from trivium.ops.simplicial.hopper_forward import ROWS, _rows_layout, _weigh
+from trivium.ops.simplicial.hopper_forward import ROWS, _rows_layout, _weigh, ring
 
 
 @triton.jit
@@ -276,22 +276,11 @@ def decode(
     LIMIT: gl.constexpr, REGISTERS: gl.constexpr,
 ):  # fmt: skip
     """Write o (B, 1, Hq, D); a program does `each` of the steps. `scale` holds log2(e), LIMIT bounds the logits."""
-    N: gl.constexpr = k1_desc.block_type.shape[1]
     D: gl.constexpr = k1_desc.block_type.shape[2]
-    k_buffers = gl.allocate_shared_memory(k1_desc.dtype, [K_STAGES, 1, N, D], k1_desc.layout)
-    v_buffers = gl.allocate_shared_memory(k1_desc.dtype, [V_STAGES, 1, N, D], v1_desc.layout)
+    k_buffers, k_full, k_empty = ring(k1_desc, K_STAGES)
+    v_buffers, v_full, v_empty = ring(v1_desc, V_STAGES)
     u_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([ROWS, D], k1_desc.dtype)
     u_buffers = gl.allocate_shared_memory(k1_desc.dtype, [4, ROWS, D], u_layout)
-    k_full = gl.allocate_shared_memory(gl.int64, [K_STAGES, 1], mbarrier.MBarrierLayout())
-    k_empty = gl.allocate_shared_memory(gl.int64, [K_STAGES, 1], mbarrier.MBarrierLayout())
-    v_full = gl.allocate_shared_memory(gl.int64, [V_STAGES, 1], mbarrier.MBarrierLayout())
-    v_empty = gl.allocate_shared_memory(gl.int64, [V_STAGES, 1], mbarrier.MBarrierLayout())
-    for stage in gl.static_range(K_STAGES):
-        mbarrier.init(k_full.index(stage), count=1)
-        mbarrier.init(k_empty.index(stage), count=2)
-    for stage in gl.static_range(V_STAGES):
-        mbarrier.init(v_full.index(stage), count=1)
-        mbarrier.init(v_empty.index(stage), count=2)
     first = gl.program_id(0) * each
     last = gl.minimum(first + each, steps)
     gl.warp_specialize(

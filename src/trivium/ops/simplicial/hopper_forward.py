@@ -66,6 +66,20 @@ def bounds(
 
 
 @gluon.jit
+def ring(desc, STAGES: gl.constexpr):
+    """Return buffers of `desc`'s tiles, and barriers of them full and empty, which two warpgroups read."""
+    ROWS_A_TILE: gl.constexpr = desc.block_type.shape[1]
+    D: gl.constexpr = desc.block_type.shape[2]
+    buffers = gl.allocate_shared_memory(desc.dtype, [STAGES, 1, ROWS_A_TILE, D], desc.layout)
+    full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    for stage in gl.static_range(STAGES):
+        mbarrier.init(full.index(stage), count=1)
+        mbarrier.init(empty.index(stage), count=2)
+    return buffers, full, empty
+
+
+@gluon.jit
 def _place(step, HB, units_i, kv_heads, tokens, window1, NIC: gl.constexpr, N: gl.constexpr):
     """Return (b, kv head, head block, first i, tiles, first key) of this program's tile number `step`."""
     unit = gl.program_id(0) + (step // HB) * gl.num_programs(0)
@@ -318,22 +332,11 @@ def forward(
     U_REGISTERS: gl.constexpr,
 ):  # fmt: skip
     """Write o (B, T, Hq, D) and the natural log-sum-exp (B, Hq, T); `scale` holds log2(e), LIMIT bounds the logits."""
-    N: gl.constexpr = k1_desc.block_type.shape[1]
     D: gl.constexpr = k1_desc.block_type.shape[2]
-    k_buffers = gl.allocate_shared_memory(k1_desc.dtype, [K_STAGES, 1, N, D], k1_desc.layout)
-    v_buffers = gl.allocate_shared_memory(k1_desc.dtype, [V_STAGES, 1, N, D], v1_desc.layout)
+    k_buffers, k_full, k_empty = ring(k1_desc, K_STAGES)
+    v_buffers, v_full, v_empty = ring(v1_desc, V_STAGES)
     u_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([ROWS, D], k1_desc.dtype)
     u_buffers = gl.allocate_shared_memory(k1_desc.dtype, [2, ROWS, D], u_layout)
-    k_full = gl.allocate_shared_memory(gl.int64, [K_STAGES, 1], mbarrier.MBarrierLayout())
-    k_empty = gl.allocate_shared_memory(gl.int64, [K_STAGES, 1], mbarrier.MBarrierLayout())
-    v_full = gl.allocate_shared_memory(gl.int64, [V_STAGES, 1], mbarrier.MBarrierLayout())
-    v_empty = gl.allocate_shared_memory(gl.int64, [V_STAGES, 1], mbarrier.MBarrierLayout())
-    for stage in gl.static_range(K_STAGES):
-        mbarrier.init(k_full.index(stage), count=1)
-        mbarrier.init(k_empty.index(stage), count=2)
-    for stage in gl.static_range(V_STAGES):
-        mbarrier.init(v_full.index(stage), count=1)
-        mbarrier.init(v_empty.index(stage), count=2)
     mine = (units - gl.program_id(0) + gl.num_programs(0) - 1) // gl.num_programs(0)
     steps = mine * HB
     gl.warp_specialize(
