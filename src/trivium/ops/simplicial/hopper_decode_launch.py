@@ -14,15 +14,15 @@ from trivium.ops.simplicial.hopper_decode import bounds, decode
 from trivium.ops.simplicial.hopper_describe import described, processors
 from trivium.ops.simplicial.hopper_launch import BOUND, LOG2E
 
-PARTS = 4  # programs that share a row's keys in `bounds`
+PARTS = 8  # programs that share a row's keys in `bounds`
 
 
 class Plan(NamedTuple):
     """Long slots a tile; buffers of keys and of values; a consumer's registers, and those at entry."""
 
-    N: int = 128
-    K_STAGES: int = 2
-    V_STAGES: int = 2
+    N: int = 64
+    K_STAGES: int = 4
+    V_STAGES: int = 4
     registers: int = 240
     maxnreg: int = 168
 

@@ -26,7 +26,8 @@ BOUND = 80.0
 class Tiles(NamedTuple):
     """How 64 rows of a warpgroup are made of NI queries, NH heads and W short keys, and where the other group begins.
 
-    N long keys a tile; buffers of keys and of values; programs a processor, a consumer's registers, and those at entry.
+    N long keys a tile; buffers of keys, and as many of values; programs a processor, a consumer's registers, and those
+    at entry.
     """
 
     NI: int
@@ -35,12 +36,10 @@ class Tiles(NamedTuple):
     WGH: int
     W: int
     N: int
-    K_STAGES: int
-    V_STAGES: int
+    STAGES: int
     ctas: int = 1
     registers: int = 240
     maxnreg: int = 168
-    u_registers: bool = False
 
 
 def tiles(group: int, width: int, window2: int) -> Tiles:
@@ -52,7 +51,7 @@ def tiles(group: int, width: int, window2: int) -> Tiles:
     split_heads = (group // NH) % 2 == 0
     # Measured on an H200. Narrow heads leave registers and shared memory for two programs a processor, whose beginnings
     # and ends then overlap; 104 registers a consumer hold tiles of 32 keys.
-    rest = (128, 2, 2) if width == 128 else (32, 6, 6, 2, 104, 80)
+    rest = (128, 2) if width == 128 else (32, 6, 2, 104, 80)
     return Tiles(NI, NH, 0 if split_heads else NI, NH if split_heads else 0, W, *rest)
 
 
@@ -101,8 +100,7 @@ def hopper_forward(
         forward, key, (min(units, plan.ctas * processors(q.device.index)),),
         q, k2, v2, keys, values, o, lse, norms,
         units, group // (plan.NH + plan.WGH), units_i, heads, kv_heads, tokens, window1, window2, scale * LOG2E,
-        plan.NI, plan.NH, plan.WGI, plan.WGH, plan.W, plan.K_STAGES, plan.V_STAGES,
-        limit, plan.registers, plan.u_registers,
+        plan.NI, plan.NH, plan.WGI, plan.WGH, plan.W, plan.STAGES, limit, plan.registers,
         num_warps=4, maxnreg=plan.maxnreg,
     )  # fmt: skip
     return o, lse
