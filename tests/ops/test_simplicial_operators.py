@@ -79,6 +79,8 @@ def test_a_tensor_without_data_gets_the_shape_alone():
 class _Kernel:
     """A kernel that notes how it was launched, first by Triton, then at hand."""
 
+    arg_names = ("x", "y", "SIZE")
+
     def __init__(self):
         self.calls: list[tuple[str, tuple[int, ...], tuple[Any, ...]]] = []
 
@@ -101,9 +103,9 @@ class _AtHand:
 def test_the_second_launch_under_a_key_skips_the_look_at_arguments_and_another_key_does_not():
     kernel = _Kernel()
     for key in (("a",), ("a",), ("b",), None, None):
-        launch(kernel, key, (7,), 1, 2, num_warps=4)
+        launch(kernel, key, (7,), 1, 2, constants={"SIZE": 16}, num_warps=4)
     assert [how for how, _, _ in kernel.calls] == ["looked at", "at hand", "looked at", "looked at", "looked at"]
-    assert kernel.calls[1] == ("at hand", (7, 1, 1), (1, 2))
+    assert kernel.calls[1] == ("at hand", (7, 1, 1), (1, 2, 16))
 
 
 def test_addresses_that_are_no_multiple_of_16_are_told():

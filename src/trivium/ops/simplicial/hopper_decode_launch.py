@@ -11,8 +11,9 @@ from torch import Tensor
 from trivium.ops.simplicial import operators
 from trivium.ops.simplicial.decode_support import HOPPER_ROWS, padded_short
 from trivium.ops.simplicial.hopper_decode import bounds, decode
-from trivium.ops.simplicial.hopper_describe import described, processors
+from trivium.ops.simplicial.hopper_describe import described, laid_out, processors
 from trivium.ops.simplicial.hopper_launch import BOUND, LOG2E
+from trivium.ops.simplicial.launches import launch
 
 PARTS = 8  # programs that share a row's keys in `bounds`
 
@@ -40,7 +41,7 @@ def run(
     bound: float | None = None,
 ) -> Tensor:
     """Return o (B, 1, H, D); rings no longer than their windows. `plan` and `bound` are for measurements."""
-    q, k_long, v_long, k_short, v_short = (x.contiguous() for x in (q, k_long, v_long, k_short, v_short))
+    q, k_long, v_long, k_short, v_short, lengths = laid_out(q, k_long, v_long, k_short, v_short, lengths)
     batch, _, heads, width = q.shape
     slots1, slots2, kv_heads = k_long.shape[1], k_short.shape[1], k_long.shape[2]
     group, plan = heads // kv_heads, plan or Plan()
@@ -50,19 +51,19 @@ def run(
     limit = bound if bound is not None else BOUND if q.dtype == torch.bfloat16 else -1.0
     o = torch.empty_like(q)
     norms = torch.empty(batch * kv_heads, PARTS, device=q.device, dtype=torch.float32)
-    bounds[(batch * kv_heads, PARTS)](
+    key = (q.shape, slots1, slots2, kv_heads, plan, PARTS, limit, q.dtype, lengths.dtype, q.device.index)
+    heads_a_load = min(64, 1 << (group - 1).bit_length())
+    launch(
+        *(bounds, key, (batch * kv_heads, PARTS)),
         *(q, k_short, k_long, lengths, norms, slots1, slots2, group, kv_heads, scale * LOG2E),
-        BQ=min(64, 1 << (group - 1).bit_length()),
-        BS=W,
-        BL=64,
-        PARTS=PARTS,
-        D=width,
+        *(heads_a_load, W, 64, PARTS, width),
     )
     keys, values = (described(x.view(batch, slots1, kv_heads * width), 1, plan.N, width) for x in (k_long, v_long))
     blocks = group // (2 * NH)
     steps = batch * kv_heads * blocks
     each = -(-steps // processors(q.device.index))
-    decode[(-(-steps // each),)](
+    launch(
+        *(decode, key, (-(-steps // each),)),
         *(q, k_short, v_short, keys, values, o, lengths, norms),
         *(steps, each, blocks, heads, kv_heads, slots1, slots2, scale * LOG2E),
         *(NH, W, plan.K_STAGES, plan.V_STAGES, PARTS, limit, plan.registers),

@@ -4,12 +4,15 @@
 # pyright: reportArgumentType=false
 
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+from trivium.ops.simplicial.launches import aligned
 
 
 @functools.cache
@@ -21,6 +24,13 @@ def processors(index: int | None) -> int:
 @functools.cache
 def _layout(block: tuple[int, ...], dtype: torch.dtype) -> Any:
     return gl.NVMMASharedLayout.get_default_for(list(block), gl.bfloat16 if dtype == torch.bfloat16 else gl.float16)
+
+
+def laid_out(*tensors: Tensor) -> Iterator[Tensor]:
+    """Yield the tensors contiguous, at addresses that the copy engine takes: multiples of 16."""
+    for x in tensors:
+        x = x.contiguous()
+        yield x if aligned(x) else x.clone()
 
 
 def described(x: Tensor, *block: int) -> TensorDescriptor:

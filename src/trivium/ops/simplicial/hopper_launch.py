@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from trivium.ops.simplicial import hopper_support, operators, triton_launch
-from trivium.ops.simplicial.hopper_describe import described, processors
+from trivium.ops.simplicial.hopper_describe import described, laid_out, processors
 from trivium.ops.simplicial.hopper_forward import bounds, forward
 from trivium.ops.simplicial.hopper_gradients import hopper_backward
-from trivium.ops.simplicial.launches import aligned, launch
+from trivium.ops.simplicial.launches import launch
 
 LOG2E = 1.4426950408889634
 ROWS = 64  # of one warpgroup; two share their keys
@@ -72,7 +72,7 @@ def hopper_forward(
 
     `plan` and `bound` are for measurements.
     """
-    q, k1, k2, v1, v2 = (x.contiguous() for x in (q, k1, k2, v1, v2))
+    q, k1, k2, v1, v2 = laid_out(q, k1, k2, v1, v2)
     batch, tokens, heads, width = q.shape
     kv_heads = k1.shape[2]
     group = heads // kv_heads
@@ -81,7 +81,6 @@ def hopper_forward(
     limit = bound if bound is not None else BOUND if q.dtype == torch.bfloat16 else -1.0
     # All that the kernels are compiled for follows from these.
     key = (q.shape, kv_heads, window1, window2, plan, limit, q.dtype, q.device.index)
-    key = key if aligned(q, k1, k2, v1, v2) else None
     o = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(batch, heads, tokens, device=q.device, dtype=torch.float32)
     heads_a_load = min(8, 1 << (group - 1).bit_length())

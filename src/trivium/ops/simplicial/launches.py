@@ -1,5 +1,6 @@
 """Launch Triton kernels again without what Triton derives from their arguments each time, some 20 us of the host's."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -9,27 +10,32 @@ LIMIT = 1024
 _compiled: dict[tuple[Any, ...], Any] = {}
 
 
-def launch(kernel: Any, key: tuple[Any, ...] | None, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
-    """Launch `kernel` with all its `arguments` in order, compile-time ones too; `options` are the compiler's.
+def launch(
+    kernel: Any,
+    key: tuple[Any, ...] | None,
+    grid: tuple[int, ...],
+    *arguments: Any,
+    constants: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> None:
+    """Launch `kernel` with its first `arguments` in order and the rest by name; `options` are the compiler's.
 
     Calls with equal `key` (hashable) differ in tensors of equal types alone, whose addresses `aligned` found to be
     multiples of 16. Without a key Triton looks at every argument.
     """
-    if key is None:
-        kernel[grid](*arguments, **options)
+    if key is not None and (found := _compiled.get((id(kernel), *key))) is not None:
+        compiled, rest = found
+        compiled[(*grid, 1, 1)[:3]](*arguments, *rest)
         return
-    key = (id(kernel), *key)
-    compiled = _compiled.get(key)
-    if compiled is not None:
-        compiled[(*grid, 1, 1)[:3]](*arguments)
-        return
-    compiled = kernel[grid](*arguments, **options)
-    if compiled is not None:  # the interpreter compiles nothing
+    constants = constants or {}
+    compiled = kernel[grid](*arguments, **constants, **options)
+    if key is not None and compiled is not None:  # the interpreter compiles nothing
         if len(_compiled) >= LIMIT:
             _compiled.pop(next(iter(_compiled)))
-        _compiled[key] = compiled
+        rest = tuple(constants[name] for name in kernel.arg_names[len(arguments) :])
+        _compiled[(id(kernel), *key)] = compiled, rest
 
 
-def aligned(*tensors: Tensor) -> bool:
+def aligned(*tensors: Tensor | None) -> bool:
     """Return whether all addresses are multiples of 16, for which kernels are compiled."""
-    return all(x.data_ptr() % 16 == 0 for x in tensors)
+    return all(x is None or x.data_ptr() % 16 == 0 for x in tensors)
