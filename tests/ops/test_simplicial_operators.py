@@ -77,7 +77,5 @@ def test_a_tensor_without_data_gets_the_shape_alone():
 
 def test_a_head_width_that_is_not_contiguous_is_refused_by_name():
     good, turned = torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 4, 3).transpose(2, 3)
-    with pytest.raises(
-        ValueError, match=r"k1: stride 3 of the head width; backend hopper needs 1: give k1\.contig"
-    ):
+    with pytest.raises(ValueError, match=r"k1: stride 3 of the head width; backend hopper needs 1: give k1\.contig"):
         check_rows("hopper", q=good, k1=turned)
