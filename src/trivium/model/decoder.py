@@ -50,6 +50,7 @@ class DecoderConfig(ModelConfig):
     """A decoder-only transformer whose blocks may mix tokens in different ways."""
 
     reads_distributions: ClassVar[bool] = True
+    gives_hidden: ClassVar[bool] = True
 
     preset: Literal["small", "medium", "large", "gpt2_6m"] | None = None
     """A published size that fills width, heads, layers, ff_width and feedforward where they are left out."""
@@ -243,8 +244,12 @@ class Decoder(LanguageModel):
         documents_BT: Tensor | None = None,
         wanted_N: Tensor | None = None,
         soft_BTV: Tensor | None = None,
-    ) -> tuple[Tensor, DecoderState | None]:
+        hidden: bool = False,
+    ) -> tuple[Tensor, Any]:
         """Return (logits_BTV, state), or logits_NV with `wanted_N`.
+
+        With `hidden`, of the parallel form alone, what the head reads comes back in place of the logits, and the head's
+        weight (V, D) in place of the state: a loss over a large vocabulary needs no logits.
 
         With `soft_BTV`, a distribution over the symbols for each place, the mean of their embeddings is read, at the
         scale of any other; position ids are still those of `tokens_BT`.
@@ -277,6 +282,8 @@ class Decoder(LanguageModel):
                 x_BTD, mixer_state = block(*arguments)
             mixer_states.append(mixer_state)
         head = self.embedding if self.head is None else self.head
+        if hidden:
+            return self.norm(x_BTD), head.weight
         logits_BTV = functional.linear(self.norm(x_BTD), head.weight)
         if state is None:
             return logits_BTV, None

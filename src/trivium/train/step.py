@@ -1,7 +1,4 @@
-"""One training step: the forward pass, the loss, the gradients and the update.
-
-Shapes: N scored tokens, V vocabulary.
-"""
+"""One training step: the forward pass, the loss, the gradients and the update."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,8 +35,7 @@ class Step:
         for index, read in enumerate(passes):
             with exchange(self.forward, last=index == len(passes) - 1):
                 with self.precision.autocast():
-                    logits_NV, targets_N, weights_N = self.objective.predict(self.forward, read)
-                part_loss = self.objective.loss_sum(logits_NV, targets_N, weights_N) / weight
+                    part_loss = self.objective.read_loss(self.forward, read) / weight
                 # DDP averages gradients over processes; the loss of the whole batch needs their sum.
                 self.scaler.scale(part_loss * self.world.size).backward()
                 loss += part_loss.detach()
