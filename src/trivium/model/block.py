@@ -103,6 +103,13 @@ class Block(nn.Module):
         x_BTD = x_BTD + self._drop(y_BTD)
         return x_BTD + self._drop(self.feedforward(self.norm2(x_BTD))), state
 
+    def start_as_identity(self) -> None:
+        """Set both maps into the residual stream to zero, so that the block adds nothing until it is trained."""
+        for linear in (self.mixer.out, self.feedforward.output):
+            nn.init.zeros_(linear.weight)
+            if linear.bias is not None:
+                nn.init.zeros_(linear.bias)
+
     def _drop(self, y_BTD: Tensor) -> Tensor:
         return functional.dropout(y_BTD, self.dropout, self.training) if self.dropout else y_BTD
 

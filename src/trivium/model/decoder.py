@@ -77,6 +77,8 @@ class DecoderConfig(ModelConfig):
     """Normalisation before each mixer, each feed-forward and the head."""
     tied: bool = True
     """Use the embedding as the head's weight."""
+    identity: tuple[int, ...] = ()
+    """Blocks, from 0, that begin as the identity: both of their maps into the residual stream are zero at first."""
     dropout: float = 0.0
     """Chance of dropping an activation in training."""
     checkpoint_activations: bool = knob(False, affects_results=False)
@@ -108,6 +110,9 @@ class DecoderConfig(ModelConfig):
         )
         check_backends(self.backends)
         assert self.mixers
+        for index in self.identity:
+            if not 0 <= index < len(self.mixers):
+                raise UserError(f"identity: there is no block {index}; allowed: 0 to {len(self.mixers) - 1}")
 
     @cached_property
     def mixers(self) -> tuple[MixerConfig, ...]:
@@ -212,6 +217,8 @@ class Decoder(LanguageModel):
             config.positions, config.width, self.max_length, context, std, block_offset=config.block_offset
         )
         self.blocks = make_blocks(config, config.mixers, config.mixer_context(context), std)
+        for index in config.identity:
+            cast(Block, self.blocks[index]).start_as_identity()
         self.norm = make_norm(config.norm, config.width)
         self.head = None if config.tied else nn.Linear(config.width, context.vocab_size, bias=False)
         if self.head is not None:

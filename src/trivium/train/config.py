@@ -82,6 +82,34 @@ class ChainRemovalConfig:
 
 
 @dataclass(frozen=True)
+class GroupConfig:
+    """How the parameters of one pattern of names are trained, where that differs from the others."""
+
+    learning_rate: float | None = None
+    """Peak learning rate; null is that of the run."""
+    weight_decay: float | None = None
+    """Weight decay of its matrices; null is that of the run."""
+    freeze: bool = False
+    """Never train it: no gradient, no moments."""
+    begins_at: int = 0
+    """Step before which it is frozen; a warm-up of its own begins there (gradual unfreezing, arXiv 1801.06146)."""
+
+    def __post_init__(self):
+        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
+            raise UserError(
+                f"learning_rate: expected a number above 0, got {self.learning_rate}; freeze stops training"
+            )
+        if self.weight_decay is not None and not 0 <= self.weight_decay < math.inf:
+            raise UserError(f"weight_decay: expected 0 or more, got {self.weight_decay}")
+        if self.begins_at < 0:
+            raise UserError(f"begins_at: expected 0 or more steps, got {self.begins_at}")
+        if self.freeze and (self.learning_rate, self.weight_decay, self.begins_at) != (None, None, 0):
+            raise UserError(
+                "freeze: true leaves nothing to learning_rate, weight_decay or begins_at; give one or others"
+            )
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """How a model is trained. Its length is given by exactly one of steps, epochs and tokens.
 
@@ -112,6 +140,9 @@ class TrainConfig:
     """Steps of linear warm-up."""
     weight_decay: float = 0.01
     """Weight decay of matrices; embeddings, biases and norms have none."""
+    groups: dict[str, GroupConfig] = field(default_factory=dict, hash=False)
+    """Parameters trained differently, by patterns of their names such as {"blocks.[0-3].*": {freeze: true}}; the first
+    pattern that fits a name counts."""
     beta1: float = 0.9
     """Decay of AdamW's first moment."""
     beta2: float = 0.98
@@ -172,6 +203,12 @@ class TrainConfig:
             raise UserError(
                 f"min_learning_rate: {self.min_learning_rate} is above learning_rate, which is {self.learning_rate}"
             )
+        for pattern, group in self.groups.items():
+            if group.learning_rate is not None and group.learning_rate < self.min_learning_rate:
+                raise UserError(
+                    f"groups.{pattern}.learning_rate: {group.learning_rate} is below min_learning_rate, which is "
+                    f"{self.min_learning_rate}"
+                )
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{name}: expected at least 0 and less than 1, got {getattr(self, name)}")

@@ -1,6 +1,7 @@
 """The training loop, from a recipe to result.json: read it from top to bottom."""
 
 import json
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -26,18 +27,20 @@ from trivium.train.checkpoint import CheckpointError, newest_good, remove_leftov
 from trivium.train.config import RunConfig
 from trivium.train.distributed import from_first, join, parallel, sum_over_processes, world_of_environment
 from trivium.train.environment import describe_environment, tell_changes
+from trivium.train.groups import grouped, num_weights, set_training
 from trivium.train.memory import keep_freed_memory
-from trivium.train.optim import build_optimizer, set_learning_rate
+from trivium.train.optim import build_optimizer, set_learning_rates
 from trivium.train.precision import Precision, choose_device, choose_precision
 from trivium.train.prepare import prepare
 from trivium.train.run import Run
-from trivium.train.schedule import learning_rate
 from trivium.train.state import Position, TrainingState
 from trivium.train.step import Step
 from trivium.train.stop import Interrupted, StorageFailed, TrainingDiverged, listening
 from trivium.train.track import Tracker
 
 PROGRESS_SECONDS = 0.25
+
+_log = logging.getLogger("trivium")
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,7 @@ def train(
         torch.manual_seed(options.seed)
         model = config.model.build(made.context).to(device).train()
         optimizer = build_optimizer(model, options)
+        named = grouped(model, options)
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         scaler = torch.amp.GradScaler(device.type, enabled=precision.name == "float16")
         state = TrainingState(model, optimizer, scaler, Position(stage=curriculum.first), options.seed, world, device)
@@ -112,11 +116,15 @@ def train(
             state.load(checkpoint)
         at = state.at
         model.decoding = replace(objective.decoding, chain_removed=at.chain_removed)
+        set_training(named, at.step)
 
-        forward = cast(nn.Module, torch.compile(model)) if options.compile else model
-        forward = parallel(forward, world, device)
-        step = Step(forward, objective, optimizer, scaler, parameters, options.clip, precision, world)
-        required = options.capture == "yes"
+        compiled = cast(nn.Module, torch.compile(model)) if options.compile else model
+
+        def make_step() -> Step:
+            forward = parallel(compiled, world, device)  # made for the parameters that train now
+            return Step(forward, objective, optimizer, scaler, parameters, options.clip, precision, world)
+
+        step, required = make_step(), options.capture == "yes"
         steps = CapturedSteps(step, device, capture, required) if capture.captured else EagerSteps(step, device)
         held.enter_context(steps.running())
         # On a GPU each shape costs a graph: batches are filled up to a few.
@@ -130,6 +138,7 @@ def train(
                 "threads": torch.get_num_threads(),
                 "world_size": world.size,
                 "precision": {"name": precision.name, "reason": precision.reason},
+                "parameters": num_weights(named),
                 "continued": [],
             }
         else:
@@ -137,6 +146,8 @@ def train(
         started = record["continued"][-1] if record["continued"] else record
         tracker: Tracker | None = None
         if world.first:
+            sizes = num_weights(named)
+            _log.info("parameters: %s, of which %s train", *(f"{sizes[key]:,}" for key in ("parameters", "trained")))
             run.write_environment(record)
             tracker = Tracker(run.metrics, config.track, to_dict(config), at.step)
             held.callback(tracker.close)
@@ -228,8 +239,9 @@ def train(
             if weight == 0:
                 raise UserError(f"train: nothing in the batch of step {at.step + 1} is scored; see chain_loss")
 
-            rate = learning_rate(options, at.step, length.fraction(at.step, at.tokens))
-            set_learning_rate(optimizer, rate)
+            if set_training(named, at.step):
+                steps.renew(make_step())
+            rate = set_learning_rates(optimizer, options, at.step, length.fraction(at.step, at.tokens))
             objective.begin_step(length.fraction(at.step, at.tokens), device)
             pad_id = task.alphabet.pad_id
             passes = objective.reads(batch, weights, options.micro_batch, longest=longest, pad_id=pad_id)
@@ -322,6 +334,7 @@ def _finish(
         "seconds": at.seconds,
         "tokens_per_second": at.tokens / at.seconds,
         "parameters": config.model.num_params(context),
+        "trained_parameters": num_weights(grouped(model, config.train))["trained"],
         "flops_per_token": config.model.flops_per_token(context, context.max_length),
         "state_bytes": config.model.state_bytes(context, context.max_length, torch.float32),
         "precision": precision.name,

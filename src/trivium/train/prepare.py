@@ -11,6 +11,7 @@ from trivium.model.context import model_context
 from trivium.tasks.base import Task
 from trivium.train.config import RunConfig
 from trivium.train.curriculum import Curriculum
+from trivium.train.groups import check_groups
 from trivium.train.objectives import NextToken, make_objective
 from trivium.train.schedule import Length, run_length
 from trivium.train.track import load_extras
@@ -46,6 +47,7 @@ def prepare(config: RunConfig, processes: int = 1) -> Prepared:
     validation_indices = task.distinct("validation", options.eval_examples)
     task.distinct("test", 1)  # what is missing would else be noticed after training
     load_extras(config.track)
+    check_groups(options, config.model, context)
     curriculum = Curriculum(options.curriculum, task, options.eval_examples, options.chain_removal)
     objective = make_objective(options, task, config.model, processes, config.evaluate.lengths)
     return Prepared(task, context, stream, length, validation_indices, curriculum, objective)
