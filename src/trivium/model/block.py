@@ -4,6 +4,7 @@ Shapes: B rows, T tokens, D width of the residual stream.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch.nn import functional
 from trivium.config import UserError
 from trivium.mixers.base import Mixer, MixerConfig, MixerContext
 from trivium.model import feedforward
+from trivium.model.experts import ExpertFeedForward
 from trivium.model.feedforward import FeedForward, FeedForwardKind
 from trivium.ops import dispatch
 from trivium.registry import nearest
@@ -65,14 +67,25 @@ def block_params(config: BlockConfig) -> int:
 class Block(nn.Module):
     """Norm, mixer, norm, feed-forward; each half adds to the residual stream."""
 
-    def __init__(self, config: BlockConfig, mixer: Mixer, std: float, output_std: float, gelu: str = "auto"):
+    def __init__(
+        self,
+        config: BlockConfig,
+        mixer: Mixer,
+        std: float,
+        output_std: float,
+        context: MixerContext,
+        mixture: tuple[int, int] | None = None,
+    ):
         super().__init__()
         self.norm1 = make_norm(config.norm, config.width)
         self.mixer = mixer
         self.norm2 = make_norm(config.norm, config.width)
-        self.feedforward = FeedForward(
-            config.feedforward, config.width, config.hidden_width, std, output_std, backend=gelu
-        )
+        sizes, gelu = (config.feedforward, config.width, config.hidden_width), context.backend("gelu")
+        if mixture is None:
+            self.feedforward = FeedForward(*sizes, std, output_std, backend=gelu)
+        else:
+            products = context.backend("grouped_product")
+            self.feedforward = ExpertFeedForward(*sizes, *mixture, std, output_std, backend=gelu, products=products)
         self.dropout = config.dropout
 
     def forward(
@@ -115,15 +128,25 @@ class Block(nn.Module):
 
 
 def make_blocks(
-    config: BlockConfig, mixers: tuple[MixerConfig, ...], context: MixerContext, std: float
+    config: BlockConfig,
+    mixers: tuple[MixerConfig, ...],
+    context: MixerContext,
+    std: float,
+    mixtures: Mapping[int, tuple[int, int]] | None = None,
 ) -> nn.ModuleList:
-    """Return a new stack of blocks; raise UserError that names the layer pattern if a mixer does not fit."""
+    """Return a new stack of blocks; raise UserError that names the layer pattern if a mixer does not fit.
+
+    `mixtures` gives blocks, by their numbers, a mixture of so many feed-forwards, of which a token goes to so many.
+    """
     shrink = output_shrink(len(mixers))
     # All mixers before all feed-forwards: the order in which a seed's numbers are drawn.
     built = [_make_mixer(mixer, context) for mixer in mixers]
     for mixer in built:
         mixer.out.weight.data.mul_(shrink)
-    return nn.ModuleList(Block(config, mixer, std, std * shrink, context.backend("gelu")) for mixer in built)
+    mixtures = mixtures or {}
+    return nn.ModuleList(
+        Block(config, mixer, std, std * shrink, context, mixtures.get(index)) for index, mixer in enumerate(built)
+    )
 
 
 def _make_mixer(config: MixerConfig, context: MixerContext) -> Mixer:

@@ -30,6 +30,7 @@ from trivium.model.block import (
     make_norm,
     norm_params,
 )
+from trivium.model.experts import mixture_flops, mixture_params
 from trivium.model.feedforward import FeedForwardKind
 from trivium.model.layers import format_layers, parse_layers
 from trivium.model.positions import RUNS, PositionKind, Positions, embed, table_rows
@@ -73,6 +74,12 @@ class DecoderConfig(ModelConfig):
     """Add the embeddings to the input of each layer in each pass, the first of the first aside."""
     ff_width: int | None = None
     """Hidden width of the feed-forward; null is 4 times the width, 8/3 with swiglu."""
+    experts: int = 1
+    """Feed-forwards that a block's mixture has; 1 is no mixture (arXiv 1701.06538)."""
+    experts_per_token: int = 2
+    """Experts of a mixture that a token goes to; none is ever dropped."""
+    experts_in: tuple[int, ...] = ()
+    """Blocks, from 0, whose feed-forward is a mixture; all when there is none in the list."""
     norm: Norm = "layernorm"
     """Normalisation before each mixer, each feed-forward and the head."""
     tied: bool = True
@@ -110,9 +117,14 @@ class DecoderConfig(ModelConfig):
         )
         check_backends(self.backends)
         assert self.mixers
-        for index in self.identity:
-            if not 0 <= index < len(self.mixers):
-                raise UserError(f"identity: there is no block {index}; allowed: 0 to {len(self.mixers) - 1}")
+        for name in ("identity", "experts_in"):
+            for index in getattr(self, name):
+                if not 0 <= index < len(self.mixers):
+                    raise UserError(f"{name}: there is no block {index}; allowed: 0 to {len(self.mixers) - 1}")
+        if self.experts < 1:
+            raise UserError(f"experts: {self.experts} is not allowed; allowed: 1 or more")
+        if self.experts > 1 and not 1 <= self.experts_per_token <= self.experts:
+            raise UserError(f"experts_per_token: {self.experts_per_token} is not allowed; allowed: 1 to {self.experts}")
 
     @cached_property
     def mixers(self) -> tuple[MixerConfig, ...]:
@@ -123,6 +135,12 @@ class DecoderConfig(ModelConfig):
     def hidden_width(self) -> int:
         """The feed-forward's width, the default filled in."""
         return self.ff_width or feedforward.default_width(self.feedforward, self.width)
+
+    @property
+    def mixtures(self) -> dict[int, tuple[int, int]]:
+        """The blocks whose feed-forward is a mixture, with its experts and those of a token."""
+        blocks = self.experts_in or range(len(self.mixers))
+        return dict.fromkeys(blocks, (self.experts, self.experts_per_token)) if self.experts > 1 else {}
 
     def mixer_context(self, context: ModelContext) -> MixerContext:
         """Return what the blocks tell their mixers."""
@@ -143,6 +161,8 @@ class DecoderConfig(ModelConfig):
         rows = table_rows(self.positions, mixer_context.max_length, self.block_offset)
         rows += context.vocab_size * (1 if self.tied else 2)
         blocks = mixers + len(self.mixers) * block_params(self)
+        shape = (self.feedforward, self.width, self.hidden_width)
+        blocks += sum(mixture_params(*shape, n) - feedforward.num_params(*shape) for n, _ in self.mixtures.values())
         return rows * self.width + blocks + norm_params(self.norm, self.width)
 
     def mixer_flops_per_token(self, context: ModelContext, length: int) -> float:
@@ -150,8 +170,12 @@ class DecoderConfig(ModelConfig):
         return self.loops * sum(mixer.flops_per_token(mixer_context, length) for mixer in self.mixers)
 
     def flops_per_token(self, context: ModelContext, length: int) -> float:
-        block = feedforward.flops_per_token(self.feedforward, self.width, self.hidden_width)
-        rest = self.loops * len(self.mixers) * block + 2 * self.width * context.vocab_size
+        shape = (self.feedforward, self.width, self.hidden_width)
+        block = feedforward.flops_per_token(*shape)
+        blocks = len(self.mixers) * block + sum(
+            mixture_flops(*shape, *sizes) - block for sizes in self.mixtures.values()
+        )
+        rest = self.loops * blocks + 2 * self.width * context.vocab_size
         return self.mixer_flops_per_token(context, length) + rest
 
     def state_bytes(self, context: ModelContext, length: int, dtype: torch.dtype) -> int:
@@ -186,6 +210,8 @@ class DecoderConfig(ModelConfig):
             {"tied": False, "norm": "rmsnorm", "feedforward": "swiglu", "ff_width": 21},
             {"checkpoint_activations": True, "feedforward": "gelu_new", "positions": "block", "block_offset": 3},
             {"positions": "block", "loops": 3, "input_injection": True},
+            {"experts": 3, "experts_per_token": 2, "identity": (1,), "feedforward": "gelu_new"},
+            {"experts": 4, "experts_per_token": 1, "experts_in": (1,), "feedforward": "swiglu"},
         ]
         return [cls(**{"width": 24, "heads": 2, **variant}) for variant in variants]
 
@@ -216,7 +242,7 @@ class Decoder(LanguageModel):
         self.positions = Positions(
             config.positions, config.width, self.max_length, context, std, block_offset=config.block_offset
         )
-        self.blocks = make_blocks(config, config.mixers, config.mixer_context(context), std)
+        self.blocks = make_blocks(config, config.mixers, config.mixer_context(context), std, config.mixtures)
         for index in config.identity:
             cast(Block, self.blocks[index]).start_as_identity()
         self.norm = make_norm(config.norm, config.width)

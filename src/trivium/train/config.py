@@ -143,6 +143,10 @@ class TrainConfig:
     groups: dict[str, GroupConfig] = field(default_factory=dict, hash=False)
     """Parameters trained differently, by patterns of their names such as {"blocks.[0-3].*": {freeze: true}}; the first
     pattern that fits a name counts."""
+    experts_from: int = 0
+    """Step before which a mixture of experts computes what its first expert does; the others then start as copies."""
+    balance: float = 0.01
+    """Weight of the loss that keeps the load of a mixture's experts even (arXiv 2101.03961)."""
     beta1: float = 0.9
     """Decay of AdamW's first moment."""
     beta2: float = 0.98
@@ -196,7 +200,7 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise UserError(f"{name}: expected a number above 0, got {value}")
-        for name in ("min_learning_rate", "warmup", "weight_decay"):
+        for name in ("min_learning_rate", "warmup", "weight_decay", "experts_from", "balance"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"{name}: expected 0 or more, got {getattr(self, name)}")
         if self.min_learning_rate > self.learning_rate:

@@ -10,6 +10,7 @@ from torch import nn
 from trivium.config import UserError
 from trivium.model.base import ModelConfig, ModelContext
 from trivium.train.config import GroupConfig, TrainConfig
+from trivium.train.mixtures import mixtures_of
 
 WHOLE = GroupConfig()
 
@@ -64,10 +65,12 @@ def grouped(model: nn.Module, config: TrainConfig) -> list[Parameter]:
 
 
 def check_groups(config: TrainConfig, model: ModelConfig, context: ModelContext) -> None:
-    """Raise UserError for groups that do not fit the model, without making one."""
-    if config.groups:
+    """Raise UserError for groups, or a step to switch experts on, that do not fit the model, without making one."""
+    if config.groups or config.experts_from:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            grouped(model.build(context), config)
+            made = model.build(context)
+        grouped(made, config)
+        mixtures_of(made, config)
 
 
 def set_training(parameters: list[Parameter], step: int) -> bool:

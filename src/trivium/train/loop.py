@@ -29,6 +29,7 @@ from trivium.train.distributed import from_first, join, parallel, sum_over_proce
 from trivium.train.environment import describe_environment, tell_changes
 from trivium.train.groups import grouped, num_weights, set_training
 from trivium.train.memory import keep_freed_memory
+from trivium.train.mixtures import mixtures_of
 from trivium.train.optim import build_optimizer, set_learning_rates
 from trivium.train.precision import Precision, choose_device, choose_precision
 from trivium.train.prepare import prepare
@@ -106,9 +107,11 @@ def train(
         model = config.model.build(made.context).to(device).train()
         optimizer = build_optimizer(model, options)
         named = grouped(model, options)
+        mixtures = mixtures_of(model, options)
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         scaler = torch.amp.GradScaler(device.type, enabled=precision.name == "float16")
-        state = TrainingState(model, optimizer, scaler, Position(stage=curriculum.first), options.seed, world, device)
+        at = Position(stage=curriculum.first)
+        state = TrainingState(model, optimizer, scaler, at, options.seed, world, device, mixtures)
         state.seed_dropout()
         from_first(world, lambda: remove_leftovers(run.checkpoints))
         checkpoint: Path | None = from_first(world, lambda: newest_good(run.checkpoints, rename_damaged=True))
@@ -117,12 +120,13 @@ def train(
         at = state.at
         model.decoding = replace(objective.decoding, chain_removed=at.chain_removed)
         set_training(named, at.step)
+        mixtures.resume(at.step)
 
         compiled = cast(nn.Module, torch.compile(model)) if options.compile else model
 
         def make_step() -> Step:
             forward = parallel(compiled, world, device)  # made for the parameters that train now
-            return Step(forward, objective, optimizer, scaler, parameters, options.clip, precision, world)
+            return Step(forward, objective, optimizer, scaler, parameters, options.clip, precision, world, mixtures)
 
         step, required = make_step(), options.capture == "yes"
         steps = CapturedSteps(step, device, capture, required) if capture.captured else EagerSteps(step, device)
@@ -239,7 +243,8 @@ def train(
             if weight == 0:
                 raise UserError(f"train: nothing in the batch of step {at.step + 1} is scored; see chain_loss")
 
-            if set_training(named, at.step):
+            switched = mixtures.advance(at.step, optimizer)
+            if set_training(named, at.step) or switched:
                 steps.renew(make_step())
             rate = set_learning_rates(optimizer, options, at.step, length.fraction(at.step, at.tokens))
             objective.begin_step(length.fraction(at.step, at.tokens), device)
@@ -270,6 +275,7 @@ def train(
                     "loss": at.train_loss,
                     "learning_rate": rate,
                     "gradient_norm": norm_value if math.isfinite(norm_value) else None,
+                    **mixtures.take_load(),
                     "seconds": at.seconds,
                     "tokens_per_second": at.row_tokens / at.row_seconds,
                 }
@@ -311,6 +317,7 @@ def train(
         if request.signal is not None:
             raise request.at_once(request.signal)
 
+        mixtures.spread()  # a model that never got so far computes the same with them
         return from_first(world, lambda: _finish(run, model, task, made.context, at, precision))
 
 

@@ -17,7 +17,11 @@ from trivium.train.schedule import learning_rate
 def decays(model: nn.Module) -> set[str]:
     """Return the names of the parameters under weight decay: matrices, but not embeddings, biases or norms."""
     embedded = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    return {name for name, weight in model.named_parameters() if weight.ndim >= 2 and id(weight) not in embedded}
+    return {
+        name
+        for name, weight in model.named_parameters()
+        if weight.ndim >= 2 and id(weight) not in embedded and not name.endswith(".bias")  # experts' are stacked
+    }
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:

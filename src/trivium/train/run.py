@@ -26,6 +26,7 @@ from trivium.report.storage import naming, write_whole
 from trivium.tasks.base import Task
 from trivium.train.checkpoint import load_model_tensors, newest_good, read_checkpoint
 from trivium.train.config import RunConfig
+from trivium.train.mixtures import for_reading
 from trivium.train.objectives import decoding_of
 
 CONFIG, ENVIRONMENT, METRICS, RESULT, SAMPLES = (
@@ -190,4 +191,5 @@ def load(folder: str | Path) -> tuple[LanguageModel, CharacterTokenizer, Task]:
     tensors, scalars = read_checkpoint(path)
     model.decoding = replace(decoding_of(config.train, task), chain_removed=scalars.get("chain_removed", 0))
     load_model_tensors(model, tensors, path)
+    for_reading(model, config.train, scalars["step"])
     return model.eval(), CharacterTokenizer(task.alphabet), task

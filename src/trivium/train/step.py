@@ -1,12 +1,13 @@
 """One training step: the forward pass, the loss, the gradients and the update."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from trivium.train.distributed import World, exchange, sum_tensor
+from trivium.train.mixtures import Mixtures
 from trivium.train.objectives import NextToken
 from trivium.train.optim import clip_gradients
 from trivium.train.precision import Precision
@@ -25,6 +26,7 @@ class Step:
     clip: float | None
     precision: Precision
     world: World
+    mixtures: Mixtures = field(default_factory=Mixtures)
 
     def __call__(self, passes: Sequence[Read], weight: Tensor | float) -> tuple[Tensor, Tensor]:
         """Train on what `passes` read; return the loss over all processes and the gradient norm before clipping.
@@ -37,7 +39,8 @@ class Step:
                 with self.precision.autocast():
                     part_loss = self.objective.read_loss(self.forward, read) / weight
                 # DDP averages gradients over processes; the loss of the whole batch needs their sum.
-                self.scaler.scale(part_loss * self.world.size).backward()
+                minimised = part_loss * self.world.size + self.mixtures.penalty() / len(passes)
+                self.scaler.scale(minimised).backward()
                 loss += part_loss.detach()
         self.scaler.unscale_(self.optimizer)
         norm = clip_gradients(self.parameters, self.clip)

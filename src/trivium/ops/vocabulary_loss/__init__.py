@@ -34,7 +34,7 @@ def vocabulary_loss(
         shapes = [tuple(x.shape) for x in (x_ND, weight_VD, targets_N, weights_N)]
         raise ValueError(f"x, weight, targets, weights: expected (N, D), (V, D), (N,), (N,), got {shapes}")
     device = x_ND.device.type
-    if torch.is_autocast_enabled(device):
+    if device != "meta" and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         x_ND, weight_VD = x_ND.to(dtype), weight_VD.to(dtype)
     elif x_ND.dtype != weight_VD.dtype:
