@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import trivium
 from trivium.config import UserError, from_dict, to_dict, unreadable
-from trivium.data.tokenizers import CharacterTokenizer
+from trivium.data.tokenizers import Tokenizer, load_tokenizer, tokenizer_of
 from trivium.model.base import Decoding, LanguageModel, ModelConfig, ModelContext
 from trivium.report.storage import naming
 from trivium.tasks.base import Task, TaskConfig
@@ -26,6 +26,7 @@ from trivium.tasks.base import Task, TaskConfig
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 MODEL_TYPE = "trivium"
+HERE = "."  # a task's tokenizer, as a model folder names it: its files are in the folder
 
 
 def save_model(folder: str | Path, model: LanguageModel, task_config: TaskConfig) -> None:
@@ -40,13 +41,13 @@ def save_model(folder: str | Path, model: LanguageModel, task_config: TaskConfig
     _check_replaceable(folder, described)
     with naming(folder), _written_aside(folder) as aside:
         _write_json(aside / CONFIG_FILE, described)
-        CharacterTokenizer(task.alphabet).save(aside)
+        tokenizer_of(task.alphabet).save(aside)
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in named_tensors(model).items()}
         # Not save_file, which tells of a full disk in words of its own instead of an OSError.
         (aside / WEIGHTS_FILE).write_bytes(save(tensors, metadata={"format": "pt"}))
 
 
-def load(folder: str | Path) -> tuple[LanguageModel, CharacterTokenizer, Task]:
+def load(folder: str | Path) -> tuple[LanguageModel, Tokenizer, Task]:
     """Return (model, tokenizer, task) from a model folder or a finished run's folder; the model is in eval mode.
 
     Raises UserError when it is neither, or when a file in it is missing, damaged or of another model.
@@ -58,12 +59,12 @@ def load(folder: str | Path) -> tuple[LanguageModel, CharacterTokenizer, Task]:
     return load_model(folder)
 
 
-def load_model(folder: str | Path) -> tuple[LanguageModel, CharacterTokenizer, Task]:
+def load_model(folder: str | Path) -> tuple[LanguageModel, Tokenizer, Task]:
     """Return (model, tokenizer, task) from a model folder; the errors are those of `load`."""
     folder = Path(folder)
     described = _read_config(folder)
     where = str(folder / CONFIG_FILE)
-    task_config = from_dict(TaskConfig, described["task"], f"{where}: task")
+    task_config = from_dict(TaskConfig, _with_tokenizer(described["task"], HERE, str(folder)), f"{where}: task")
     model_config = from_dict(ModelConfig, described["model"], f"{where}: model")
     context = from_dict(ModelContext, described["context"], f"{where}: context")
     tensors = _read_tensors(folder / WEIGHTS_FILE)
@@ -74,7 +75,7 @@ def load_model(folder: str | Path) -> tuple[LanguageModel, CharacterTokenizer, T
     # assign keeps the file's precision, which may differ from the default that the model was built in.
     model.load_state_dict(tensors, assign=True)
     task = task_config.build()
-    tokenizer = CharacterTokenizer.load(folder)
+    tokenizer = load_tokenizer(folder)
     if tokenizer.alphabet != task.alphabet or len(tokenizer) != context.vocab_size:
         raise UserError(
             f"{where}: model ({context.vocab_size} symbols), tokenizer ({len(tokenizer)}) and task "
@@ -106,8 +107,20 @@ def _describe(model: LanguageModel, task: Task) -> dict[str, Any]:
         "context": to_dict(model.context),
         "decoding": to_dict(model.decoding),
         # The task's own config has what it read from files filled in, so that loading does not need them.
-        "task": to_dict(task.config),
+        "task": _with_tokenizer(to_dict(task.config), None, HERE),
         "task_version": task.version,
+    }
+
+
+def _with_tokenizer(task: Any, old: str | None, new: str) -> Any:
+    """Return a task's plain config, also one made of other tasks, with every tokenizer `old` (None: any) as `new`."""
+    if not isinstance(task, Mapping):
+        return task
+    return {
+        key: new
+        if key == "tokenizer" and isinstance(value, str) and old in (None, value)
+        else _with_tokenizer(value, old, new)
+        for key, value in task.items()
     }
 
 

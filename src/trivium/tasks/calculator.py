@@ -19,7 +19,7 @@ def evaluate(expression: str) -> Fraction | None:
         return None
     try:
         value, place = _sum(tokens, 0, 0)
-    except (_WrongExpression, ZeroDivisionError):
+    except (_NotAnExpressionError, ZeroDivisionError):
         return None
     return value if place == len(tokens) else None
 
@@ -38,7 +38,7 @@ def holds(expression: str, result: str) -> bool:
     return value == given or (places > 0 and abs(value - given) <= Fraction(1, 2 * 10**places))
 
 
-class _WrongExpression(Exception):
+class _NotAnExpressionError(Exception):
     """The tokens are not an expression."""
 
 
@@ -76,7 +76,7 @@ def _product(tokens: list[str], place: int, depth: int) -> tuple[Fraction, int]:
 
 def _factor(tokens: list[str], place: int, depth: int) -> tuple[Fraction, int]:
     if place == len(tokens) or depth > DEEPEST:
-        raise _WrongExpression
+        raise _NotAnExpressionError
     token = tokens[place]
     if token == "-":
         value, place = _factor(tokens, place + 1, depth + 1)
@@ -84,8 +84,8 @@ def _factor(tokens: list[str], place: int, depth: int) -> tuple[Fraction, int]:
     if token == "(":
         value, place = _sum(tokens, place + 1, depth + 1)
         if place == len(tokens) or tokens[place] != ")":
-            raise _WrongExpression
+            raise _NotAnExpressionError
         return value, place + 1
     if token in "+*/)":
-        raise _WrongExpression
+        raise _NotAnExpressionError
     return Fraction(token.replace(",", "").rstrip(".") or "0"), place + 1

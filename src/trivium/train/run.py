@@ -17,7 +17,7 @@ from typing import IO, Any
 import torch
 
 from trivium.config import UserError, config_hash, from_dict, load_yaml, results_only, to_yaml
-from trivium.data.tokenizers import CharacterTokenizer
+from trivium.data.tokenizers import Tokenizer, tokenizer_of
 from trivium.hub.folder import load as load_finished
 from trivium.model.base import LanguageModel
 from trivium.model.context import model_context
@@ -171,7 +171,7 @@ def read_config(folder: str | Path) -> RunConfig:
         raise UserError(f"{folder / CONFIG}: {error}") from None
 
 
-def load(folder: str | Path) -> tuple[LanguageModel, CharacterTokenizer, Task]:
+def load(folder: str | Path) -> tuple[LanguageModel, Tokenizer, Task]:
     """Return (model, tokenizer, task) of a run folder or a model folder, the model on the CPU, in eval mode.
 
     A run that has no final model yet gives that of its newest good checkpoint, and a warning in the log says so.
@@ -192,4 +192,4 @@ def load(folder: str | Path) -> tuple[LanguageModel, CharacterTokenizer, Task]:
     model.decoding = replace(decoding_of(config.train, task), chain_removed=scalars.get("chain_removed", 0))
     load_model_tensors(model, tensors, path)
     for_reading(model, config.train, scalars["step"])
-    return model.eval(), CharacterTokenizer(task.alphabet), task
+    return model.eval(), tokenizer_of(task.alphabet), task
