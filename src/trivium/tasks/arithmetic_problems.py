@@ -41,8 +41,9 @@ END = "<end>"
 # Digits first; what follows is every character that the templates and their words have.
 SYMBOLS = ("0123456789", "\n !#$'*+,-./()<=>?", "ABCDEFGHIJKLMNOPQRSTUVWXYZ", "abcdefghijklmnopqrstuvwxyz")
 TRIES = 500  # draws of the numbers of one problem
+STALE = 20_000  # draws without a new problem after which there is none
 HELD_OUT = 500  # problems of the validation and of the test split
-SHARES = 20  # one part of so many is validation, one is test
+SHARES = 12  # one part of so many is validation, one is test
 _NUMBER = re.compile(r"\d+")
 
 
@@ -99,7 +100,9 @@ class ArithmeticProblems(Task):
 
     @property
     def _longest(self) -> int:
-        return max(len(self.encode(example)[0]) + 1 for split in SPLITS for example in self._problems(split))
+        encode = self.alphabet.encode
+        problems = (example for split in SPLITS for example in self._problems(split))
+        return max(len(encode(example.prompt)) + len(encode(example.answer)) for example in problems)
 
     def _problems(self, split: Split) -> list[Example]:
         if split not in self._made:
@@ -114,7 +117,7 @@ class ArithmeticProblems(Task):
         while any(len(made[split]) < counts[split] for split in SPLITS):
             example = draw(self.config.seed, attempt, self.alphabet.end)
             attempt, stale = attempt + 1, stale + 1
-            if stale > 20_000:
+            if stale > STALE:
                 short = next(split for split in SPLITS if len(made[split]) < counts[split])
                 raise UserError(
                     f"the templates gave {len(made[short])} distinct {short} problems and no more in {stale} draws; "

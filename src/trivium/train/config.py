@@ -82,6 +82,36 @@ class ChainRemovalConfig:
 
 
 @dataclass(frozen=True)
+class PlateauConfig:
+    """More of one source when validation stops improving: what is looked at, and by how much its share grows.
+
+    A plateau is `patience` evaluations one after another that do not better the best score by `min_improvement`.
+    """
+
+    source: str | None = None
+    """Source of the task's mixture whose share is raised; null: none is."""
+    metric: Literal["loss", "exact_match", "token_accuracy"] = "loss"
+    """Validation score that is watched."""
+    patience: int = 4
+    """Evaluations without improvement that make a plateau."""
+    min_improvement: float = 0.002
+    """What counts as improvement of the score, in its own unit."""
+    raise_by: float = 0.05
+    """What each plateau adds to the share; the other sources give it up in proportion."""
+    largest: float = 0.4
+    """Largest share that the source may reach."""
+
+    def __post_init__(self):
+        if self.patience < 1:
+            raise UserError(f"patience: expected 1 or more evaluations, got {self.patience}")
+        if not 0 <= self.min_improvement < math.inf:
+            raise UserError(f"min_improvement: expected 0 or more, got {self.min_improvement}")
+        for name in ("raise_by", "largest"):
+            if not 0 < getattr(self, name) < 1:
+                raise UserError(f"{name}: expected a share between 0 and 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
 class GroupConfig:
     """How the parameters of one pattern of names are trained, where that differs from the others."""
 
@@ -162,6 +192,8 @@ class TrainConfig:
     """With rollout: how what was predicted is read."""
     chain_removal: ChainRemovalConfig = field(default_factory=ChainRemovalConfig)
     """Shorten chains of thought stage by stage."""
+    plateau: PlateauConfig = field(default_factory=PlateauConfig)
+    """More of one source of a mixture when validation stops improving."""
     chain_loss: bool = True
     """Score the tokens of the chain of thought; false masks them from the loss."""
     prompt_loss: bool = False

@@ -119,6 +119,7 @@ def train(
             state.load(checkpoint)
         at = state.at
         model.decoding = replace(objective.decoding, chain_removed=at.chain_removed)
+        stream.task = made.plateau.mixed(at)
         set_training(named, at.step)
         mixtures.resume(at.step)
 
@@ -211,7 +212,7 @@ def train(
                 stage=stage,
             )
 
-        def validate() -> tuple[int, int, int]:
+        def validate() -> dict[str, Any]:
             at.validation = score(made.validation_indices, 0)
             shortened = {"chain_removed": at.chain_removed} if options.chain_removal.tokens else {}
             write_row({"split": "validation", **at.validation, **shortened})
@@ -220,7 +221,10 @@ def train(
                 write_row(stage_row)
             if not ended:
                 curriculum.shorten_chains(at)
-            return at.stage, at.stage_evaluations, at.chain_removed
+            plateau_row = made.plateau.watch(at)
+            if plateau_row is not None:
+                write_row(plateau_row)
+            return {name: getattr(at, name) for name in ("stage", "stage_evaluations", "chain_removed", "mixture")}
 
         clock = time.perf_counter()
         while length.fraction(at.step, at.tokens) < 1:
@@ -282,7 +286,9 @@ def train(
                 from_first(world, partial(write_row, row))
                 at.row_steps, at.row_tokens, at.row_seconds, at.row_loss = 0, 0, 0.0, 0.0
             if eval_due:
-                at.stage, at.stage_evaluations, at.chain_removed = from_first(world, validate)
+                for name, value in from_first(world, validate).items():
+                    setattr(at, name, value)
+                stream.task = made.plateau.mixed(at)
                 model.decoding = replace(model.decoding, chain_removed=at.chain_removed)
             if save_due:
                 save()

@@ -13,14 +13,15 @@ from trivium.train.config import RunConfig
 from trivium.train.curriculum import Curriculum
 from trivium.train.groups import check_groups
 from trivium.train.objectives import NextToken, make_objective
+from trivium.train.plateau import Plateau
 from trivium.train.schedule import Length, run_length
 from trivium.train.track import load_extras
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """The task, what the model must know of it, the training problems, the run's end, what is validated on, stages, and
-    what is minimised."""
+    """The task, what the model must know of it, the training problems, the run's end, what is validated on, stages,
+    what a plateau does, and what is minimised."""
 
     task: Task
     context: ModelContext
@@ -28,6 +29,7 @@ class Prepared:
     length: Length
     validation_indices: np.ndarray
     curriculum: Curriculum
+    plateau: Plateau
     objective: NextToken
 
 
@@ -50,4 +52,5 @@ def prepare(config: RunConfig, processes: int = 1) -> Prepared:
     check_groups(options, config.model, context)
     curriculum = Curriculum(options.curriculum, task, options.eval_examples, options.chain_removal)
     objective = make_objective(options, task, config.model, processes, config.evaluate.lengths)
-    return Prepared(task, context, stream, length, validation_indices, curriculum, objective)
+    plateau = Plateau(options.plateau, task, batch)
+    return Prepared(task, context, stream, length, validation_indices, curriculum, plateau, objective)

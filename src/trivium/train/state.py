@@ -23,7 +23,9 @@ class Position:
 
     `stage` is the longest length that problems may have, 0 for the whole task, and `stage_evaluations` counts the
     evaluations since it began. `chain_removed` counts the tokens that chains of thought are shortened by. Seconds are
-    those of training; evaluations and checkpoints are not counted.
+    those of training; evaluations and checkpoints are not counted. `plateau_best` is the best score that a plateau is
+    told from (larger is better), `plateau_stale` the evaluations since, `mixture` the weights that plateaus have set,
+    [first training index, {source: weight}] each.
     """
 
     step: int = 0
@@ -39,6 +41,9 @@ class Position:
     row_loss: float = 0.0
     train_loss: float | None = None
     validation: dict[str, Any] | None = None
+    plateau_best: float | None = None
+    plateau_stale: int = 0
+    mixture: list[Any] = field(default_factory=list)
 
 
 @dataclass
@@ -88,7 +93,7 @@ class TrainingState:
         load_optimizer(self.model, self.optimizer, tensors)
         self.mixtures.load(tensors)
         self.scaler.load_state_dict(scalars["scaler"])
-        self.at = Position(**{item.name: scalars[item.name] for item in fields(Position)})
+        self.at = Position(**{item.name: scalars[item.name] for item in fields(Position) if item.name in scalars})
         if scalars["world_size"] != self.world.size:
             self.seed_dropout()
             return
