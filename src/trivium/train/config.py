@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from trivium.config import UserError, knob
@@ -200,6 +201,8 @@ class TrainConfig:
     """Score the prompt's tokens too."""
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     """Short problems first, and when to go on to longer ones."""
+    init_from: Path | None = None
+    """Run or model folder whose weights the run begins with; its task may be another, its model may not."""
     seed: int = 0
     """Seed of initialisation, dropout and the order of the training problems."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

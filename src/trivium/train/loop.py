@@ -33,7 +33,7 @@ from trivium.train.mixtures import mixtures_of
 from trivium.train.optim import build_optimizer, set_learning_rates
 from trivium.train.precision import Precision, choose_device, choose_precision
 from trivium.train.prepare import prepare
-from trivium.train.run import Run
+from trivium.train.run import Run, begin_from
 from trivium.train.state import Position, TrainingState
 from trivium.train.step import Step
 from trivium.train.stop import Interrupted, StorageFailed, TrainingDiverged, listening
@@ -117,6 +117,8 @@ def train(
         checkpoint: Path | None = from_first(world, lambda: newest_good(run.checkpoints, rename_damaged=True))
         if checkpoint is not None:
             state.load(checkpoint)
+        elif options.init_from is not None:
+            begin_from(model, options.init_from)
         at = state.at
         model.decoding = replace(objective.decoding, chain_removed=at.chain_removed)
         stream.task = made.plateau.mixed(at)

@@ -14,6 +14,7 @@ from trivium.train.curriculum import Curriculum
 from trivium.train.groups import check_groups
 from trivium.train.objectives import NextToken, make_objective
 from trivium.train.plateau import Plateau
+from trivium.train.run import weights_of
 from trivium.train.schedule import Length, run_length
 from trivium.train.track import load_extras
 
@@ -49,6 +50,8 @@ def prepare(config: RunConfig, processes: int = 1) -> Prepared:
     validation_indices = task.distinct("validation", options.eval_examples)
     task.distinct("test", 1)  # what is missing would else be noticed after training
     load_extras(config.track)
+    if options.init_from is not None:
+        weights_of(options.init_from)
     check_groups(options, config.model, context)
     curriculum = Curriculum(options.curriculum, task, options.eval_examples, options.chain_removal)
     objective = make_objective(options, task, config.model, processes, config.evaluate.lengths)

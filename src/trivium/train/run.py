@@ -15,9 +15,12 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from trivium.config import UserError, config_hash, from_dict, load_yaml, results_only, to_yaml
 from trivium.data.tokenizers import Tokenizer, tokenizer_of
+from trivium.hub.folder import WEIGHTS_FILE
 from trivium.hub.folder import load as load_finished
 from trivium.model.base import LanguageModel
 from trivium.model.context import model_context
@@ -169,6 +172,24 @@ def read_config(folder: str | Path) -> RunConfig:
         return from_dict(RunConfig, data)
     except UserError as error:
         raise UserError(f"{folder / CONFIG}: {error}") from None
+
+
+def begin_from(model: LanguageModel, folder: Path) -> None:
+    """Give `model` the weights of the run or model folder `folder`; UserError if there are none, or of another model."""
+    path = weights_of(folder)
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"train.init_from: {path}: damaged or not a safetensors file: {error}") from None
+    load_model_tensors(model, {f"model.{name}": tensor for name, tensor in tensors.items()}, path)
+
+
+def weights_of(folder: Path) -> Path:
+    """Return the file of weights in a run or model folder; UserError where there is none."""
+    for path in (folder / "model" / WEIGHTS_FILE, folder / WEIGHTS_FILE):
+        if path.is_file():
+            return path
+    raise UserError(f"train.init_from: {folder}: no run or model folder: it has no {WEIGHTS_FILE}, in model/ or itself")
 
 
 def load(folder: str | Path) -> tuple[LanguageModel, Tokenizer, Task]:
