@@ -9,7 +9,7 @@ import tyro
 
 from trivium.commands.console import announce
 from trivium.commands.flags import parse
-from trivium.hub.folder import save_model
+from trivium.model.folder import save_model
 from trivium.train.run import load
 
 

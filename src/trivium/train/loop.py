@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from trivium.config import UserError, to_dict
 from trivium.evaluate.answers import evaluate
 from trivium.evaluate.teacher import teacher_forced
-from trivium.hub.folder import save_model
 from trivium.model.base import LanguageModel, ModelContext
+from trivium.model.folder import save_model
 from trivium.ops.dispatch import chosen, forget
 from trivium.tasks.base import Task
 from trivium.train.capture import CapturedSteps, EagerSteps, choose_capture

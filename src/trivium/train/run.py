@@ -18,9 +18,9 @@ import torch
 
 from trivium.config import UserError, config_hash, from_dict, load_yaml, results_only, to_yaml
 from trivium.data.tokenizers import Tokenizer, tokenizer_of
-from trivium.hub.folder import load as load_finished
 from trivium.model.base import LanguageModel
 from trivium.model.context import model_context
+from trivium.model.folder import load as load_finished
 from trivium.report.folder import read_json
 from trivium.report.storage import naming, write_whole
 from trivium.tasks.base import Task

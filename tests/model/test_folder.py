@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 import trivium
 from tests.tasks.vocabularies import write_pair
 from trivium.config import UserError
-from trivium.hub.folder import load, load_model, save_model
 from trivium.model.decoder import DecoderConfig
+from trivium.model.folder import load, load_model, save_model
 from trivium.tasks.addition import AdditionConfig
 from trivium.tasks.jsonl import JsonlConfig
 
