@@ -43,6 +43,7 @@ def edit_tensors(folder: Path, change) -> None:
 
 def test_a_folder_holds_what_other_programs_look_for(folder: Path):
     assert {path.name for path in folder.iterdir()} == {
+        "README.md",
         "config.json",
         "model.safetensors",
         "tokenizer.json",

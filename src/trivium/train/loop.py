@@ -18,7 +18,8 @@ from trivium.config import UserError, to_dict
 from trivium.evaluate.answers import evaluate
 from trivium.evaluate.teacher import teacher_forced
 from trivium.model.base import LanguageModel, ModelContext
-from trivium.model.folder import save_model
+from trivium.model.card import training_record
+from trivium.model.folder import record_training, save_model
 from trivium.ops.dispatch import chosen, forget
 from trivium.tasks.base import Task
 from trivium.train.capture import CapturedSteps, EagerSteps, choose_capture
@@ -333,6 +334,7 @@ def _finish(
         "evaluation": evaluation,
     }
     samples = [{"verdict": name, **sample} for name in ("right", "wrong") for sample in evaluation["samples"][name]]
+    record_training(run.model, training_record(to_dict(config), result))
     run.write_result(result, samples)
     return json.loads(json.dumps(result))
 
