@@ -31,6 +31,7 @@ from trivium.train.memory import keep_freed_memory
 from trivium.train.optim import build_optimizer, set_learning_rate
 from trivium.train.precision import Precision, choose_device, choose_precision
 from trivium.train.prepare import prepare
+from trivium.train.pretrained import begin_with_gpt2
 from trivium.train.run import Run
 from trivium.train.schedule import learning_rate
 from trivium.train.state import Position, TrainingState
@@ -111,6 +112,8 @@ def train(
         checkpoint: Path | None = from_first(world, lambda: newest_good(run.checkpoints, rename_damaged=True))
         if checkpoint is not None:
             state.load(checkpoint)
+        else:
+            begin_with_gpt2(config, model)
         at = state.at
         model.decoding = replace(objective.decoding, chain_removed=at.chain_removed)
 
