@@ -1,6 +1,7 @@
 """Every registered model behind the interface of transformers; beside each check its twin, a planted bug."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,7 @@ from trivium.tasks.addition import AdditionConfig
 from trivium.tasks.group_words import GroupWordsConfig
 from trivium.tasks.jsonl import JsonlConfig
 
+DOCS = Path(__file__).parents[2] / "docs" / "hub.md"
 TASK = AdditionConfig(max_digits=2)
 EXAMPLES = [example for name in MODELS.names() for example in MODELS.get(name).examples()]
 BLOCK = DecoderConfig(width=16, heads=2, positions="block", layers="attention(window=3)*1 + gla*1")
@@ -108,6 +110,13 @@ def test_a_prompt_of_text_is_answered_as_our_own_chat_answers_it(folder: Path):
         )
         text = tokenizer.decode(row[inputs["input_ids"].shape[1] :])
         assert text.rstrip("<end>").startswith(ours.decode(wanted.tokens).rstrip("<end>"))
+
+
+def test_the_example_of_the_docs_runs(folder: Path):
+    (text,) = re.findall(r"^```python\n(.*?)^```", DOCS.read_text(encoding="utf-8"), flags=re.S | re.M)
+    names: dict[str, Any] = {"folder": folder}
+    exec(text, names)
+    assert [answer.lstrip("<end>")[:3] for answer in names["text"]] == ["12+", "5+7"]
 
 
 def test_labels_give_the_loss_of_the_next_token_and_gradients(folder: Path):

@@ -16,10 +16,12 @@ from typing import IO, Any
 
 import torch
 
-from trivium.config import UserError, config_hash, from_dict, load_yaml, results_only, to_yaml
+from trivium.config import UserError, config_hash, from_dict, load_yaml, results_only, to_dict, to_yaml
 from trivium.data.tokenizers import Tokenizer, tokenizer_of
 from trivium.model.base import LanguageModel
+from trivium.model.card import training_record
 from trivium.model.context import model_context
+from trivium.model.folder import CONFIG_FILE
 from trivium.model.folder import load as load_finished
 from trivium.report.folder import read_json
 from trivium.report.storage import naming, write_whole
@@ -191,3 +193,12 @@ def load(folder: str | Path) -> tuple[LanguageModel, Tokenizer, Task]:
     model.decoding = replace(decoding_of(config.train, task), chain_removed=scalars.get("chain_removed", 0))
     load_model_tensors(model, tensors, path)
     return model.eval(), tokenizer_of(task.alphabet), task
+
+
+def training_of(folder: str | Path) -> dict[str, Any] | None:
+    """Return the `training_record` of a run folder, or that which a model folder has, if any."""
+    folder = Path(folder)
+    if (folder / CONFIG).is_file():
+        return training_record(to_dict(read_config(folder)), read_json(folder / RESULT))
+    inside = read_json(folder / CONFIG_FILE) or read_json(folder / "model" / CONFIG_FILE)
+    return (inside or {}).get("trained")
