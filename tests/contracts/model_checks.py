@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from trivium.hub.folder import load_model, save_model
 from trivium.mixers.base import Mixer
 from trivium.mixers.routing import Switched
 from trivium.model.base import LanguageModel, ModelContext
+from trivium.model.folder import load_model, save_model
 from trivium.tasks.base import TaskConfig
 
 ROWS, LENGTH = 4, 11

@@ -181,7 +181,7 @@ def test_weights_that_are_not_there_or_of_another_model_are_refused(tmp_path):
         train(tiny_config(init_from=str(tmp_path)), tmp_path / "run")
     assert not (tmp_path / "run").exists()
     train(tiny_config(steps=1), tmp_path / "first")
-    with pytest.raises(UserError, match="a checkpoint of another model: it lacks blocks.2"):
+    with pytest.raises(UserError, match=r"a checkpoint of another model: it lacks blocks\.2"):
         train(tiny_config({"layers": "attention*3"}, init_from=str(tmp_path / "first")), tmp_path / "other")
     (tmp_path / "first" / "model" / "model.safetensors").write_bytes(b"nothing")
     with pytest.raises(UserError, match="damaged or not a safetensors file"):

@@ -35,11 +35,18 @@ from trivium.model.feedforward import FeedForwardKind
 from trivium.model.layers import format_layers, parse_layers
 from trivium.model.positions import RUNS, PositionKind, Positions, embed, table_rows
 
-# Sizes of published addition models (SPEC, section 4). A preset fills what the recipe leaves out.
+# Sizes of published addition models (SPEC, section 4), and GPT-2 small. A preset fills what the recipe leaves out.
 PRESETS: dict[str, dict[str, Any]] = {
     "small": {"width": 256, "heads": 4, "layers": "attention*4", "ff_width": 512},
     "medium": {"width": 512, "heads": 8, "layers": "attention*6", "ff_width": 1024},
     "large": {"width": 512, "heads": 8, "layers": "attention*8", "ff_width": 2048},
+    "gpt2": {
+        "width": 768,
+        "heads": 12,
+        "layers": "attention(bias=true)*12",
+        "ff_width": 3072,
+        "feedforward": "gelu_new",
+    },
     "gpt2_6m": {"width": 256, "heads": 4, "layers": "attention*8", "ff_width": 1024, "feedforward": "gelu_new"},
 }
 DEFAULTS: dict[str, Any] = {"width": 64, "heads": 4, "layers": "attention*2", "feedforward": "gelu"}
@@ -53,7 +60,7 @@ class DecoderConfig(ModelConfig):
     reads_distributions: ClassVar[bool] = True
     gives_hidden: ClassVar[bool] = True
 
-    preset: Literal["small", "medium", "large", "gpt2_6m"] | None = None
+    preset: Literal["small", "medium", "large", "gpt2", "gpt2_6m"] | None = None
     """A published size that fills width, heads, layers, ff_width and feedforward where they are left out."""
     width: int = knob(None)
     """Width of the residual stream (64 when no preset gives it)."""
@@ -92,6 +99,8 @@ class DecoderConfig(ModelConfig):
     """Recompute each block in the backward pass: less memory, a third more work."""
     max_length: int | None = None
     """Longest sequence in tokens (default: the task's longest)."""
+    init_from: str | None = None
+    """GPT-2 weights that training begins with: a folder with model.safetensors, or a hub repository such as gpt2."""
     backends: dict[str, str] = field(default_factory=dict, hash=False)
     """Backend of an operator by its name, such as {simplicial: reference}; auto where left out."""
 

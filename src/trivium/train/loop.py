@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from trivium.config import UserError, to_dict
 from trivium.evaluate.answers import evaluate
 from trivium.evaluate.teacher import teacher_forced
-from trivium.hub.folder import save_model
 from trivium.model.base import LanguageModel, ModelContext
+from trivium.model.card import training_record
+from trivium.model.folder import record_training, save_model
 from trivium.ops.dispatch import chosen, forget
 from trivium.tasks.base import Task
 from trivium.train.capture import CapturedSteps, EagerSteps, choose_capture
@@ -33,6 +34,7 @@ from trivium.train.mixtures import mixtures_of
 from trivium.train.optim import build_optimizer, set_learning_rates
 from trivium.train.precision import Precision, choose_device, choose_precision
 from trivium.train.prepare import prepare
+from trivium.train.pretrained import begin_with_gpt2
 from trivium.train.run import Run, begin_from
 from trivium.train.state import Position, TrainingState
 from trivium.train.step import Step
@@ -119,6 +121,8 @@ def train(
             state.load(checkpoint)
         elif options.init_from is not None:
             begin_from(model, options.init_from)
+        else:
+            begin_with_gpt2(config, model)
         at = state.at
         model.decoding = replace(objective.decoding, chain_removed=at.chain_removed)
         stream.task = made.plateau.mixed(at)
@@ -361,6 +365,7 @@ def _finish(
         "evaluation": evaluation,
     }
     samples = [{"verdict": name, **sample} for name in ("right", "wrong") for sample in evaluation["samples"][name]]
+    record_training(run.model, training_record(to_dict(config), result))
     run.write_result(result, samples)
     return json.loads(json.dumps(result))
 

@@ -14,6 +14,7 @@ from trivium.train.curriculum import Curriculum
 from trivium.train.groups import check_groups
 from trivium.train.objectives import NextToken, make_objective
 from trivium.train.plateau import Plateau
+from trivium.train.pretrained import gpt2_weights
 from trivium.train.run import weights_of
 from trivium.train.schedule import Length, run_length
 from trivium.train.track import load_extras
@@ -48,6 +49,7 @@ def prepare(config: RunConfig, processes: int = 1) -> Prepared:
     stream = TrainStream(task, batch, options.seed, batch_tokens=options.batch_tokens)
     length = run_length(options, batch, stream.examples_in_epoch)
     validation_indices = task.distinct("validation", options.eval_examples)
+    gpt2_weights(config, context)
     task.distinct("test", 1)  # what is missing would else be noticed after training
     load_extras(config.track)
     if options.init_from is not None:

@@ -18,12 +18,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from trivium.config import UserError, config_hash, from_dict, load_yaml, results_only, to_yaml
+from trivium.config import UserError, config_hash, from_dict, load_yaml, results_only, to_dict, to_yaml
 from trivium.data.tokenizers import Tokenizer, tokenizer_of
-from trivium.hub.folder import WEIGHTS_FILE
-from trivium.hub.folder import load as load_finished
 from trivium.model.base import LanguageModel
+from trivium.model.card import training_record
 from trivium.model.context import model_context
+from trivium.model.folder import CONFIG_FILE, WEIGHTS_FILE
+from trivium.model.folder import load as load_finished
 from trivium.report.folder import read_json
 from trivium.report.storage import naming, write_whole
 from trivium.tasks.base import Task
@@ -175,7 +176,7 @@ def read_config(folder: str | Path) -> RunConfig:
 
 
 def begin_from(model: LanguageModel, folder: Path) -> None:
-    """Give `model` the weights of the run or model folder `folder`; UserError if there are none, or of another model."""
+    """Give `model` the weights of a run or model folder; UserError if there are none, or of another model."""
     path = weights_of(folder)
     try:
         tensors = load_file(path)
@@ -214,3 +215,12 @@ def load(folder: str | Path) -> tuple[LanguageModel, Tokenizer, Task]:
     load_model_tensors(model, tensors, path)
     for_reading(model, config.train, scalars["step"])
     return model.eval(), tokenizer_of(task.alphabet), task
+
+
+def training_of(folder: str | Path) -> dict[str, Any] | None:
+    """Return the `training_record` of a run folder, or that which a model folder has, if any."""
+    folder = Path(folder)
+    if (folder / CONFIG).is_file():
+        return training_record(to_dict(read_config(folder)), read_json(folder / RESULT))
+    inside = read_json(folder / CONFIG_FILE) or read_json(folder / "model" / CONFIG_FILE)
+    return (inside or {}).get("trained")

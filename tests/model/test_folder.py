@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 import trivium
 from tests.tasks.vocabularies import write_pair
 from trivium.config import UserError
-from trivium.hub.folder import load, load_model, save_model
 from trivium.model.decoder import DecoderConfig
+from trivium.model.folder import load, load_model, save_model
 from trivium.tasks.addition import AdditionConfig
 from trivium.tasks.jsonl import JsonlConfig
 
@@ -43,6 +43,7 @@ def edit_tensors(folder: Path, change) -> None:
 
 def test_a_folder_holds_what_other_programs_look_for(folder: Path):
     assert {path.name for path in folder.iterdir()} == {
+        "README.md",
         "config.json",
         "model.safetensors",
         "tokenizer.json",
