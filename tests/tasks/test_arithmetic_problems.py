@@ -117,7 +117,7 @@ def test_bad_values_are_refused():
         with pytest.raises(UserError, match=message):
             from_dict(TaskConfig, {"kind": "arithmetic_problems", **values})
     short = ArithmeticProblemsConfig(train_examples=5, held_out=2, max_length=40).build()
-    with pytest.raises(UserError, match="max_length: 40 is given, a problem has"):
+    with pytest.raises(UserError, match="max_length: 40 is given, a train problem has"):
         short.batch("train", 0, 2)
     with pytest.raises(IndexError, match="no number 150"):
         TASK.example("train", 150)

@@ -10,32 +10,22 @@ import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-
-import numpy as np
 
 from trivium.registry import UserError
 from trivium.tasks.alphabet import Alphabet
-from trivium.tasks.answers import strip_end
 from trivium.tasks.arithmetic_templates import PEOPLE, TEMPLATES, Template
 from trivium.tasks.base import (
-    ANSWER,
-    CHAIN,
-    PROMPT,
     SPLITS,
     TASKS,
-    Batch,
     Example,
     Split,
-    Step,
-    Task,
     TaskConfig,
-    Verdict,
 )
 from trivium.tasks.byte_pairs import Vocabulary, load_byte_pairs
-from trivium.tasks.calculator import annotations, evaluate, holds
+from trivium.tasks.calculator import evaluate
 from trivium.tasks.counter_random import key, words
+from trivium.tasks.word_answers import WordTask
 
 END = "<end>"
 # Digits first; what follows is every character that the templates and their words have.
@@ -81,7 +71,7 @@ class ArithmeticProblemsConfig(TaskConfig):
         return [cls(train_examples=60, held_out=20), cls(train_examples=5, held_out=15, seed=3)]
 
 
-class ArithmeticProblems(Task):
+class ArithmeticProblems(WordTask):
     """The problems of ArithmeticProblemsConfig. A prompt is the question and a line break."""
 
     config: ArithmeticProblemsConfig
@@ -100,11 +90,9 @@ class ArithmeticProblems(Task):
 
     @property
     def _longest(self) -> int:
-        encode = self.alphabet.encode
-        problems = (example for split in SPLITS for example in self._problems(split))
-        return max(len(encode(example.prompt)) + len(encode(example.answer)) for example in problems)
+        return max(self.tokens_of(example) for split in SPLITS for example in self.problems(split))
 
-    def _problems(self, split: Split) -> list[Example]:
+    def problems(self, split: Split) -> list[Example]:
         if split not in self._made:
             self._make_all()
         return self._made[split]
@@ -132,60 +120,9 @@ class ArithmeticProblems(Task):
                 stale = 0
         self._made = made
 
-    def size(self, split: Split) -> int:
-        return self.config.train_examples if split == "train" else self.config.held_out
-
-    def example(self, split: Split, index: int, stage: int = 0) -> Example:
-        if not 0 <= index < self.size(split):
-            raise IndexError(f"the {split} split has {self.size(split)} problems, there is no number {index}")
-        return self._problems(split)[index]
-
-    @cached_property
-    def _collated(self) -> dict[Split, Batch]:
-        return {}
-
-    def gather(self, split: Split, indices: np.ndarray, stage: int = 0) -> Batch:
-        if split not in self._collated:
-            whole = self.collate(self._problems(split))
-            if int(whole.lengths_B.max()) + 1 > self.max_length:
-                longest = int(whole.lengths_B.max()) + 1
-                raise UserError(f"max_length: {self.max_length} is given, a problem has {longest} tokens")
-            self._collated[split] = whole
-        rows = np.asarray(indices, dtype=np.int64)
-        if len(rows) and (rows.min() < 0 or rows.max() >= self.size(split)):
-            raise IndexError(f"the {split} split has {self.size(split)} problems, not {rows.min()} to {rows.max()}")
-        return self._collated[split].take(rows)
-
     def canonical(self, example: Example) -> object:
         """Return the template and the numbers: other names and goods do not make another problem."""
         return example.tags.get("template", ""), tuple(map(int, _NUMBER.findall(example.prompt)))
-
-    def regions(self, example: Example) -> list[int]:
-        """Return the region of each token: the solution is CHAIN, the number behind `#### ` and the end ANSWER."""
-        ids = self.alphabet.encode(example.answer)
-        number = example.answer.rfind("#### ") + len("#### ")
-        ends = np.cumsum([len(self.alphabet.decode([index])) for index in ids])
-        prompt = len(self.alphabet.encode(example.prompt))
-        return [PROMPT] * prompt + [ANSWER if end > number else CHAIN for end in ends]
-
-    def verify(self, example: Example, text: str) -> Verdict:
-        """Decide whether the number behind the last `####` of `text` is right; it has to end with the end symbol."""
-        body, ended = strip_end(self.alphabet, text.removeprefix(example.prompt))
-        _, sign, number = body.rpartition("####")
-        if not sign:
-            return Verdict(False, None, "there is no #### line")
-        given = number.strip().removesuffix(".").removeprefix("$").replace(",", "")
-        wanted = strip_end(self.alphabet, example.answer)[0].rpartition("####")[2].strip()
-        if not ended:
-            return Verdict(False, given or None, "the answer does not end")
-        return Verdict(given == wanted, given, "" if given == wanted else f"{wanted} is right")
-
-    def steps(self, example: Example, text: str) -> list[Step]:
-        return [Step(f"<<{left}={right}>>", holds(left, right)) for left, right in annotations(text)]
-
-    def answer_from_steps(self, example: Example, text: str) -> str | None:
-        found = annotations(text)
-        return found[-1][1] if found else None
 
 
 def split_of(canonical: object) -> Split:
