@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -27,7 +29,7 @@ def check(
     tensors: tuple[Tensor, ...], dtype: torch.dtype, tolerance: float, ways: tuple[bool, bool] | None = None
 ) -> None:
     x, weight, counts = tensors
-    narrow = [each.detach().to(dtype).requires_grad_() for each in (x, weight)]
+    narrow: Any = [each.detach().to(dtype).requires_grad_() for each in (x, weight)]
     true = wanted(x, weight, counts)
     slope = torch.randn_like(true)
     y = module._product(*narrow, counts, *ways) if ways else grouped_product(*narrow, counts)

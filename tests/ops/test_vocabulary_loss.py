@@ -62,7 +62,7 @@ def test_half_precision_on_a_gpu_stays_close_to_float64(run: Any, shape: tuple[i
 def test_what_is_frozen_gets_no_gradient_and_the_other_the_same(frozen: int):
     x, weight, targets, weights = draw(7, 5, 130)
     both = torch.autograd.grad(vocabulary_loss(x, weight, targets, weights, backend="torch"), (x, weight))
-    tensors = [x, weight]
+    tensors: Any = [x, weight]
     tensors[frozen] = tensors[frozen].detach()
     (one,) = torch.autograd.grad(vocabulary_loss(*tensors, targets, weights, backend="torch"), tensors[1 - frozen])
     assert torch.equal(one, both[1 - frozen])
@@ -70,7 +70,7 @@ def test_what_is_frozen_gets_no_gradient_and_the_other_the_same(frozen: int):
 
 def test_under_autocast_it_computes_as_the_head_would():
     x, weight, targets, weights = (each.detach() for each in draw(70, 16, 130))
-    leaves = [x.float().requires_grad_(), weight.float().requires_grad_()]
+    leaves: Any = [x.float().requires_grad_(), weight.float().requires_grad_()]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         losses = [vocabulary_loss(*leaves, targets, weights, backend=name) for name in ("torch", "reference")]
     found, wanted = (torch.autograd.grad(loss, leaves) for loss in losses)

@@ -28,7 +28,7 @@ def write(folder: Path, rows: list[Any], name: str = "train.jsonl") -> str:
     return str(path)
 
 
-def task(folder: Path, rows: list[Any] = ROWS, **options: Any) -> Any:
+def task(folder: Path, rows: Any = ROWS, **options: Any) -> Any:
     given = {"kind": "word_problems", "train": write(folder, rows), "held_out": 5} | options
     return from_dict(TaskConfig, given, "task").build()
 

@@ -195,7 +195,7 @@ def test_a_compiled_model_keeps_penalty_and_load(kind: dict[str, Any], recompute
     for forward in (model, compiled):
         mixtures.take_load()
         (forward(tokens())[0].logsumexp(-1).mean() + mixtures.penalty()).backward()
-        routers = [each.router.weight.grad.clone() for each in mixtures.named.values()]
+        routers = [torch.clone(each.router.weight.grad) for each in mixtures.named.values()]  # pyright: ignore
         model.zero_grad()
         found.append((routers, mixtures.take_load()))
     for mine, wanted in zip(*(routers for routers, _ in found), strict=True):

@@ -80,7 +80,8 @@ class Block(nn.Module):
         self.norm1 = make_norm(config.norm, config.width)
         self.mixer = mixer
         self.norm2 = make_norm(config.norm, config.width)
-        sizes, gelu = (config.feedforward, config.width, config.hidden_width), context.backend("gelu")
+        sizes: tuple[FeedForwardKind, int, int] = (config.feedforward, config.width, config.hidden_width)
+        gelu = context.backend("gelu")
         if mixture is None:
             self.feedforward = FeedForward(*sizes, std, output_std, backend=gelu)
         else:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
+from torch.nn.functional import grouped_mm, linear
 from torch.utils.flop_counter import register_flop_formula
 
 from trivium.ops import dispatch
@@ -51,7 +51,7 @@ def _remark(facts: Mapping[str, Any]) -> str | None:
 def _forward(x: Tensor, weight: Tensor, counts: Tensor, grouped: bool, still: bool) -> Tensor:
     """Return y; `grouped` by one kernel for all groups, `still` without reading the counts on the host."""
     if grouped:
-        return torch._grouped_mm(x, weight.transpose(1, 2), offs=counts.cumsum(0).int())
+        return grouped_mm(x, weight.transpose(1, 2), offs=counts.cumsum(0).int())
     if still:
         group_N = _groups(counts, len(x))
         y = x.new_zeros(len(x), weight.shape[1])
@@ -68,7 +68,7 @@ def _backward(
     dy = dy.contiguous()
     if grouped:
         offsets = counts.cumsum(0).int()
-        return torch._grouped_mm(dy, weight, offs=offsets), torch._grouped_mm(dy.T, x, offs=offsets)
+        return grouped_mm(dy, weight, offs=offsets), grouped_mm(dy.T, x, offs=offsets)
     if still:
         group_N = _groups(counts, len(x))
         parts = [dy * (group_N == index)[:, None] for index in range(len(weight))]

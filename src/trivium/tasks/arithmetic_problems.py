@@ -98,7 +98,9 @@ class ArithmeticProblems(WordTask):
         return self._made[split]
 
     def _make_all(self) -> None:
-        counts = {split: self.config.train_examples if split == "train" else self.config.held_out for split in SPLITS}
+        counts: dict[Split, int] = {
+            split: self.config.train_examples if split == "train" else self.config.held_out for split in SPLITS
+        }
         made: dict[Split, list[Example]] = {split: [] for split in SPLITS}
         seen: set[object] = set()
         attempt, stale = 0, 0
@@ -106,7 +108,7 @@ class ArithmeticProblems(WordTask):
             example = draw(self.config.seed, attempt, self.alphabet.end)
             attempt, stale = attempt + 1, stale + 1
             if stale > STALE:
-                short = next(split for split in SPLITS if len(made[split]) < counts[split])
+                short: Split = next(split for split in SPLITS if len(made[split]) < counts[split])
                 raise UserError(
                     f"the templates gave {len(made[short])} distinct {short} problems and no more in {stale} draws; "
                     f"{counts[short]} are asked for"
