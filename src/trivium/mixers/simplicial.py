@@ -74,8 +74,9 @@ class SimplicialConfig(MixerConfig):
 
     def equals_at(self, other: MixerConfig, length: int) -> bool:
         """Swapping the windows gives the same family of functions, unless a pair bias tells the two sides apart."""
-        same = isinstance(other, SimplicialConfig) and type(other) is type(self)
-        return same and _canonical(self, length) == _canonical(other, length)
+        if not isinstance(other, SimplicialConfig) or type(other) is not type(self):
+            return False
+        return _canonical(self, length) == _canonical(other, length)
 
     @classmethod
     def examples(cls) -> Sequence["SimplicialConfig"]:
