@@ -7,10 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from trivium import cli
 from trivium.commands.eval import show as show_scores
+from trivium.config import config_hash, from_dict
 from trivium.registry import UserError
+from trivium.train.config import RunConfig
 
 RECIPE = """\
 task:  {kind: addition, format: reversed, max_digits: 2}
@@ -232,6 +235,18 @@ def test_an_exported_model_is_read_like_the_run(capsys, trained, tmp_path):
     one = json.loads(run(capsys, "eval", trained, "--examples", 4, "--json")[1])
     other = json.loads(run(capsys, "eval", tmp_path / "model", "--examples", 4, "--json")[1])
     assert one == other
+    cards = [(folder / "README.md").read_text() for folder in (trained / "model", tmp_path / "model")]
+    assert cards[0] == cards[1]
+    result = json.loads((trained / "result.json").read_text())
+    exact = result["evaluation"]["exact_match"]
+    assert f"{result['tokens']:,} tokens in {result['step']:,} steps" in cards[0]
+    assert (
+        f"| exact match | {exact['rate']:.2%} | {exact['low']:.2%} to {exact['high']:.2%} | {exact['n']} |" in cards[0]
+    )
+    repeated = cards[0].partition("`trivium train recipe.yaml`")[2].partition("```yaml\n")[2].removesuffix("```\n")
+    assert config_hash(from_dict(RunConfig, yaml.safe_load(repeated))) == trained.name.rpartition("-")[2]
+    assert run(capsys, "export", tmp_path / "model", tmp_path / "again")[0] == 0
+    assert (tmp_path / "again" / "README.md").read_text() == cards[0]
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from trivium.hub.folder import load_model, save_model
 from trivium.mixers.base import Mixer
+from trivium.mixers.routing import Switched
 from trivium.model.base import LanguageModel, ModelContext
+from trivium.model.folder import load_model, save_model
 from trivium.tasks.base import TaskConfig
 
 ROWS, LENGTH = 4, 11
@@ -26,6 +27,14 @@ def assert_equal(actual: Tensor, expected: Tensor) -> None:
         torch.testing.assert_close(actual, expected, rtol=0, atol=1e-10)
     else:
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4 * float(expected.detach().abs().max()))
+
+
+def assert_unchanged(model: torch.nn.Module, actual: Tensor, expected: Tensor) -> None:
+    """Bit for bit, but for a mixture of experts: a token may change the rows of a product, and so their rounding."""
+    if any(isinstance(module, Switched) for module in model.modules()):
+        assert_equal(actual, expected)
+    else:
+        assert torch.equal(actual, expected)
 
 
 def random_tokens(context: ModelContext, rows: int = ROWS, length: int = LENGTH, seed: int = 0) -> Tensor:
@@ -102,7 +111,7 @@ def check_causal(model: LanguageModel, context: ModelContext) -> None:
         changed_BT = tokens_BT.clone()
         changed_BT[:, place] = (changed_BT[:, place] + 1) % context.vocab_size
         after, _ = model(changed_BT)
-        assert torch.equal(after[:, :place], before[:, :place])
+        assert_unchanged(model, after[:, :place], before[:, :place])
         assert not torch.allclose(after[:, place], before[:, place])
 
 

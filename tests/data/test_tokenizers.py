@@ -7,12 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from tests.tasks.vocabularies import TEXT, trained, write_pair
 from trivium.config import UserError
-from trivium.data.tokenizers import CharacterTokenizer
+from trivium.data.tokenizers import BytePairTokenizer, CharacterTokenizer, load_tokenizer, tokenizer_of
 from trivium.tasks.addition import AdditionConfig
 from trivium.tasks.alphabet import Alphabet
+from trivium.tasks.byte_pairs import BytePairs, load_byte_pairs
 
 ODD = Alphabet(("1", "0", "<", "end", "<end>", " ", "\n", "é", "Ж", "<pad>", "'"), ("0", "1"), pad="<pad>")
 ALPHABETS = [config.build().alphabet for config in AdditionConfig.examples()] + [ODD]
@@ -76,3 +78,37 @@ def test_a_folder_without_our_tokenizer_is_refused(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(UserError, match="cannot be read"):
         CharacterTokenizer.load(tmp_path)
+
+
+PAIRS = BytePairs.from_tokenizers(trained())
+
+
+@pytest.mark.parametrize("vocabulary", [PAIRS, "gpt2"], ids=["trained", "gpt2 files"])
+def test_byte_pairs_have_equal_ids_here_in_tokenizers_and_in_transformers(vocabulary, tmp_path):
+    if vocabulary == "gpt2":
+        vocabulary = load_byte_pairs(write_pair(tmp_path / "files", size=900))
+    ours = tokenizer_of(vocabulary)
+    ours.save(tmp_path)
+    theirs = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    fast = AutoTokenizer.from_pretrained(tmp_path)
+    for text in (TEXT, "the 漢字<|endoftext|>é", " ", "", "<|endoftext|><|endoftext|>", "it's\r\n\t 12"):
+        ids = ours.encode(text)
+        assert theirs.encode(text).ids == fast(text)["input_ids"] == ids
+        assert theirs.decode(ids, skip_special_tokens=False) == fast.decode(ids) == ours.decode(ids) == text
+    assert len(fast) == theirs.get_vocab_size() == len(ours)
+    assert (fast.bos_token_id, fast.eos_token_id, fast.pad_token_id) == (vocabulary.end_id,) * 3
+    assert fast.padding_side == "left"
+    assert load_tokenizer(tmp_path) == ours == BytePairTokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("alphabet", ALPHABETS, ids=lambda alphabet: f"{len(alphabet)} symbols")
+def test_the_automatic_tokenizer_pads_on_the_left_and_keeps_specials_whole(alphabet, tmp_path):
+    CharacterTokenizer(alphabet).save(tmp_path)
+    fast = AutoTokenizer.from_pretrained(tmp_path)
+    rows = ["".join(alphabet.symbols[::-1]), alphabet.symbols[0]]
+    batch = fast(rows, padding=True)
+    assert fast.decode(batch["input_ids"][0]) == rows[0]
+    assert batch["input_ids"][1] == [alphabet.pad_id] * (len(alphabet) - 1) + [0]
+    assert batch["attention_mask"][1] == [0] * (len(alphabet) - 1) + [1]
+    assert fast.convert_tokens_to_ids(list(alphabet.symbols)) == list(range(len(alphabet)))
+    assert load_tokenizer(tmp_path) == CharacterTokenizer(alphabet)

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from tests.scripted import ScriptedModel, solver
+from trivium.evaluate import teacher
 from trivium.evaluate.answers import evaluate
 from trivium.evaluate.config import EvaluateConfig
 from trivium.evaluate.teacher import loss_weights, teacher_forced
@@ -138,3 +139,16 @@ def test_no_problems_is_an_error():
     task = AdditionConfig().build()
     with pytest.raises(ValueError, match="no problem"):
         teacher_forced(solver(task, sometimes_wrong), task, "test", [])
+
+
+def test_a_vocabulary_whose_logits_do_not_fit_is_scored_in_parts(monkeypatch: pytest.MonkeyPatch):
+    task = AdditionConfig(max_digits=2).build()
+    model = DecoderConfig(width=16, heads=2).build(model_context(task, DecoderConfig()))
+    rows: list[int] = []
+    model.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0])))
+    whole = teacher_forced(model, task, "test", np.arange(10))
+    tokens = task.batch("test", 0, 10).tokens_BT.shape[1]
+    monkeypatch.setattr(teacher, "LOGITS", 3 * tokens * len(task.alphabet))
+    parts = teacher_forced(model, task, "test", np.arange(10))
+    assert rows == [10, 3, 3, 3, 1]
+    assert parts == pytest.approx(whole)

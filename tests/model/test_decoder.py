@@ -211,3 +211,28 @@ def test_loops_run_the_same_blocks_again_with_the_embeddings_added():
     twice = 2 * (once.flops_per_token(CONTEXT, 13) - rest) + rest
     assert config.flops_per_token(CONTEXT, 13) == pytest.approx(twice)
     assert not config.equals_at(once, 13)
+
+
+def test_blocks_that_begin_as_the_identity_leave_the_layers_before_them():
+    hybrid = DecoderConfig(
+        width=24,
+        heads=2,
+        layers="attention(bias=true)*2 + simplicial(bias=true, window1=5, window2=3)*2",
+        identity=(2, 3),
+    )
+    short = dataclasses.replace(hybrid, layers="attention(bias=true)*2", identity=())
+    torch.manual_seed(0)
+    whole = hybrid.build(CONTEXT).double()
+    first = short.build(CONTEXT).double()
+    # The new blocks are what the short model lacks; everything else is copied.
+    first.load_state_dict({name: whole.state_dict()[name] for name in first.state_dict()})
+    tokens_BT = torch.randint(14, (3, 11), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(whole(tokens_BT)[0], first(tokens_BT)[0])
+    whole(tokens_BT)[0].logsumexp(-1).sum().backward()
+    for block in whole.blocks[2:]:  # they learn from the first step on
+        assert all(part.weight.grad.norm() > 0 for part in (block.mixer.out, block.feedforward.output))
+
+
+def test_a_block_that_is_not_there_cannot_begin_as_the_identity():
+    with pytest.raises(UserError, match=r"identity: there is no block 2; allowed: 0 to 1"):
+        DecoderConfig(layers="attention*2", identity=(0, 2))

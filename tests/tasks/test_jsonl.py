@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.tasks.vocabularies import write_pair
 from trivium.config import UserError, from_dict, to_dict
 from trivium.tasks.addition import AdditionConfig
 from trivium.tasks.base import ANSWER, CHAIN, PROMPT, TaskConfig
@@ -177,3 +178,34 @@ def test_sums_written_out_are_read_back_with_the_same_tokens(tmp_path):
     task = JsonlConfig(train=write(tmp_path / "train.jsonl", *rows), alphabet=addition.alphabet.symbols).build()
     assert (task.batch("train", 0, 30).targets_BT == addition.batch("train", 0, 30).targets_BT).all()
     assert (task.batch("train", 0, 30).regions_BT == addition.batch("train", 0, 30).regions_BT).all()
+
+
+def test_problems_may_be_read_with_byte_pairs(tmp_path):
+    path = write(tmp_path / "train.jsonl", row("Two and two? ", "<think>2+2</think>-five"), row("é", "漢"))
+    config = JsonlConfig(train=path, tokenizer=str(write_pair(tmp_path / "bpe")))
+    task = config.build()
+    batch = task.batch("train", 0, 2)
+    assert len(task.alphabet) == 320
+    end = "<|endoftext|>"
+    for index, wanted in enumerate((f"Two and two? <think>2+2</think>-five{end}", f"é漢{end}")):
+        ids = [*batch.tokens_BT[index, : batch.lengths_B[index]], batch.targets_BT[index, batch.lengths_B[index] - 1]]
+        assert task.alphabet.decode(ids) == wanted
+    assert task.max_length == len(task.encode(task.example("train", 0))[0]) + 1
+    assert task.verify(task.example("train", 1), f"漢{end}").correct
+    assert not task.verify(task.example("train", 1), "漢").correct
+    path.unlink()
+    assert from_dict(TaskConfig, to_dict(task.config)).build().max_length == task.max_length
+    with pytest.raises(UserError, match="not both"):
+        JsonlConfig(train=path, tokenizer="gpt2", alphabet=("1", "<end>"))
+
+
+def test_a_chain_whose_bracket_is_joined_to_the_answer_is_still_as_long_as_its_tokens(tmp_path):
+    path = write(tmp_path / "train.jsonl", row("x ", "<think>1</think>-2"))
+    folder = write_pair(tmp_path / "bpe", size=50_257)
+    task = JsonlConfig(train=path, tokenizer=str(folder)).build()
+    example = task.example("train", 0)
+    parts = [len(task.alphabet.encode(part)) for part in ("<think>1</think>", "-2<|endoftext|>")]
+    assert len(task.alphabet.encode(example.answer)) < sum(parts)
+    regions = task.regions(example)
+    assert len(regions) == len(task.encode(example)[0]) + 1
+    assert regions.count(CHAIN) == parts[0]

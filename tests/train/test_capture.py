@@ -23,7 +23,7 @@ from trivium.train.config import TrainConfig
 from trivium.train.distributed import World
 from trivium.train.loop import train
 from trivium.train.objectives import NextToken, Rollout
-from trivium.train.optim import build_optimizer, set_learning_rate
+from trivium.train.optim import build_optimizer, set_learning_rates
 from trivium.train.precision import Precision
 from trivium.train.reads import reads, room
 from trivium.train.step import Step
@@ -57,7 +57,7 @@ def run(steps, count: int = 20, batch: int = 32, micro_batch: int | None = None)
         for index in range(count):
             drawn = objective.decoding.view(stream.batch(index), task.alphabet.pad_id)
             weights = objective.weights(drawn)
-            set_learning_rate(steps.step.optimizer, 1e-3 * (index + 1) / count)
+            set_learning_rates(steps.step.optimizer, TrainConfig(warmup=count), index, 0.0)
             objective.begin_step(index / count, steps.device)
             options = {"longest": task.max_length - 1, "pad_id": task.alphabet.pad_id}
             passes = objective.reads(drawn, weights, micro_batch, **options)

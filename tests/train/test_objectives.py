@@ -1,8 +1,16 @@
 import numpy as np
+import pytest
 import torch
 
+from trivium.model.context import model_context
+from trivium.model.decoder import DecoderConfig
+from trivium.model.prefix_scan import PrefixScanConfig
+from trivium.tasks.addition import AdditionConfig
 from trivium.tasks.base import ANSWER, CHAIN, PAD, PROMPT, Batch
-from trivium.train.objectives import NextToken
+from trivium.train import objectives
+from trivium.train.config import TrainConfig
+from trivium.train.objectives import NextToken, make_objective
+from trivium.train.reads import Read
 
 REGIONS = np.array([[PROMPT, CHAIN, ANSWER, PAD]], dtype=np.uint8)
 BATCH = Batch(
@@ -30,3 +38,29 @@ def test_the_loss_is_the_weighted_sum_of_negative_log_probabilities():
     assert torch.allclose(loss, expected)
     halves = NextToken().loss_sum(logits.bfloat16(), targets, weights)
     assert halves.dtype == torch.float32
+
+
+@pytest.mark.parametrize("prompt_loss", [False, True], ids=["some places", "every place"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_large_vocabulary_is_trained_without_logits_and_with_the_same_gradients(prompt_loss: bool, tied: bool):
+    task = AdditionConfig(max_digits=2, zero_pad=True).build()
+    config = DecoderConfig(width=16, heads=2, tied=tied)
+    torch.manual_seed(0)
+    model = config.build(model_context(task, config)).double()
+    batch = task.batch("train", 0, 8)
+    gradients = []
+    for large in (False, True):
+        objective = NextToken(prompt_loss=prompt_loss, large=large)
+        (read,) = objective.reads(batch, objective.weights(batch), None, longest=None, pad_id=task.alphabet.pad_id)
+        loss = objective.read_loss(model, Read(*(torch.from_numpy(x) for x in read)))
+        gradients.append([loss.detach().double(), *torch.autograd.grad(loss, list(model.parameters()))])
+    for mine, wanted in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_a_vocabulary_counts_as_large_by_its_symbols(monkeypatch: pytest.MonkeyPatch):
+    task = AdditionConfig(max_digits=2).build()
+    assert not make_objective(TrainConfig(), task, DecoderConfig()).large
+    monkeypatch.setattr(objectives, "LARGE", 10)
+    assert make_objective(TrainConfig(), task, DecoderConfig()).large
+    assert not make_objective(TrainConfig(), task, PrefixScanConfig()).large  # its forward has no hidden states to give

@@ -11,9 +11,9 @@ from trivium.evaluate.answers import evaluate
 from trivium.evaluate.config import EvaluateConfig
 from trivium.evaluate.lengths import scores_by_length
 from trivium.generate.engine import generate
-from trivium.hub.folder import load_model, save_model
 from trivium.model.base import Decoding, LanguageModel, ModelContext
 from trivium.model.decoder import DecoderConfig
+from trivium.model.folder import load_model, save_model
 from trivium.tasks.addition import AdditionConfig
 from trivium.tasks.multiplication import MultiplicationConfig
 from trivium.tasks.subtraction import SubtractionConfig

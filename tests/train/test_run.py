@@ -4,9 +4,11 @@ import os
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import trivium
-from tests.train.tiny import tiny_config
+from tests.train.test_groups import broken_at
+from tests.train.tiny import tiny_config, weights
 from trivium.config import UserError, to_yaml
 from trivium.train.checkpoint import model_tensors, save_checkpoint
 from trivium.train.loop import train
@@ -148,3 +150,39 @@ def test_a_run_that_continues_on_another_backend_says_so_and_keeps_the_record_of
     record = json.loads(file.read_text())
     assert record["operators"]["packed_attention"] == there
     assert record["continued"][0]["operators"]["packed_attention"] == here
+
+
+def test_a_run_begins_with_the_weights_of_another_whose_task_may_differ(tmp_path):
+    first = tiny_config({"max_length": 20}, steps=2)
+    train(first, tmp_path / "first")
+    start = load_file(tmp_path / "first" / "model" / "model.safetensors")
+    for folder in (tmp_path / "first", tmp_path / "first" / "model"):
+        options = {"steps": 1, "learning_rate": 1e-30, "init_from": str(folder)}
+        train(tiny_config({"max_length": 20}, {"max_digits": 3}, **options), tmp_path / f"from-{folder.name}")
+        end = load_file(tmp_path / f"from-{folder.name}" / "model" / "model.safetensors")
+        for name, tensor in start.items():
+            torch.testing.assert_close(end[name], tensor, rtol=0, atol=1e-12)
+
+
+def test_a_continued_run_does_not_begin_again(tmp_path, monkeypatch):
+    train(tiny_config(steps=1), tmp_path / "first")
+    config = tiny_config(init_from=str(tmp_path / "first"))
+    train(config, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        broken_at(patch, 8)
+        with pytest.raises(RuntimeError, match="died"):
+            train(config, tmp_path / "broken")
+    train(config, tmp_path / "broken")
+    assert weights(tmp_path / "broken") == weights(tmp_path / "whole")
+
+
+def test_weights_that_are_not_there_or_of_another_model_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"train\.init_from: .*no run or model folder"):
+        train(tiny_config(init_from=str(tmp_path)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    train(tiny_config(steps=1), tmp_path / "first")
+    with pytest.raises(UserError, match=r"a checkpoint of another model: it lacks blocks\.2"):
+        train(tiny_config({"layers": "attention*3"}, init_from=str(tmp_path / "first")), tmp_path / "other")
+    (tmp_path / "first" / "model" / "model.safetensors").write_bytes(b"nothing")
+    with pytest.raises(UserError, match="damaged or not a safetensors file"):
+        train(tiny_config(init_from=str(tmp_path / "first")), tmp_path / "third")

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from trivium.config import from_dict, parse_scalar
-from trivium.hub.folder import load
 from trivium.model.base import LanguageModel, ModelConfig, ModelContext
+from trivium.model.folder import load
 from trivium.model.layers import format_layers, parse_layers
 from trivium.model.prefix_scan import PrefixScanConfig
 from trivium.registry import UserError, nearest

@@ -280,7 +280,7 @@ def run_trivium(shape: Shape, precision: str, threads: int, steps: int) -> float
     return (steps - shape.first) / (seconds[steps] - seconds[shape.first])
 
 
-def run_trainer(shape: Shape, precision: str, threads: int, steps: int) -> float:
+def run_trainer(shape: Shape, precision: str, threads: int, steps: int, *, torch_compile: bool = False) -> float:
     """Train with transformers' Trainer and return its steps per second."""
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
@@ -321,6 +321,7 @@ def run_trainer(shape: Shape, precision: str, threads: int, steps: int) -> float
             remove_unused_columns=False,
             dataloader_pin_memory=shape.device != "cpu",
             disable_tqdm=True,
+            torch_compile=torch_compile,
         )
         trainer = Trainer(model=model, args=arguments, train_dataset=problems, callbacks=[Clock()])  # pyright: ignore[reportArgumentType]
         torch.set_num_threads(threads)

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from trivium.bench.gates import WrongResult
 from trivium.bench.train import SHAPES, bench_train
+from trivium.bench.train_gpt2 import LONG_SHAPES, bench_gpt2
 from trivium.commands import fail
 from trivium.commands.flags import parse
 from trivium.report.storage import write_whole
@@ -19,9 +20,10 @@ from trivium.report.storage import write_whole
 
 @dataclass(frozen=True)
 class TrainBenchOptions:
-    shape: Literal["all", "2.1M", "0.1M", "6.3M"] = "all"
+    shape: Literal["all", "2.1M", "0.1M", "6.3M", "124M", "hybrid"] = "all"
     """Model to time: 2.1M (width 256, 4 layers, batch 64 x 32 tokens) or 0.1M (the quickstart's size) on the processor,
-    6.3M (GPT-2 with 8 layers, batch 1024 x 18) on a GPU, or all of them."""
+    6.3M (GPT-2 with 8 layers, batch 1024 x 18) on a GPU, or all of these; 124M (GPT-2 small, batch 32 x 1024) or hybrid
+    (its five layers and three 2-simplicial ones) on a GPU."""
     repeats: int = 3
     """Repeats of each cell; the table shows medians."""
     threads: int | None = None
@@ -42,7 +44,10 @@ def train(arguments: Sequence[str]) -> int:
     shapes = tuple(SHAPES) if options.shape == "all" else (options.shape,)
     reserve(options.out)
     try:
-        results = bench_train(shapes, repeats=options.repeats, threads=options.threads, steps=options.steps)
+        if options.shape in LONG_SHAPES:
+            results = bench_gpt2(options.shape, repeats=options.repeats, threads=options.threads, steps=options.steps)
+        else:
+            results = bench_train(shapes, repeats=options.repeats, threads=options.threads, steps=options.steps)
     except WrongResult as error:
         return fail(str(error))
     if not keep(results, options.json, options.out):

@@ -21,7 +21,7 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
-from trivium.config import parse_scalar
+from trivium.config import parse_scalar, to_dict
 from trivium.registry import UserError, nearest
 
 T = TypeVar("T")
@@ -133,7 +133,7 @@ def _as_text(value: Any) -> str:
     if value is None:
         return "null"
     if isinstance(value, Mapping):
-        return json.dumps(value)  # YAML reads it back
+        return json.dumps(to_dict(value))  # YAML reads it back
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

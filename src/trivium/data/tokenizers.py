@@ -9,9 +9,8 @@ import numpy as np
 
 from trivium.config import UserError, unreadable
 from trivium.tasks.alphabet import Alphabet
-
-TOKENIZER_FILE = "tokenizer.json"
-CONFIG_FILE = "tokenizer_config.json"
+from trivium.tasks.byte_pairs import CONFIG_FILE, TOKENIZER_FILE, BytePairs, Vocabulary, read_folder, to_characters
+from trivium.tasks.download import require_extra
 
 
 @dataclass(frozen=True)
@@ -95,10 +94,72 @@ class CharacterTokenizer:
             "tokenizer_class": "PreTrainedTokenizerFast",
             "eos_token": self.alphabet.end,
             "pad_token": self.alphabet.pad,
-            "padding_side": "right",
+            "padding_side": "left",  # what `generate` of transformers wants
             "clean_up_tokenization_spaces": False,
             "trivium_digits": list(self.alphabet.digits),
         }
+
+
+@dataclass(frozen=True)
+class BytePairTokenizer:
+    """GPT-2's byte pairs, or a vocabulary trained like them."""
+
+    alphabet: BytePairs
+
+    def __len__(self) -> int:
+        return len(self.alphabet)
+
+    def encode(self, text: str) -> list[int]:
+        """Return the token ids of `text`; the name of a special token in it is that token."""
+        return self.alphabet.encode(text)
+
+    def decode(self, ids: list[int] | np.ndarray) -> str:
+        """Return the text of token ids, specials written out; bytes that are not UTF-8 become U+FFFD."""
+        return self.alphabet.decode(ids)
+
+    def save(self, folder: str | Path) -> None:
+        """Write tokenizer.json and tokenizer_config.json to `folder`, which must exist."""
+        require_extra("tokenizers", "writing a byte-pair tokenizer")
+        from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+        alphabet = self.alphabet
+        vocabulary = {to_characters(token): index for token, index in alphabet.ids.items()} | dict(alphabet.specials)
+        merges = [(to_characters(left), to_characters(right)) for left, right in alphabet.merges]
+        written = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+        written.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore[reportAttributeAccessIssue]
+        written.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
+        written.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in alphabet.specials])
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": alphabet.end,
+            "eos_token": alphabet.end,
+            "pad_token": alphabet.pad,
+            "padding_side": "left",
+            "clean_up_tokenization_spaces": False,
+        }
+        for name, text in ((TOKENIZER_FILE, written.to_str(pretty=True)), (CONFIG_FILE, json.dumps(config, indent=2))):
+            (Path(folder) / name).write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "BytePairTokenizer":
+        """Return the tokenizer whose files lie in `folder`; UserError when they are not there or of another kind."""
+        return cls(read_folder(Path(folder)))
+
+
+Tokenizer = CharacterTokenizer | BytePairTokenizer
+
+
+def tokenizer_of(vocabulary: Vocabulary) -> Tokenizer:
+    """Return the tokenizer of a task's alphabet or byte pairs."""
+    return BytePairTokenizer(vocabulary) if isinstance(vocabulary, BytePairs) else CharacterTokenizer(vocabulary)
+
+
+def load_tokenizer(folder: str | Path) -> Tokenizer:
+    """Return the tokenizer that `save` wrote to `folder`; UserError when its files are missing or of another kind."""
+    described = _read_json(Path(folder) / TOKENIZER_FILE)
+    model = described.get("model") if isinstance(described, dict) else None
+    pairs = isinstance(model, dict) and model.get("type") == "BPE"
+    return (BytePairTokenizer if pairs else CharacterTokenizer).load(folder)
 
 
 def _read_json(path: Path) -> Any:

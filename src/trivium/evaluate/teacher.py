@@ -17,6 +17,8 @@ from trivium.generate.sampling import device_of
 from trivium.model.base import LanguageModel
 from trivium.tasks.base import ANSWER, CHAIN, PROMPT, Batch, Split, Task
 
+LOGITS = 2**29  # that one forward pass of a score may make
+
 
 def loss_weights(batch: Batch, *, chain_loss: bool = True, prompt_loss: bool = False) -> np.ndarray:
     """Return float32 weights (B, T) of the targets: the task's own, the chain masked or the prompt added on request."""
@@ -66,7 +68,11 @@ def score_batches(
 ) -> dict[str, Any]:
     """Return what `teacher_forced` does, for batches that are seen as the model's `decoding` does."""
     with evaluating(model), torch.no_grad(), autocast or nullcontext():
-        rows = [_score(model, batch, chain_loss, prompt_loss) for batch in batches]
+        rows = [
+            _score(model, part, chain_loss, prompt_loss)
+            for batch in batches
+            for part in _parts(batch, model.context.vocab_size)
+        ]
     if not rows:
         raise ValueError("there is no problem to score")
     loss_sum, weight_sum, right, scored = torch.cat(rows, dim=1).cpu().unbind()
@@ -76,6 +82,14 @@ def score_batches(
         "exact_match": float((right == scored).double().mean()),
         "count": len(right),
     }
+
+
+def _parts(batch: Batch, vocab_size: int) -> list[Batch]:
+    """Return the batch in parts of rows whose logits fit the memory: with a large vocabulary a row's are many."""
+    rows = max(1, LOGITS // max(1, batch.tokens_BT.shape[1] * vocab_size))
+    if rows >= len(batch):
+        return [batch]
+    return [batch.take(np.arange(start, min(start + rows, len(batch)))) for start in range(0, len(batch), rows)]
 
 
 def _score(model: LanguageModel, batch: Batch, chain_loss: bool, prompt_loss: bool) -> Tensor:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from trivium.config import UserError
-from trivium.data.tokenizers import CharacterTokenizer
+from trivium.data.tokenizers import Tokenizer
 from trivium.generate.engine import check_length, generate, longest_input
 from trivium.generate.labels import read_labels
 from trivium.model.base import LanguageModel
@@ -54,7 +54,7 @@ class Chat:
     def __init__(
         self,
         model: LanguageModel,
-        tokenizer: CharacterTokenizer,
+        tokenizer: Tokenizer,
         task: Task,
         *,
         temperature: float = 0.0,

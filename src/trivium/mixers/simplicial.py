@@ -75,7 +75,9 @@ class SimplicialConfig(MixerConfig):
 
     def equals_at(self, other: MixerConfig, length: int) -> bool:
         """Swapping the windows gives the same family of functions, unless a pair bias tells the two sides apart."""
-        return isinstance(other, SimplicialConfig) and _canonical(self, length) == _canonical(other, length)
+        if not isinstance(other, SimplicialConfig) or type(other) is not type(self):
+            return False
+        return _canonical(self, length) == _canonical(other, length)
 
     @classmethod
     def examples(cls) -> Sequence["SimplicialConfig"]:

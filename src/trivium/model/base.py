@@ -39,6 +39,8 @@ class ModelConfig(ABC):
     kind: ClassVar[str]
     reads_distributions: ClassVar[bool] = False
     """Say whether the model's `forward` takes `soft_BTV`, as the decoder's does."""
+    gives_hidden: ClassVar[bool] = False
+    """Say whether the model's `forward` takes `hidden`, as the decoder's does."""
 
     @abstractmethod
     def build(self, context: ModelContext) -> "LanguageModel":

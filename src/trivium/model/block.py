@@ -13,6 +13,7 @@ from torch.nn import functional
 from trivium.config import UserError
 from trivium.mixers.base import Mixer, MixerConfig, MixerContext
 from trivium.model import feedforward
+from trivium.model.experts import ExpertFeedForward
 from trivium.model.feedforward import FeedForward, FeedForwardKind
 from trivium.ops import dispatch
 from trivium.ops.add_norm import add_norm
@@ -91,13 +92,26 @@ def block_params(config: BlockConfig) -> int:
 class Block(nn.Module):
     """Norm, mixer, norm, feed-forward; each half adds to the residual stream."""
 
-    def __init__(self, config: BlockConfig, mixer: Mixer, std: float, output_std: float, backends: Mapping[str, str]):
+    def __init__(
+        self,
+        config: BlockConfig,
+        mixer: Mixer,
+        std: float,
+        output_std: float,
+        backends: Mapping[str, str],
+        mixture: tuple[int, int] | None = None,
+    ):
         super().__init__()
         norms = backends.get("add_norm", "auto")
         self.norm1 = make_norm(config.norm, config.width, norms)
         self.mixer = mixer
         self.norm2 = make_norm(config.norm, config.width, norms)
-        self.feedforward = FeedForward(config.feedforward, config.width, config.hidden_width, std, output_std, backends)
+        sizes: tuple[FeedForwardKind, int, int] = (config.feedforward, config.width, config.hidden_width)
+        if mixture is None:
+            self.feedforward = FeedForward(*sizes, std, output_std, backends)
+        else:
+            gelu, products = backends.get("gelu", "auto"), backends.get("grouped_product", "auto")
+            self.feedforward = ExpertFeedForward(*sizes, *mixture, std, output_std, backend=gelu, products=products)
         self.dropout = config.dropout
 
     def forward(
@@ -128,20 +142,38 @@ class Block(nn.Module):
         x_BTD, normed_BTD = self.norm2.of_sum(x_BTD, self._drop(y_BTD))
         return x_BTD + self._drop(self.feedforward(normed_BTD)), state
 
+    def start_as_identity(self) -> None:
+        """Set both maps into the residual stream to zero, so that the block adds nothing until it is trained."""
+        for linear in (self.mixer.out, self.feedforward.output):
+            nn.init.zeros_(linear.weight)
+            if linear.bias is not None:
+                nn.init.zeros_(linear.bias)
+
     def _drop(self, y_BTD: Tensor) -> Tensor:
         return functional.dropout(y_BTD, self.dropout, self.training) if self.dropout else y_BTD
 
 
 def make_blocks(
-    config: BlockConfig, mixers: tuple[MixerConfig, ...], context: MixerContext, std: float
+    config: BlockConfig,
+    mixers: tuple[MixerConfig, ...],
+    context: MixerContext,
+    std: float,
+    mixtures: Mapping[int, tuple[int, int]] | None = None,
 ) -> nn.ModuleList:
-    """Return a new stack of blocks; raise UserError that names the layer pattern if a mixer does not fit."""
+    """Return a new stack of blocks; raise UserError that names the layer pattern if a mixer does not fit.
+
+    `mixtures` gives blocks, by their numbers, a mixture of so many feed-forwards, of which a token goes to so many.
+    """
     shrink = output_shrink(len(mixers))
     # All mixers before all feed-forwards: the order in which a seed's numbers are drawn.
     built = [_make_mixer(mixer, context) for mixer in mixers]
     for mixer in built:
         mixer.out.weight.data.mul_(shrink)
-    return nn.ModuleList(Block(config, mixer, std, std * shrink, context.backends) for mixer in built)
+    mixtures = mixtures or {}
+    return nn.ModuleList(
+        Block(config, mixer, std, std * shrink, context.backends, mixtures.get(index))
+        for index, mixer in enumerate(built)
+    )
 
 
 def _make_mixer(config: MixerConfig, context: MixerContext) -> Mixer:

@@ -30,15 +30,23 @@ from trivium.model.block import (
     make_norm,
     norm_params,
 )
+from trivium.model.experts import mixture_flops, mixture_params
 from trivium.model.feedforward import FeedForwardKind
 from trivium.model.layers import format_layers, parse_layers
 from trivium.model.positions import RUNS, PositionKind, Positions, embed, table_rows
 
-# Sizes of published addition models (SPEC, section 4). A preset fills what the recipe leaves out.
+# Sizes of published addition models (SPEC, section 4), and GPT-2 small. A preset fills what the recipe leaves out.
 PRESETS: dict[str, dict[str, Any]] = {
     "small": {"width": 256, "heads": 4, "layers": "attention*4", "ff_width": 512},
     "medium": {"width": 512, "heads": 8, "layers": "attention*6", "ff_width": 1024},
     "large": {"width": 512, "heads": 8, "layers": "attention*8", "ff_width": 2048},
+    "gpt2": {
+        "width": 768,
+        "heads": 12,
+        "layers": "attention(bias=true)*12",
+        "ff_width": 3072,
+        "feedforward": "gelu_new",
+    },
     "gpt2_6m": {"width": 256, "heads": 4, "layers": "attention*8", "ff_width": 1024, "feedforward": "gelu_new"},
 }
 DEFAULTS: dict[str, Any] = {"width": 64, "heads": 4, "layers": "attention*2", "feedforward": "gelu"}
@@ -50,8 +58,9 @@ class DecoderConfig(ModelConfig):
     """A decoder-only transformer whose blocks may mix tokens in different ways."""
 
     reads_distributions: ClassVar[bool] = True
+    gives_hidden: ClassVar[bool] = True
 
-    preset: Literal["small", "medium", "large", "gpt2_6m"] | None = None
+    preset: Literal["small", "medium", "large", "gpt2", "gpt2_6m"] | None = None
     """A published size that fills width, heads, layers, ff_width and feedforward where they are left out."""
     width: int = knob(None)
     """Width of the residual stream (64 when no preset gives it)."""
@@ -72,16 +81,26 @@ class DecoderConfig(ModelConfig):
     """Add the embeddings to the input of each layer in each pass, the first of the first aside."""
     ff_width: int | None = None
     """Hidden width of the feed-forward; null is 4 times the width, 8/3 with swiglu."""
+    experts: int = 1
+    """Feed-forwards that a block's mixture has; 1 is no mixture (arXiv 1701.06538)."""
+    experts_per_token: int = 2
+    """Experts of a mixture that a token goes to; none is ever dropped."""
+    experts_in: tuple[int, ...] = ()
+    """Blocks, from 0, whose feed-forward is a mixture; all when there is none in the list."""
     norm: Norm = "layernorm"
     """Normalisation before each mixer, each feed-forward and the head."""
     tied: bool = True
     """Use the embedding as the head's weight."""
+    identity: tuple[int, ...] = ()
+    """Blocks, from 0, that begin as the identity: both of their maps into the residual stream are zero at first."""
     dropout: float = 0.0
     """Chance of dropping an activation in training."""
     checkpoint_activations: bool = knob(False, affects_results=False)
     """Recompute each block in the backward pass: less memory, a third more work."""
     max_length: int | None = None
     """Longest sequence in tokens (default: the task's longest)."""
+    init_from: str | None = None
+    """GPT-2 weights that training begins with: a folder with model.safetensors, or a hub repository such as gpt2."""
     backends: dict[str, str] = field(default_factory=dict, hash=False)
     """Backend of an operator by its name, such as {simplicial: reference}; auto where left out."""
 
@@ -107,6 +126,14 @@ class DecoderConfig(ModelConfig):
         )
         check_backends(self.backends)
         assert self.mixers
+        for name in ("identity", "experts_in"):
+            for index in getattr(self, name):
+                if not 0 <= index < len(self.mixers):
+                    raise UserError(f"{name}: there is no block {index}; allowed: 0 to {len(self.mixers) - 1}")
+        if self.experts < 1:
+            raise UserError(f"experts: {self.experts} is not allowed; allowed: 1 or more")
+        if self.experts > 1 and not 1 <= self.experts_per_token <= self.experts:
+            raise UserError(f"experts_per_token: {self.experts_per_token} is not allowed; allowed: 1 to {self.experts}")
 
     @cached_property
     def mixers(self) -> tuple[MixerConfig, ...]:
@@ -117,6 +144,12 @@ class DecoderConfig(ModelConfig):
     def hidden_width(self) -> int:
         """The feed-forward's width, the default filled in."""
         return self.ff_width or feedforward.default_width(self.feedforward, self.width)
+
+    @property
+    def mixtures(self) -> dict[int, tuple[int, int]]:
+        """The blocks whose feed-forward is a mixture, with its experts and those of a token."""
+        blocks = self.experts_in or range(len(self.mixers))
+        return dict.fromkeys(blocks, (self.experts, self.experts_per_token)) if self.experts > 1 else {}
 
     def mixer_context(self, context: ModelContext) -> MixerContext:
         """Return what the blocks tell their mixers."""
@@ -137,6 +170,8 @@ class DecoderConfig(ModelConfig):
         rows = table_rows(self.positions, mixer_context.max_length, self.block_offset)
         rows += context.vocab_size * (1 if self.tied else 2)
         blocks = mixers + len(self.mixers) * block_params(self)
+        shape = (self.feedforward, self.width, self.hidden_width)
+        blocks += sum(mixture_params(*shape, n) - feedforward.num_params(*shape) for n, _ in self.mixtures.values())
         return rows * self.width + blocks + norm_params(self.norm, self.width)
 
     def mixer_flops_per_token(self, context: ModelContext, length: int) -> float:
@@ -144,8 +179,12 @@ class DecoderConfig(ModelConfig):
         return self.loops * sum(mixer.flops_per_token(mixer_context, length) for mixer in self.mixers)
 
     def flops_per_token(self, context: ModelContext, length: int) -> float:
-        block = feedforward.flops_per_token(self.feedforward, self.width, self.hidden_width)
-        rest = self.loops * len(self.mixers) * block + 2 * self.width * context.vocab_size
+        shape = (self.feedforward, self.width, self.hidden_width)
+        block = feedforward.flops_per_token(*shape)
+        blocks = len(self.mixers) * block + sum(
+            mixture_flops(*shape, *sizes) - block for sizes in self.mixtures.values()
+        )
+        rest = self.loops * blocks + 2 * self.width * context.vocab_size
         return self.mixer_flops_per_token(context, length) + rest
 
     def state_bytes(self, context: ModelContext, length: int, dtype: torch.dtype) -> int:
@@ -180,6 +219,8 @@ class DecoderConfig(ModelConfig):
             {"tied": False, "norm": "rmsnorm", "feedforward": "swiglu", "ff_width": 21},
             {"checkpoint_activations": True, "feedforward": "gelu_new", "positions": "block", "block_offset": 3},
             {"positions": "block", "loops": 3, "input_injection": True},
+            {"experts": 3, "experts_per_token": 2, "identity": (1,), "feedforward": "gelu_new"},
+            {"experts": 4, "experts_per_token": 1, "experts_in": (1,), "feedforward": "swiglu"},
         ]
         return [cls(**{"width": 24, "heads": 2, **variant}) for variant in variants]
 
@@ -210,7 +251,9 @@ class Decoder(LanguageModel):
         self.positions = Positions(
             config.positions, config.width, self.max_length, context, std, block_offset=config.block_offset
         )
-        self.blocks = make_blocks(config, config.mixers, config.mixer_context(context), std)
+        self.blocks = make_blocks(config, config.mixers, config.mixer_context(context), std, config.mixtures)
+        for index in config.identity:
+            cast(Block, self.blocks[index]).start_as_identity()
         self.norm = make_norm(config.norm, config.width)
         self.head = None if config.tied else nn.Linear(config.width, context.vocab_size, bias=False)
         if self.head is not None:
@@ -243,8 +286,12 @@ class Decoder(LanguageModel):
         documents_BT: Tensor | None = None,
         wanted_N: Tensor | None = None,
         soft_BTV: Tensor | None = None,
-    ) -> tuple[Tensor, DecoderState | None]:
+        hidden: bool = False,
+    ) -> tuple[Tensor, Any]:
         """Return (logits_BTV, state), or logits_NV with `wanted_N`.
+
+        With `hidden`, of the parallel form alone, what the head reads comes back in place of the logits, and the head's
+        weight (V, D) in place of the state: a loss over a large vocabulary needs no logits.
 
         With `soft_BTV`, a distribution over the symbols for each place, the mean of their embeddings is read, at the
         scale of any other; position ids are still those of `tokens_BT`.
@@ -277,6 +324,8 @@ class Decoder(LanguageModel):
                 x_BTD, mixer_state = block(*arguments)
             mixer_states.append(mixer_state)
         head = self.embedding if self.head is None else self.head
+        if hidden:
+            return self.norm(x_BTD), head.weight
         logits_BTV = functional.linear(self.norm(x_BTD), head.weight)
         if state is None:
             return logits_BTV, None

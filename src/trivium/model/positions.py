@@ -88,6 +88,12 @@ class Positions(nn.Module):
         if kind in RUNS:
             digit_V = torch.tensor([index in context.digit_ids for index in range(context.vocab_size)])
             self.register_buffer("digit_V", digit_V, persistent=False)
+        self.digit_ids = context.digit_ids
+
+    def reset_buffers(self) -> None:
+        """Fill what is not saved, where transformers has left it without values."""
+        if self.kind in RUNS:
+            self.digit_V.zero_()[list(self.digit_ids)] = True
 
     def forward(
         self,

@@ -1,21 +1,21 @@
 """Where the chain of thought ends and the answer begins, and when an answer is right."""
 
-from trivium.tasks.alphabet import Alphabet
 from trivium.tasks.base import ANSWER, CHAIN, PROMPT, Example, Verdict
+from trivium.tasks.byte_pairs import Vocabulary
 
 THINK, THINK_END = "<think>", "</think>"
 
 
-def chain_regions(alphabet: Alphabet, example: Example) -> list[int]:
+def chain_regions(alphabet: Vocabulary, example: Example) -> list[int]:
     """Return the region of each token: the chain runs from the prompt's end through `</think>`."""
-    chain, closing, answer = example.answer.partition(THINK_END)
-    if not closing:
-        chain, answer = "", example.answer
-    lengths = [len(alphabet.encode(part)) for part in (example.prompt, chain + closing, answer)]
-    return [PROMPT] * lengths[0] + [CHAIN] * lengths[1] + [ANSWER] * lengths[2]
+    prompt, total = len(alphabet.encode(example.prompt)), len(alphabet.encode(example.answer))
+    chain, closing, _ = example.answer.partition(THINK_END)
+    # Byte pairs may join the bracket's end to what follows it; then there are fewer tokens than in the parts alone.
+    inside = min(len(alphabet.encode(chain + closing)), total) if closing else 0
+    return [PROMPT] * prompt + [CHAIN] * inside + [ANSWER] * (total - inside)
 
 
-def strip_end(alphabet: Alphabet, text: str) -> tuple[str, bool]:
+def strip_end(alphabet: Vocabulary, text: str) -> tuple[str, bool]:
     """Return (text without the end and pad symbols that close it, whether an end symbol closed it)."""
     ended = False
     while True:
@@ -27,7 +27,7 @@ def strip_end(alphabet: Alphabet, text: str) -> tuple[str, bool]:
             return text, ended
 
 
-def judge(alphabet: Alphabet, example: Example, text: str) -> Verdict:
+def judge(alphabet: Vocabulary, example: Example, text: str) -> Verdict:
     """Compare the answers of `text` and `example`, which stand between `</think>`, if any, and the end symbol.
 
     Equality is exact: a prefix, an extension or an answer without end is wrong, and so is text before `<think>`. A

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from trivium.registry import Registry, UserError
-from trivium.tasks.alphabet import Alphabet
+from trivium.tasks.byte_pairs import Vocabulary
 
 TASKS = Registry("task", "trivium.tasks")
 
@@ -198,7 +198,7 @@ class Task(ABC):
     least_first: bool = False
     answer_tokens: int | None = None
     config: Any
-    alphabet: Alphabet
+    alphabet: Vocabulary
     max_length: int
 
     def size(self, split: Split) -> int | None:

@@ -15,6 +15,7 @@ from trivium.config import UserError, unreadable
 from trivium.tasks.alphabet import Alphabet
 from trivium.tasks.answers import chain_regions, judge
 from trivium.tasks.base import SPLITS, TASKS, Batch, Example, Split, Task, TaskConfig, Verdict
+from trivium.tasks.byte_pairs import load_byte_pairs
 
 END = "<end>"
 SHAPE = 'expected {"prompt": text, "answer": text, "tags": {name: whole number or text}}, tags left out or not'
@@ -93,6 +94,8 @@ class JsonlConfig(TaskConfig):
     """Characters that count as digits for positions; those that the files lack are left out."""
     alphabet: tuple[str, ...] | None = None
     """Symbols of the vocabulary in order of their ids (default: the characters and <names> of the files)."""
+    tokenizer: str | None = None
+    """Byte-pair vocabulary instead: a folder with a tokenizer's files, or a hub repository such as gpt2."""
     max_length: int | None = None
     """Tokens of the longest problem (default: that of the files)."""
 
@@ -103,6 +106,8 @@ class JsonlConfig(TaskConfig):
             raise UserError(f"alphabet: expected symbols, one of them {END}, got {list(self.alphabet)}")
         if self.alphabet is not None and len(set(self.alphabet)) != len(self.alphabet):
             raise UserError(f"alphabet: a symbol stands twice in {list(self.alphabet)}")
+        if self.alphabet is not None and self.tokenizer is not None:
+            raise UserError("tokenizer: has a vocabulary of its own; give it or alphabet, not both")
 
     def build(self) -> "Jsonl":
         return Jsonl(self)
@@ -140,10 +145,12 @@ class Jsonl(Task):
             "validation": config.validation,
             "test": config.test,
         }
+        pairs = None if config.tokenizer is None else load_byte_pairs(config.tokenizer)
+        self._end = END if pairs is None else pairs.end
         # With the alphabet and the length at hand the files may be elsewhere, as when a trained model is loaded.
-        symbols = config.alphabet or self._symbols(config.digits)
-        digits = tuple(digit for digit in dict.fromkeys(config.digits) if digit in symbols)
-        self.alphabet = Alphabet(symbols, digits)
+        symbols = None if pairs is not None else config.alphabet or self._symbols(config.digits)
+        digits = tuple(digit for digit in dict.fromkeys(config.digits) if digit in (symbols or ()))
+        self.alphabet = pairs or Alphabet(symbols or (), digits)
         self.max_length = config.max_length or self._longest[0]
         self.config = dataclasses.replace(config, alphabet=symbols, max_length=self.max_length)
 
@@ -163,7 +170,7 @@ class Jsonl(Task):
                 if row.prompt in seen:
                     raise UserError(f"{where}: prompt {row.prompt!r} stands also at {seen[row.prompt]}")
                 here.setdefault(row.prompt, where)
-                numbered[split].append((where, ended(row, END, where)))
+                numbered[split].append((where, ended(row, self._end, where)))
             if not numbered[split]:
                 raise UserError(f"{path}: holds no problems; {SHAPE}")
             seen |= here

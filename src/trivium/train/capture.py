@@ -77,6 +77,10 @@ class EagerSteps:
         on_device = [Read(*(torch.from_numpy(x).to(self.device, non_blocking=True) for x in read)) for read in passes]
         return self.step(on_device, weight)
 
+    def renew(self, step: Step) -> None:
+        """Take `step` from here on: what trains, or what the model computes, has changed."""
+        self.step = step
+
     @contextmanager
     def running(self) -> Iterator[None]:
         """Hold what steps need; here nothing."""
@@ -148,6 +152,13 @@ class CapturedSteps:
         if shape.steps == 2 and self.choice.captured and self.device.type == "cuda":
             return self._watched(layout, buffer)
         return self._run(layout, buffer)
+
+    def renew(self, step: Step) -> None:
+        """Take `step` from here on: what trains, or what the model computes, has changed. Graphs are made anew."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.step = step
+        self._shapes.clear()
 
     def _run(self, layout: Layout, buffer: Tensor) -> Losses:
         *tensors, weight = (x for x in _views(buffer, layout))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import trivium
 from trivium.config import UserError
-from trivium.hub.folder import named_tensors
+from trivium.model.folder import named_tensors
 from trivium.report.storage import sync_folder, write_synced
 
 FORMAT = 1

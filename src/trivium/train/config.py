@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from trivium.config import UserError, knob
@@ -82,6 +83,64 @@ class ChainRemovalConfig:
 
 
 @dataclass(frozen=True)
+class PlateauConfig:
+    """More of one source when validation stops improving: what is looked at, and by how much its share grows.
+
+    A plateau is `patience` evaluations one after another that do not better the best score by `min_improvement`.
+    """
+
+    source: str | None = None
+    """Source of the task's mixture whose share is raised; null: none is."""
+    metric: Literal["loss", "exact_match", "token_accuracy"] = "loss"
+    """Validation score that is watched."""
+    patience: int = 4
+    """Evaluations without improvement that make a plateau."""
+    min_improvement: float = 0.002
+    """What counts as improvement of the score, in its own unit."""
+    raise_by: float = 0.05
+    """What each plateau adds to the share; the other sources give it up in proportion."""
+    largest: float = 0.4
+    """Largest share that the source may reach."""
+
+    def __post_init__(self):
+        if self.patience < 1:
+            raise UserError(f"patience: expected 1 or more evaluations, got {self.patience}")
+        if not 0 <= self.min_improvement < math.inf:
+            raise UserError(f"min_improvement: expected 0 or more, got {self.min_improvement}")
+        for name in ("raise_by", "largest"):
+            if not 0 < getattr(self, name) < 1:
+                raise UserError(f"{name}: expected a share between 0 and 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class GroupConfig:
+    """How the parameters of one pattern of names are trained, where that differs from the others."""
+
+    learning_rate: float | None = None
+    """Peak learning rate; null is that of the run."""
+    weight_decay: float | None = None
+    """Weight decay of its matrices; null is that of the run."""
+    freeze: bool = False
+    """Never train it: no gradient, no moments."""
+    begins_at: int = 0
+    """Step before which it is frozen; a warm-up of its own begins there (gradual unfreezing, arXiv 1801.06146)."""
+
+    def __post_init__(self):
+        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
+            raise UserError(
+                f"learning_rate: expected a number above 0, got {self.learning_rate}; freeze stops training"
+            )
+        if self.weight_decay is not None and not 0 <= self.weight_decay < math.inf:
+            raise UserError(f"weight_decay: expected 0 or more, got {self.weight_decay}")
+        if self.begins_at < 0:
+            raise UserError(f"begins_at: expected 0 or more steps, got {self.begins_at}")
+        if self.freeze and (self.learning_rate, self.weight_decay, self.begins_at) != (None, None, 0):
+            raise UserError(
+                "freeze: true leaves nothing to learning_rate, weight_decay or begins_at; give one or others"
+            )
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """How a model is trained. Its length is given by exactly one of steps, epochs and tokens.
 
@@ -112,6 +171,13 @@ class TrainConfig:
     """Steps of linear warm-up."""
     weight_decay: float = 0.01
     """Weight decay of matrices; embeddings, biases and norms have none."""
+    groups: dict[str, GroupConfig] = field(default_factory=dict, hash=False)
+    """Parameters trained differently, by patterns of their names such as {"blocks.[0-3].*": {freeze: true}}; the first
+    pattern that fits a name counts."""
+    experts_from: int = 0
+    """Step before which a mixture of experts computes what its first expert does; the others then start as copies."""
+    balance: float = 0.01
+    """Weight of the loss that keeps the load of a mixture's experts even (arXiv 2101.03961)."""
     beta1: float = 0.9
     """Decay of AdamW's first moment."""
     beta2: float = 0.98
@@ -127,12 +193,16 @@ class TrainConfig:
     """With rollout: how what was predicted is read."""
     chain_removal: ChainRemovalConfig = field(default_factory=ChainRemovalConfig)
     """Shorten chains of thought stage by stage."""
+    plateau: PlateauConfig = field(default_factory=PlateauConfig)
+    """More of one source of a mixture when validation stops improving."""
     chain_loss: bool = True
     """Score the tokens of the chain of thought; false masks them from the loss."""
     prompt_loss: bool = False
     """Score the prompt's tokens too."""
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     """Short problems first, and when to go on to longer ones."""
+    init_from: Path | None = None
+    """Run or model folder whose weights the run begins with; its task may be another, its model may not."""
     seed: int = 0
     """Seed of initialisation, dropout and the order of the training problems."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -165,13 +235,19 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise UserError(f"{name}: expected a number above 0, got {value}")
-        for name in ("min_learning_rate", "warmup", "weight_decay"):
+        for name in ("min_learning_rate", "warmup", "weight_decay", "experts_from", "balance"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"{name}: expected 0 or more, got {getattr(self, name)}")
         if self.min_learning_rate > self.learning_rate:
             raise UserError(
                 f"min_learning_rate: {self.min_learning_rate} is above learning_rate, which is {self.learning_rate}"
             )
+        for pattern, group in self.groups.items():
+            if group.learning_rate is not None and group.learning_rate < self.min_learning_rate:
+                raise UserError(
+                    f"groups.{pattern}.learning_rate: {group.learning_rate} is below min_learning_rate, which is "
+                    f"{self.min_learning_rate}"
+                )
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{name}: expected at least 0 and less than 1, got {getattr(self, name)}")

@@ -1,6 +1,7 @@
 """The training loop, from a recipe to result.json: read it from top to bottom."""
 
 import json
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -17,8 +18,9 @@ from torch import Tensor, nn
 from trivium.config import UserError, to_dict
 from trivium.evaluate.answers import evaluate
 from trivium.evaluate.teacher import teacher_forced
-from trivium.hub.folder import save_model
 from trivium.model.base import LanguageModel, ModelContext
+from trivium.model.card import training_record
+from trivium.model.folder import record_training, save_model
 from trivium.ops.dispatch import chosen, forget
 from trivium.tasks.base import Task
 from trivium.train.capture import CapturedSteps, EagerSteps, choose_capture
@@ -26,18 +28,22 @@ from trivium.train.checkpoint import CheckpointError, newest_good, remove_leftov
 from trivium.train.config import RunConfig
 from trivium.train.distributed import from_first, join, parallel, sum_over_processes, world_of_environment
 from trivium.train.environment import describe_environment, tell_changes
+from trivium.train.groups import grouped, num_weights, set_training
 from trivium.train.memory import keep_freed_memory
-from trivium.train.optim import build_optimizer, set_learning_rate
+from trivium.train.mixtures import mixtures_of
+from trivium.train.optim import build_optimizer, set_learning_rates
 from trivium.train.precision import Precision, choose_device, choose_precision
 from trivium.train.prepare import prepare
-from trivium.train.run import Run
-from trivium.train.schedule import learning_rate
+from trivium.train.pretrained import begin_with_gpt2
+from trivium.train.run import Run, begin_from
 from trivium.train.state import Position, TrainingState
 from trivium.train.step import Step
 from trivium.train.stop import Interrupted, StorageFailed, TrainingDiverged, listening
 from trivium.train.track import Tracker
 
 PROGRESS_SECONDS = 0.25
+
+_log = logging.getLogger("trivium")
 
 
 @dataclass(frozen=True)
@@ -103,21 +109,34 @@ def train(
         model = config.model.build(made.context).to(device).train()
         backends: dict[str, str] = getattr(config.model, "backends", {})
         optimizer = build_optimizer(model, options, backends.get("adamw", "auto"))
+        named = grouped(model, options)
+        mixtures = mixtures_of(model, options)
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         scaler = torch.amp.GradScaler(device.type, enabled=precision.name == "float16")
-        state = TrainingState(model, optimizer, scaler, Position(stage=curriculum.first), options.seed, world, device)
+        at = Position(stage=curriculum.first)
+        state = TrainingState(model, optimizer, scaler, at, options.seed, world, device, mixtures)
         state.seed_dropout()
         from_first(world, lambda: remove_leftovers(run.checkpoints))
         checkpoint: Path | None = from_first(world, lambda: newest_good(run.checkpoints, rename_damaged=True))
         if checkpoint is not None:
             state.load(checkpoint)
+        elif options.init_from is not None:
+            begin_from(model, options.init_from)
+        else:
+            begin_with_gpt2(config, model)
         at = state.at
         model.decoding = replace(objective.decoding, chain_removed=at.chain_removed)
+        stream.task = made.plateau.mixed(at)
+        set_training(named, at.step)
+        mixtures.resume(at.step)
 
-        forward = cast(nn.Module, torch.compile(model)) if options.compile else model
-        forward = parallel(forward, world, device)
-        step = Step(forward, objective, optimizer, scaler, parameters, options.clip, precision, world)
-        required = options.capture == "yes"
+        compiled = cast(nn.Module, torch.compile(model)) if options.compile else model
+
+        def make_step() -> Step:
+            forward = parallel(compiled, world, device)  # made for the parameters that train now
+            return Step(forward, objective, optimizer, scaler, parameters, options.clip, precision, world, mixtures)
+
+        step, required = make_step(), options.capture == "yes"
         steps = CapturedSteps(step, device, capture, required) if capture.captured else EagerSteps(step, device)
         held.enter_context(steps.running())
         # On a GPU each shape costs a graph: batches are filled up to a few.
@@ -131,6 +150,7 @@ def train(
                 "threads": torch.get_num_threads(),
                 "world_size": world.size,
                 "precision": {"name": precision.name, "reason": precision.reason},
+                "parameters": num_weights(named),
                 "continued": [],
             }
         else:
@@ -138,6 +158,8 @@ def train(
         started = record["continued"][-1] if record["continued"] else record
         tracker: Tracker | None = None
         if world.first:
+            sizes = num_weights(named)
+            _log.info("parameters: %s, of which %s train", *(f"{sizes[key]:,}" for key in ("parameters", "trained")))
             run.write_environment(record)
             tracker = Tracker(run.metrics, config.track, to_dict(config), at.step)
             held.callback(tracker.close)
@@ -197,7 +219,7 @@ def train(
                 stage=stage,
             )
 
-        def validate() -> tuple[int, int, int]:
+        def validate() -> dict[str, Any]:
             at.validation = score(made.validation_indices, 0)
             shortened = {"chain_removed": at.chain_removed} if options.chain_removal.tokens else {}
             write_row({"split": "validation", **at.validation, **shortened})
@@ -206,7 +228,10 @@ def train(
                 write_row(stage_row)
             if not ended:
                 curriculum.shorten_chains(at)
-            return at.stage, at.stage_evaluations, at.chain_removed
+            plateau_row = made.plateau.watch(at)
+            if plateau_row is not None:
+                write_row(plateau_row)
+            return {name: getattr(at, name) for name in ("stage", "stage_evaluations", "chain_removed", "mixture")}
 
         clock = time.perf_counter()
         while length.fraction(at.step, at.tokens) < 1:
@@ -229,8 +254,10 @@ def train(
             if weight == 0:
                 raise UserError(f"train: nothing in the batch of step {at.step + 1} is scored; see chain_loss")
 
-            rate = learning_rate(options, at.step, length.fraction(at.step, at.tokens))
-            set_learning_rate(optimizer, rate)
+            switched = mixtures.advance(at.step, optimizer)
+            if set_training(named, at.step) or switched:
+                steps.renew(make_step())
+            rate = set_learning_rates(optimizer, options, at.step, length.fraction(at.step, at.tokens))
             objective.begin_step(length.fraction(at.step, at.tokens), device)
             pad_id = task.alphabet.pad_id
             passes = objective.reads(batch, weights, options.micro_batch, longest=longest, pad_id=pad_id)
@@ -259,13 +286,16 @@ def train(
                     "loss": at.train_loss,
                     "learning_rate": rate,
                     "gradient_norm": norm_value if math.isfinite(norm_value) else None,
+                    **mixtures.take_load(),
                     "seconds": at.seconds,
                     "tokens_per_second": at.row_tokens / at.row_seconds,
                 }
                 from_first(world, partial(write_row, row))
                 at.row_steps, at.row_tokens, at.row_seconds, at.row_loss = 0, 0, 0.0, 0.0
             if eval_due:
-                at.stage, at.stage_evaluations, at.chain_removed = from_first(world, validate)
+                for name, value in from_first(world, validate).items():
+                    setattr(at, name, value)
+                stream.task = made.plateau.mixed(at)
                 model.decoding = replace(model.decoding, chain_removed=at.chain_removed)
             if save_due:
                 save()
@@ -300,6 +330,7 @@ def train(
         if request.signal is not None:
             raise request.at_once(request.signal)
 
+        mixtures.spread()  # a model that never got so far computes the same with them
         return from_first(world, lambda: _finish(run, model, task, made.context, at, precision))
 
 
@@ -323,6 +354,7 @@ def _finish(
         "seconds": at.seconds,
         "tokens_per_second": at.tokens / at.seconds,
         "parameters": config.model.num_params(context),
+        "trained_parameters": num_weights(grouped(model, config.train))["trained"],
         "flops_per_token": config.model.flops_per_token(context, context.max_length),
         "state_bytes": config.model.state_bytes(context, context.max_length, torch.float32),
         "precision": precision.name,
@@ -334,6 +366,7 @@ def _finish(
         "evaluation": evaluation,
     }
     samples = [{"verdict": name, **sample} for name in ("right", "wrong") for sample in evaluation["samples"][name]]
+    record_training(run.model, training_record(to_dict(config), result))
     run.write_result(result, samples)
     return json.loads(json.dumps(result))
 

@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy, one_hot
 from trivium.config import UserError
 from trivium.evaluate.teacher import loss_weights
 from trivium.model.base import Decoding, ModelConfig
+from trivium.ops.vocabulary_loss import LARGE, vocabulary_loss
 from trivium.tasks.base import ANSWER, CHAIN, Batch, Task
 from trivium.train.config import TrainConfig
 from trivium.train.reads import Read, reads, room
@@ -27,12 +28,14 @@ class NextToken:
     """Cross-entropy of the next token, each target weighted by the task and by the region it lies in.
 
     With a shift in `decoding`, of the token so many places behind it, which makes that many more a pass. Where one pass
-    then gives the whole answer, only the prompt is read, and no end symbol is asked for.
+    then gives the whole answer, only the prompt is read, and no end symbol is asked for. `large` says that the
+    vocabulary is, and that the loss is made from hidden states, without keeping logits.
     """
 
     chain_loss: bool = True
     prompt_loss: bool = False
     decoding: Decoding = field(default_factory=Decoding)
+    large: bool = False
 
     def weights(self, batch: Batch) -> np.ndarray:
         """Return weights_BT (float32): the chain's are 0 without `chain_loss`, the prompt's 1 with `prompt_loss`."""
@@ -46,6 +49,15 @@ class NextToken:
 
     def begin_step(self, fraction: float, device: torch.device) -> None:
         """Prepare for the step that begins when `fraction` of the run is done."""
+
+    def read_loss(self, forward: nn.Module, read: Read) -> Tensor:
+        """Return the weighted sum of the losses of one forward pass, which runs under the caller's autocast."""
+        if not self.large:
+            return self.loss_sum(*self.predict(forward, read))
+        # Where every place is scored they are in order: there is nothing to pick.
+        wanted_N = None if len(read.wanted_N) == read.tokens_BT.numel() else read.wanted_N
+        x, weight_VD = forward(read.tokens_BT, wanted_N=wanted_N, hidden=True)
+        return vocabulary_loss(x.view(-1, x.shape[-1]), weight_VD, read.targets_N, read.weights_N)
 
     def predict(self, forward: nn.Module, read: Read) -> tuple[Tensor, Tensor, Tensor]:
         """Return (logits_NV, targets_N, weights_N) of one forward pass."""
@@ -144,6 +156,7 @@ def make_objective(
     options: TrainConfig, task: Task, model: ModelConfig, processes: int = 1, lengths: Sequence[int] = ()
 ) -> NextToken:
     """Return what a run minimises; raise UserError for what its task or model, or a problem of `lengths`, cannot do."""
+    large = len(task.alphabet) >= LARGE and model.gives_hidden
     scored: dict[str, Any] = {"chain_loss": options.chain_loss, "prompt_loss": options.prompt_loss}
     if options.chain_removal.tokens and not has_chain(task):
         raise UserError("train.chain_removal.tokens: the problems of this task have no chain of thought to shorten")
@@ -157,7 +170,7 @@ def make_objective(
             check_shift(decoding, task.staged(stage), f"train.shift: with train.curriculum.lengths of {stage}: ")
         for length in lengths:
             check_shift(decoding, task.at_length(length), f"train.shift: with evaluate.lengths of {length}: ")
-        return NextToken(**scored, decoding=decoding)
+        return NextToken(**scored, decoding=decoding, large=large)
     if options.objective == "rollout":
         if task.labels:
             raise UserError("train.objective: rollout continues a prompt, and this task labels the prompt's own places")
@@ -180,7 +193,7 @@ def make_objective(
             end=rollout.final_temperature or rollout.temperature,
             straight_through=rollout.straight_through,
         )
-    return NextToken(**scored)
+    return NextToken(**scored, large=large)
 
 
 def has_chain(task: Task) -> bool:

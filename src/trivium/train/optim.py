@@ -4,25 +4,27 @@ On a CPU one call clips and updates all parameters, on CUDA PyTorch's fused kern
 """
 
 import math
-from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from trivium.config import UserError
 from trivium.ops.adamw import Parameters, adamw, facts
 from trivium.ops.dispatch import choose
 from trivium.train.config import TrainConfig
-
-
-def named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yield (name, parameter) of everything trained, a tied one once, in the order of the model."""
-    return ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
+from trivium.train.groups import grouped
+from trivium.train.schedule import learning_rate
 
 
 def decays(model: nn.Module) -> set[str]:
     """Return the names of the parameters under weight decay: matrices, but not embeddings, biases or norms."""
     embedded = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    return {name for name, weight in named_parameters(model) if weight.ndim >= 2 and id(weight) not in embedded}
+    return {
+        name
+        for name, weight in model.named_parameters()
+        if weight.ndim >= 2 and id(weight) not in embedded and not name.endswith(".bias")  # experts' are stacked
+    }
 
 
 class OneCallAdamW(torch.optim.AdamW):
@@ -64,35 +66,55 @@ class OneCallAdamW(torch.optim.AdamW):
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig, backend: str = "auto") -> torch.optim.AdamW:
-    """Return AdamW over two groups of `model`'s parameters, with and without weight decay: PyTorch's fused one, or
-    where `backend` of operator adamw comes to another, as "auto" does on a CPU with a compiler, one that calls that.
+    """Return AdamW over the parameters of `model` that ever train, each group with and without weight decay.
+
+    It is PyTorch's fused one, or where `backend` of operator adamw comes to another, as "auto" does on a CPU with a
+    compiler and one learning rate for all, one that calls that. A group of the optimizer has the keys "peak" and
+    "begins_at" of its group in the configuration. Raises UserError for groups that do not fit the model, or that have
+    rates of their own with a named backend which knows one rate alone.
     """
     decayed = decays(model)
-    groups = [
-        {"params": [p for name, p in named_parameters(model) if name in decayed], "weight_decay": config.weight_decay},
-        {"params": [p for name, p in named_parameters(model) if name not in decayed], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
     device = next(model.parameters()).device
     captured = device.type == "cuda"  # there the rate is a tensor, which a graph of the step reads anew
-    rate = torch.tensor(config.learning_rate, device=device) if captured else config.learning_rate
+    made: dict[tuple[str | None, bool], dict[str, Any]] = {}
+    for each in grouped(model, config):
+        if each.group.freeze:
+            continue
+        decay = config.weight_decay if each.group.weight_decay is None else each.group.weight_decay
+        peak = config.learning_rate if each.group.learning_rate is None else each.group.learning_rate
+        new: dict[str, Any] = {
+            "params": [],
+            "weight_decay": decay if each.name in decayed else 0.0,
+            "peak": peak,
+            "begins_at": each.group.begins_at,
+            "lr": torch.tensor(peak, device=device) if captured else peak,
+        }
+        made.setdefault((each.pattern, each.name in decayed), new)["params"].append(each.weight)
+    # Those that decay come first, as they did before there were patterns.
+    groups = [made[key] for key in sorted(made, key=lambda key: not key[1])]
+    if len({(group["peak"], group["begins_at"]) for group in groups}) > 1:
+        if backend not in ("auto", "torch"):
+            raise UserError(f"backends.adamw: {backend!r} is not allowed with train.groups; allowed: auto, torch")
+        backend = "torch"
     weights = [weight for group in groups for weight in group["params"]]
     chosen = choose("adamw", backend, device.type, facts(weights))
     kind = torch.optim.AdamW if chosen == "torch" else OneCallAdamW
-    optimizer = kind(groups, lr=rate, betas=(config.beta1, config.beta2), fused=True, capturable=captured)
+    betas = (config.beta1, config.beta2)
+    optimizer = kind(groups, lr=config.learning_rate, betas=betas, fused=True, capturable=captured)
     if isinstance(optimizer, OneCallAdamW):
         optimizer.backend = backend
     return optimizer
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate of every group for the next step."""
-    first = optimizer.param_groups[0]["lr"]
-    if isinstance(first, Tensor):  # one for all groups
-        first.fill_(rate)
-        return
+def set_learning_rates(optimizer: torch.optim.Optimizer, config: TrainConfig, step: int, fraction: float) -> float:
+    """Set the learning rate of every group for the step that follows `step` finished ones; return the run's own."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        rate = learning_rate(config, step, fraction, peak=group["peak"], begins_at=group["begins_at"])
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+    return learning_rate(config, step, fraction)
 
 
 def clip_gradients(parameters: list[nn.Parameter], limit: float | None) -> Tensor:
@@ -117,7 +139,7 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
     """Return the optimizer's state as named tensors: `optimizer.<moment>.<parameter>`."""
     return {
         f"optimizer.{key}.{name}": value
-        for name, parameter in named_parameters(model)
+        for name, parameter in model.named_parameters()
         for key, value in optimizer.state.get(parameter, {}).items()
     }
 

@@ -11,15 +11,19 @@ from trivium.model.context import model_context
 from trivium.tasks.base import Task
 from trivium.train.config import RunConfig
 from trivium.train.curriculum import Curriculum
+from trivium.train.groups import check_groups
 from trivium.train.objectives import NextToken, make_objective
+from trivium.train.plateau import Plateau
+from trivium.train.pretrained import gpt2_weights
+from trivium.train.run import weights_of
 from trivium.train.schedule import Length, run_length
 from trivium.train.track import load_extras
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """The task, what the model must know of it, the training problems, the run's end, what is validated on, stages, and
-    what is minimised."""
+    """The task, what the model must know of it, the training problems, the run's end, what is validated on, stages,
+    what a plateau does, and what is minimised."""
 
     task: Task
     context: ModelContext
@@ -27,6 +31,7 @@ class Prepared:
     length: Length
     validation_indices: np.ndarray
     curriculum: Curriculum
+    plateau: Plateau
     objective: NextToken
 
 
@@ -44,8 +49,13 @@ def prepare(config: RunConfig, processes: int = 1) -> Prepared:
     stream = TrainStream(task, batch, options.seed, batch_tokens=options.batch_tokens)
     length = run_length(options, batch, stream.examples_in_epoch)
     validation_indices = task.distinct("validation", options.eval_examples)
+    gpt2_weights(config, context)
     task.distinct("test", 1)  # what is missing would else be noticed after training
     load_extras(config.track)
+    if options.init_from is not None:
+        weights_of(options.init_from)
+    check_groups(options, config.model, context)
     curriculum = Curriculum(options.curriculum, task, options.eval_examples, options.chain_removal)
     objective = make_objective(options, task, config.model, processes, config.evaluate.lengths)
-    return Prepared(task, context, stream, length, validation_indices, curriculum, objective)
+    plateau = Plateau(options.plateau, task, batch)
+    return Prepared(task, context, stream, length, validation_indices, curriculum, plateau, objective)

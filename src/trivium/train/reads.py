@@ -47,7 +47,9 @@ def reads(
     if longest is not None:
         wanted = room(max(len(wanted_N) for wanted_N in scored), 16)
         spare = [np.flatnonzero(weights_BT[rows] == 0) for rows in parts]
-        scored = [np.concatenate((a, b[: max(wanted - len(a), 0)])) for a, b in zip(scored, spare, strict=True)]
+        scored = [
+            np.sort(np.concatenate((a, b[: max(wanted - len(a), 0)]))) for a, b in zip(scored, spare, strict=True)
+        ]
     return [
         Read(tokens_BT[rows], wanted_N, targets_BT[rows].ravel()[wanted_N], weights_BT[rows].ravel()[wanted_N])
         for rows, wanted_N in zip(parts, scored, strict=True)

@@ -15,17 +15,22 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
-from trivium.config import UserError, config_hash, from_dict, load_yaml, results_only, to_yaml
-from trivium.data.tokenizers import CharacterTokenizer
-from trivium.hub.folder import load as load_finished
+from trivium.config import UserError, config_hash, from_dict, load_yaml, results_only, to_dict, to_yaml
+from trivium.data.tokenizers import Tokenizer, tokenizer_of
 from trivium.model.base import LanguageModel
+from trivium.model.card import training_record
 from trivium.model.context import model_context
+from trivium.model.folder import CONFIG_FILE, WEIGHTS_FILE
+from trivium.model.folder import load as load_finished
 from trivium.report.folder import read_json
 from trivium.report.storage import naming, write_whole
 from trivium.tasks.base import Task
 from trivium.train.checkpoint import load_model_tensors, newest_good, read_checkpoint
 from trivium.train.config import RunConfig
+from trivium.train.mixtures import for_reading
 from trivium.train.objectives import decoding_of
 
 CONFIG, ENVIRONMENT, METRICS, RESULT, SAMPLES = (
@@ -170,7 +175,25 @@ def read_config(folder: str | Path) -> RunConfig:
         raise UserError(f"{folder / CONFIG}: {error}") from None
 
 
-def load(folder: str | Path) -> tuple[LanguageModel, CharacterTokenizer, Task]:
+def begin_from(model: LanguageModel, folder: Path) -> None:
+    """Give `model` the weights of a run or model folder; UserError if there are none, or of another model."""
+    path = weights_of(folder)
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"train.init_from: {path}: damaged or not a safetensors file: {error}") from None
+    load_model_tensors(model, {f"model.{name}": tensor for name, tensor in tensors.items()}, path)
+
+
+def weights_of(folder: Path) -> Path:
+    """Return the file of weights in a run or model folder; UserError where there is none."""
+    for path in (folder / "model" / WEIGHTS_FILE, folder / WEIGHTS_FILE):
+        if path.is_file():
+            return path
+    raise UserError(f"train.init_from: {folder}: no run or model folder: it has no {WEIGHTS_FILE}, in model/ or itself")
+
+
+def load(folder: str | Path) -> tuple[LanguageModel, Tokenizer, Task]:
     """Return (model, tokenizer, task) of a run folder or a model folder, the model on the CPU, in eval mode.
 
     A run that has no final model yet gives that of its newest good checkpoint, and a warning in the log says so.
@@ -190,4 +213,14 @@ def load(folder: str | Path) -> tuple[LanguageModel, CharacterTokenizer, Task]:
     tensors, scalars = read_checkpoint(path)
     model.decoding = replace(decoding_of(config.train, task), chain_removed=scalars.get("chain_removed", 0))
     load_model_tensors(model, tensors, path)
-    return model.eval(), CharacterTokenizer(task.alphabet), task
+    for_reading(model, config.train, scalars["step"])
+    return model.eval(), tokenizer_of(task.alphabet), task
+
+
+def training_of(folder: str | Path) -> dict[str, Any] | None:
+    """Return the `training_record` of a run folder, or that which a model folder has, if any."""
+    folder = Path(folder)
+    if (folder / CONFIG).is_file():
+        return training_record(to_dict(read_config(folder)), read_json(folder / RESULT))
+    inside = read_json(folder / CONFIG_FILE) or read_json(folder / "model" / CONFIG_FILE)
+    return (inside or {}).get("trained")

@@ -45,17 +45,25 @@ def run_length(config: TrainConfig, batch: int, examples_in_epoch: int | None) -
     return Length(steps=config.steps or DEFAULT_STEPS)
 
 
-def learning_rate(config: TrainConfig, step: int, fraction: float) -> float:
+def learning_rate(
+    config: TrainConfig, step: int, fraction: float, *, peak: float | None = None, begins_at: int = 0
+) -> float:
     """Return the learning rate of the step that follows `step` finished ones, `fraction` of the run being done.
 
-    Linear warm-up reaches the peak in the step numbered `warmup`; the decay starts there and ends with the run.
+    Linear warm-up reaches the peak in the step numbered `warmup`; the decay starts there and ends with the run. A group
+    of parameters has a `peak` of its own (null: the run's), and one that trains from the step after `begins_at` on is
+    warmed up there, to what the decay has left.
     """
+    peak = config.learning_rate if peak is None else peak
+    if begins_at > 0 and step < begins_at + config.warmup:
+        full = learning_rate(config, step, fraction, peak=peak)
+        return min(full, full * max(0, step - begins_at + 1) / config.warmup)
     if step < config.warmup:
-        return config.learning_rate * (step + 1) / config.warmup
+        return peak * (step + 1) / config.warmup
     if config.schedule == "constant":
-        return config.learning_rate
+        return peak
     # Measured in the unit of the run's length, steps or tokens, so that warm-up in steps ends where decay begins.
     warmup = fraction * config.warmup / step if step else 0.0
     decayed = (fraction - warmup) / (1 - warmup) if warmup < 1 else 1.0
     kept = 1 - decayed if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * decayed))
-    return config.min_learning_rate + (config.learning_rate - config.min_learning_rate) * kept
+    return config.min_learning_rate + (peak - config.min_learning_rate) * kept

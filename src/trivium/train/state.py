@@ -1,6 +1,6 @@
 """What a run is made of between two steps: everything that a checkpoint keeps."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from trivium.model.base import LanguageModel
 from trivium.train.checkpoint import load_model_tensors, model_tensors, read_checkpoint
 from trivium.train.distributed import World, gather_bytes
+from trivium.train.mixtures import Mixtures
 from trivium.train.optim import load_optimizer, optimizer_tensors
 
 # Far apart, so that neither processes nor the seeds next to one another share a generator.
@@ -22,7 +23,9 @@ class Position:
 
     `stage` is the longest length that problems may have, 0 for the whole task, and `stage_evaluations` counts the
     evaluations since it began. `chain_removed` counts the tokens that chains of thought are shortened by. Seconds are
-    those of training; evaluations and checkpoints are not counted.
+    those of training; evaluations and checkpoints are not counted. `plateau_best` is the best score that a plateau is
+    told from (larger is better), `plateau_stale` the evaluations since, `mixture` the weights that plateaus have set,
+    [first training index, {source: weight}] each.
     """
 
     step: int = 0
@@ -38,6 +41,9 @@ class Position:
     row_loss: float = 0.0
     train_loss: float | None = None
     validation: dict[str, Any] | None = None
+    plateau_best: float | None = None
+    plateau_stale: int = 0
+    mixture: list[Any] = field(default_factory=list)
 
 
 @dataclass
@@ -51,6 +57,7 @@ class TrainingState:
     seed: int
     world: World
     device: torch.device
+    mixtures: Mixtures = field(default_factory=Mixtures)
 
     def seed_dropout(self) -> None:
         """Give each process its own random numbers from here on, keyed by (seed, rank, step)."""
@@ -58,7 +65,7 @@ class TrainingState:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return every tensor by name; all processes must call this, for each has random numbers of its own."""
-        named = model_tensors(self.model) | optimizer_tensors(self.model, self.optimizer)
+        named = model_tensors(self.model) | optimizer_tensors(self.model, self.optimizer) | self.mixtures.tensors()
         for rank, state in enumerate(gather_bytes(torch.get_rng_state(), self.world, self.device)):
             named[f"rng.cpu.{rank}"] = state
         if self.device.type == "cuda":
@@ -84,8 +91,9 @@ class TrainingState:
         tensors, scalars = read_checkpoint(path)
         load_model_tensors(self.model, tensors, path)
         load_optimizer(self.model, self.optimizer, tensors)
+        self.mixtures.load(tensors)
         self.scaler.load_state_dict(scalars["scaler"])
-        self.at = Position(**{field.name: scalars[field.name] for field in fields(Position)})
+        self.at = Position(**{item.name: scalars[item.name] for item in fields(Position) if item.name in scalars})
         if scalars["world_size"] != self.world.size:
             self.seed_dropout()
             return

@@ -1,15 +1,13 @@
-"""One training step: the forward pass, the loss, the gradients and the update.
-
-Shapes: N scored tokens, V vocabulary.
-"""
+"""One training step: the forward pass, the loss, the gradients and the update."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from trivium.train.distributed import World, exchange, sum_tensor
+from trivium.train.mixtures import Mixtures
 from trivium.train.objectives import NextToken
 from trivium.train.optim import clip_and_update
 from trivium.train.precision import Precision
@@ -28,6 +26,7 @@ class Step:
     clip: float | None
     precision: Precision
     world: World
+    mixtures: Mixtures = field(default_factory=Mixtures)
 
     def __call__(self, passes: Sequence[Read], weight: Tensor | float) -> tuple[Tensor, Tensor]:
         """Train on what `passes` read; return the loss over all processes and the gradient norm before clipping.
@@ -38,10 +37,10 @@ class Step:
         for index, read in enumerate(passes):
             with exchange(self.forward, last=index == len(passes) - 1):
                 with self.precision.autocast():
-                    logits_NV, targets_N, weights_N = self.objective.predict(self.forward, read)
-                part_loss = self.objective.loss_sum(logits_NV, targets_N, weights_N) / weight
+                    part_loss = self.objective.read_loss(self.forward, read) / weight
                 # DDP averages gradients over processes; the loss of the whole batch needs their sum.
-                self.scaler.scale(part_loss * self.world.size).backward()
+                minimised = part_loss * self.world.size + self.mixtures.penalty() / len(passes)
+                self.scaler.scale(minimised).backward()
                 loss += part_loss.detach()
         norm = clip_and_update(self.optimizer, self.scaler, self.parameters, self.clip)
         self.optimizer.zero_grad(set_to_none=True)

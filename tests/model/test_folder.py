@@ -9,9 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import trivium
+from tests.tasks.vocabularies import write_pair
 from trivium.config import UserError
-from trivium.hub.folder import load, load_model, save_model
 from trivium.model.decoder import DecoderConfig
+from trivium.model.folder import load, load_model, save_model
 from trivium.tasks.addition import AdditionConfig
 from trivium.tasks.jsonl import JsonlConfig
 
@@ -42,6 +43,7 @@ def edit_tensors(folder: Path, change) -> None:
 
 def test_a_folder_holds_what_other_programs_look_for(folder: Path):
     assert {path.name for path in folder.iterdir()} == {
+        "README.md",
         "config.json",
         "model.safetensors",
         "tokenizer.json",
@@ -254,3 +256,28 @@ def test_a_missing_file_is_named(folder: Path, name: str):
     (folder / name).unlink()
     with pytest.raises(UserError, match=f"{name}: no such file"):
         load(folder)
+
+
+def test_a_model_that_reads_byte_pairs_takes_its_tokenizer_along(tmp_path: Path):
+    rows = tmp_path / "train.jsonl"
+    rows.write_text(json.dumps({"prompt": "one and ", "answer": "two"}) + "\n")
+    pairs = write_pair(tmp_path / "pairs")
+    config = JsonlConfig(train=rows, tokenizer=str(pairs))
+    save_model(tmp_path / "model", trivium.build(DecoderConfig(width=16, heads=2), config), config)
+    save_model(tmp_path / "model", trivium.build(DecoderConfig(width=16, heads=2), config), config)
+    described = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert described["task"]["tokenizer"] == "."
+    assert (described["vocab_size"], described["eos_token_id"]) == (320, 319)
+    rows.unlink()
+    for path in pairs.iterdir():
+        path.unlink()
+    moved = (tmp_path / "model").rename(tmp_path / "elsewhere")
+    model, tokenizer, task = load_model(moved)
+    assert tokenizer.alphabet == task.alphabet
+    assert tokenizer.decode(tokenizer.encode("one and two<|endoftext|>")) == "one and two<|endoftext|>"
+    save_model(tmp_path / "again", model, task.config)
+    assert load_model(tmp_path / "again")[1] == tokenizer
+    write_pair(moved, size=300)
+    (moved / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match="no such file"):
+        load_model(moved)

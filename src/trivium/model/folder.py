@@ -18,35 +18,61 @@ from torch import Tensor, nn
 
 import trivium
 from trivium.config import UserError, from_dict, to_dict, unreadable
-from trivium.data.tokenizers import CharacterTokenizer
+from trivium.data.tokenizers import Tokenizer, load_tokenizer, tokenizer_of
 from trivium.model.base import Decoding, LanguageModel, ModelConfig, ModelContext
-from trivium.report.storage import naming
+from trivium.model.card import MARK, model_card
+from trivium.report.storage import naming, write_whole
 from trivium.tasks.base import Task, TaskConfig
+from trivium.tasks.byte_pairs import TOKENIZER_FILE
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"  # of weights that transformers wrote in several files
+CARD_FILE = "README.md"
+WRAPPED = "model."  # what the names of tensors begin with in a file that transformers wrote
 MODEL_TYPE = "trivium"
+HERE = "."  # a task's tokenizer, as a model folder names it: its files are in the folder
 
 
-def save_model(folder: str | Path, model: LanguageModel, task_config: TaskConfig) -> None:
+def save_model(
+    folder: str | Path, model: LanguageModel, task_config: TaskConfig, trained: Mapping[str, Any] | None = None
+) -> None:
     """Write `model` and its task to `folder`; an older save of the same configuration is replaced.
 
-    Raises UserError when `folder` holds something else, and OSError when it cannot be written.
+    `trained` is the `training_record` of its run, for the model card. Raises UserError when `folder` holds something
+    else, and OSError when it cannot be written.
     """
     folder = Path(folder)
     _restore(folder)
     task = task_config.build()
-    described = _describe(model, task)
+    described = _describe(model, task, trained)
     _check_replaceable(folder, described)
     with naming(folder), _written_aside(folder) as aside:
         _write_json(aside / CONFIG_FILE, described)
-        CharacterTokenizer(task.alphabet).save(aside)
+        tokenizer_of(task.alphabet).save(aside)
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in named_tensors(model).items()}
         # Not save_file, which tells of a full disk in words of its own instead of an OSError.
         (aside / WEIGHTS_FILE).write_bytes(save(tensors, metadata={"format": "pt"}))
+        if keeps_card(folder):
+            (aside / CARD_FILE).write_text(model_card(described), encoding="utf-8")
 
 
-def load(folder: str | Path) -> tuple[LanguageModel, CharacterTokenizer, Task]:
+def record_training(folder: str | Path, trained: Mapping[str, Any]) -> None:
+    """Put the `training_record` of its run into a saved model's config.json and card; OSError if that cannot be."""
+    folder = Path(folder)
+    described = _read_config(folder) | {"trained": dict(trained)}
+    write_whole(folder / CONFIG_FILE, _json_text(described))
+    if keeps_card(folder):
+        write_whole(folder / CARD_FILE, model_card(described))
+
+
+def keeps_card(folder: Path) -> bool:
+    """Say whether the card in `folder` is this program's to write: there is none, or it wrote it."""
+    path = folder / CARD_FILE
+    return not path.exists() or MARK in path.read_text(encoding="utf-8", errors="replace")
+
+
+def load(folder: str | Path) -> tuple[LanguageModel, Tokenizer, Task]:
     """Return (model, tokenizer, task) from a model folder or a finished run's folder; the model is in eval mode.
 
     Raises UserError when it is neither, or when a file in it is missing, damaged or of another model.
@@ -58,32 +84,46 @@ def load(folder: str | Path) -> tuple[LanguageModel, CharacterTokenizer, Task]:
     return load_model(folder)
 
 
-def load_model(folder: str | Path) -> tuple[LanguageModel, CharacterTokenizer, Task]:
+def load_model(folder: str | Path) -> tuple[LanguageModel, Tokenizer, Task]:
     """Return (model, tokenizer, task) from a model folder; the errors are those of `load`."""
     folder = Path(folder)
     described = _read_config(folder)
     where = str(folder / CONFIG_FILE)
-    task_config = from_dict(TaskConfig, described["task"], f"{where}: task")
-    model_config = from_dict(ModelConfig, described["model"], f"{where}: model")
-    context = from_dict(ModelContext, described["context"], f"{where}: context")
-    tensors = _read_tensors(folder / WEIGHTS_FILE)
+    task = described_task(described, folder)
+    tensors = _read_weights(folder)
     with torch.random.fork_rng(devices=[]):
-        model = model_config.build(context)
-    model.decoding = from_dict(Decoding, described.get("decoding", {}), f"{where}: decoding")
+        model = described_model(described, where)
     _check_tensors(folder / WEIGHTS_FILE, model.state_dict(), tensors)
     # assign keeps the file's precision, which may differ from the default that the model was built in.
     model.load_state_dict(tensors, assign=True)
-    task = task_config.build()
-    tokenizer = CharacterTokenizer.load(folder)
-    if tokenizer.alphabet != task.alphabet or len(tokenizer) != context.vocab_size:
+    if "transformers_version" in described and not (folder / TOKENIZER_FILE).exists():
+        tokenizer = tokenizer_of(task.alphabet)  # transformers saves a tokenizer apart, and the task's is this one
+    else:
+        tokenizer = load_tokenizer(folder)
+    if tokenizer.alphabet != task.alphabet or len(tokenizer) != model.context.vocab_size:
         raise UserError(
-            f"{where}: model ({context.vocab_size} symbols), tokenizer ({len(tokenizer)}) and task "
+            f"{where}: model ({model.context.vocab_size} symbols), tokenizer ({len(tokenizer)}) and task "
             f"({len(task.alphabet)}) do not have the same alphabet"
         )
     return model.eval(), tokenizer, task
 
 
-def _describe(model: LanguageModel, task: Task) -> dict[str, Any]:
+def described_model(described: Mapping[str, Any], where: str = CONFIG_FILE) -> LanguageModel:
+    """Return a new model as config.json, as plain data, describes it; UserError names `where` it cannot be built."""
+    config = from_dict(ModelConfig, described["model"], f"{where}: model")
+    context = from_dict(ModelContext, described["context"], f"{where}: context")
+    model = config.build(context)
+    model.decoding = from_dict(Decoding, described.get("decoding") or {}, f"{where}: decoding")
+    return model
+
+
+def described_task(described: Mapping[str, Any], folder: str | Path) -> Task:
+    """Return the task that config.json, as plain data, describes, its tokenizer's files being in `folder`."""
+    plain = _with_tokenizer(described["task"], HERE, str(folder))
+    return from_dict(TaskConfig, plain, f"{Path(folder) / CONFIG_FILE}: task").build()
+
+
+def _describe(model: LanguageModel, task: Task, trained: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return config.json: the usual names for other programs, and the exact configs for this one."""
     config = to_dict(model.config)
     usual = {
@@ -106,8 +146,22 @@ def _describe(model: LanguageModel, task: Task) -> dict[str, Any]:
         "context": to_dict(model.context),
         "decoding": to_dict(model.decoding),
         # The task's own config has what it read from files filled in, so that loading does not need them.
-        "task": to_dict(task.config),
+        "task": _with_tokenizer(to_dict(task.config), None, HERE),
         "task_version": task.version,
+        "labels": task.labels,
+        **({} if trained is None else {"trained": dict(trained)}),
+    }
+
+
+def _with_tokenizer(task: Any, old: str | None, new: str) -> Any:
+    """Return a task's plain config, also one made of other tasks, with every tokenizer `old` (None: any) as `new`."""
+    if not isinstance(task, Mapping):
+        return task
+    return {
+        key: new
+        if key == "tokenizer" and isinstance(value, str) and old in (None, value)
+        else _with_tokenizer(value, old, new)
+        for key, value in task.items()
     }
 
 
@@ -139,6 +193,23 @@ def _read_config(folder: Path) -> dict[str, Any]:
         if not isinstance(described.get(key), Mapping):
             raise UserError(f"{path}: {key}: missing")
     return dict(described)
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    """Return the tensors of a folder by the names that the model gives them; transformers writes them as parts of its
+    own model, and may spread them over files."""
+    index = folder / INDEX_FILE
+    if index.is_file():
+        try:
+            parts = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise unreadable(index, error) from None
+        tensors = {name: tensor for part in parts for name, tensor in _read_tensors(folder / Path(part).name).items()}
+    else:
+        tensors = _read_tensors(folder / WEIGHTS_FILE)
+    if tensors and all(name.startswith(WRAPPED) for name in tensors):
+        return {name.removeprefix(WRAPPED): tensor for name, tensor in tensors.items()}
+    return tensors
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
@@ -179,7 +250,11 @@ def _shape(tensor: Tensor) -> str:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(_json_text(value), encoding="utf-8")
+
+
+def _json_text(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
 def _check_replaceable(folder: Path, described: Mapping[str, Any]) -> None:

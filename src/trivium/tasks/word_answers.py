@@ -1,0 +1,95 @@
+"""What tasks of word problems share: solutions that annotate their steps and end with `#### n`, as GSM8K's do."""
+
+import re
+from abc import abstractmethod
+from functools import cached_property
+
+import numpy as np
+
+from trivium.registry import UserError
+from trivium.tasks.answers import strip_end
+from trivium.tasks.base import ANSWER, CHAIN, PROMPT, Batch, Example, Split, Step, Task, Verdict
+from trivium.tasks.calculator import annotations, holds
+
+SIGN = "####"
+# GSM8K's own expression for the number; commas, a currency sign and a last dot do not count.
+_STRICT = re.compile(r"####\s*\$?(-?[0-9.,]+)")
+
+
+def number_of(text: str) -> str | None:
+    """Return the number behind the last `####` of a solution, without commas, $ and a final dot; None without one."""
+    found = _STRICT.findall(text)
+    if not found:
+        return None
+    return found[-1].replace(",", "").removesuffix(".") or None
+
+
+class WordTask(Task):
+    """A finite task of word problems. The solution is CHAIN, the number behind `#### ` and the end symbol ANSWER."""
+
+    @abstractmethod
+    def problems(self, split: Split) -> list[Example]:
+        """Return the problems of `split`; UserError when the task has none."""
+
+    def size(self, split: Split) -> int | None:
+        return len(self.problems(split))
+
+    def example(self, split: Split, index: int, stage: int = 0) -> Example:
+        problems = self.problems(split)
+        if not 0 <= index < len(problems):
+            raise IndexError(f"the {split} split has {len(problems)} problems, there is no number {index}")
+        return problems[index]
+
+    @cached_property
+    def _collated(self) -> dict[Split, Batch]:
+        return {}
+
+    def gather(self, split: Split, indices: np.ndarray, stage: int = 0) -> Batch:
+        problems = self.problems(split)
+        if split not in self._collated:
+            whole = self.collate(problems)
+            longest = int(whole.lengths_B.max()) + 1
+            if longest > self.max_length:
+                raise UserError(f"max_length: {self.max_length} is given, a {split} problem has {longest} tokens")
+            self._collated[split] = whole
+        rows = np.asarray(indices, dtype=np.int64)
+        if len(rows) and (rows.min() < 0 or rows.max() >= len(problems)):
+            raise IndexError(f"the {split} split has {len(problems)} problems, not {rows.min()} to {rows.max()}")
+        return self._collated[split].take(rows)
+
+    def tokens_of(self, example: Example) -> int:
+        """Return the tokens of a problem with its solution, the end symbol included."""
+        return len(self.alphabet.encode(example.prompt)) + len(self.alphabet.encode(example.answer))
+
+    def regions(self, example: Example) -> list[int]:
+        ids = self.alphabet.encode(example.answer)
+        number = len(example.answer[: example.answer.rfind(f"{SIGN} ") + len(SIGN) + 1].encode())
+        # In bytes, since a token may be part of a character.
+        ends = np.cumsum([_num_bytes(self.alphabet, index) for index in ids])
+        prompt = len(self.alphabet.encode(example.prompt))
+        return [PROMPT] * prompt + [ANSWER if end > number else CHAIN for end in ends]
+
+    def verify(self, example: Example, text: str) -> Verdict:
+        """Decide whether the number behind the last `####` of `text` is right; the end symbol has to follow it."""
+        body, ended = strip_end(self.alphabet, text.removeprefix(example.prompt))
+        given, wanted = number_of(body), number_of(example.answer)
+        if given is None:
+            return Verdict(False, None, f"there is no {SIGN} line with a number")
+        if not ended:
+            return Verdict(False, given, "the answer does not end")
+        return Verdict(given == wanted, given, "" if given == wanted else f"{wanted} is right")
+
+    def steps(self, example: Example, text: str) -> list[Step]:
+        return [Step(f"<<{left}={right}>>", holds(left, right)) for left, right in annotations(text)]
+
+    def answer_from_steps(self, example: Example, text: str) -> str | None:
+        found = annotations(text)
+        return found[-1][1] if found else None
+
+
+def _num_bytes(alphabet: object, index: int) -> int:
+    token_bytes = getattr(alphabet, "token_bytes", None)
+    if token_bytes is not None:
+        return len(token_bytes(index))
+    symbols: tuple[str, ...] = alphabet.symbols  # pyright: ignore[reportAttributeAccessIssue]
+    return len(symbols[index].encode())
