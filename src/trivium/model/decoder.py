@@ -4,6 +4,7 @@ Shapes: B rows, T tokens, D width of the residual stream, V vocabulary.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -32,7 +33,7 @@ from trivium.model.block import (
 )
 from trivium.model.feedforward import FeedForwardKind
 from trivium.model.layers import format_layers, parse_layers
-from trivium.model.positions import RUNS, PositionKind, Positions, embed, table_rows
+from trivium.model.positions import RUNS, SINUSOID_BASE, PositionKind, Positions, RunTable, embed, table_rows
 
 # Sizes of published addition models (SPEC, section 4). A preset fills what the recipe leaves out.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -64,6 +65,14 @@ class DecoderConfig(ModelConfig):
     equal significance then share an id, and its random offset moves all tokens (position coupling)."""
     block_offset: int = 0
     """Largest random offset that training adds to the block or coupled ids of a sequence."""
+    run_table: RunTable = "learned"
+    """What stands for block and coupled ids: learned vectors, or fixed sinusoids, which have no parameters and no end."""
+    closing: bool = False
+    """Number a symbol that ends a number of the prompt, such as +, on as its next digit, so that the end has an id."""
+    read_offset: int = 0
+    """Offset of the block or coupled ids outside training; the lowest ids are rare among random offsets."""
+    sinusoid_base: float = SINUSOID_BASE
+    """Ratio of the longest to the shortest wave of sinusoids; small ones tell near ids apart with few channels."""
     feedforward: FeedForwardKind = knob(None)
     """Feed-forward of each block: gelu, gelu_new (GPT-2's tanh form) or swiglu (gelu when no preset gives it)."""
     loops: int = 1
@@ -97,9 +106,20 @@ class DecoderConfig(ModelConfig):
                 f"block_offset: {self.block_offset} is not allowed; "
                 "allowed: 0 or more, and 0 without block or coupled positions"
             )
+        if not 0 <= self.read_offset <= self.block_offset:
+            raise UserError(f"read_offset: {self.read_offset} is not allowed; allowed: 0 to block_offset")
+        for name, default in (("run_table", "learned"), ("closing", False)):
+            if self.positions not in RUNS and getattr(self, name) != default:
+                raise UserError(f"{name}: given with {self.positions} positions; allowed with block or coupled")
+        sinusoids = self.positions == "sinusoidal" or self.run_table == "sinusoidal"
+        if not 1 < self.sinusoid_base < math.inf or (self.sinusoid_base != SINUSOID_BASE and not sinusoids):
+            raise UserError(
+                f"sinusoid_base: {self.sinusoid_base} is not allowed; allowed: a number above 1, with sinusoids alone"
+            )
         check_choices(
             self,
             {
+                "run_table": RunTable.__args__,
                 "positions": PositionKind.__args__,
                 "feedforward": FeedForwardKind.__args__,
                 "norm": Norm.__args__,
@@ -134,7 +154,7 @@ class DecoderConfig(ModelConfig):
     def num_params(self, context: ModelContext) -> int:
         mixer_context = self.mixer_context(context)
         mixers = sum(mixer.num_params(mixer_context) for mixer in self.mixers)
-        rows = table_rows(self.positions, mixer_context.max_length, self.block_offset)
+        rows = table_rows(self.positions, mixer_context.max_length, self.block_offset, self.run_table)
         rows += context.vocab_size * (1 if self.tied else 2)
         blocks = mixers + len(self.mixers) * block_params(self)
         return rows * self.width + blocks + norm_params(self.norm, self.width)
@@ -180,6 +200,14 @@ class DecoderConfig(ModelConfig):
             {"tied": False, "norm": "rmsnorm", "feedforward": "swiglu", "ff_width": 21},
             {"checkpoint_activations": True, "feedforward": "gelu_new", "positions": "block", "block_offset": 3},
             {"positions": "block", "loops": 3, "input_injection": True},
+            {
+                "positions": "block",
+                "run_table": "sinusoidal",
+                "sinusoid_base": 30.0,
+                "block_offset": 2,
+                "read_offset": 1,
+            },
+            {"positions": "block", "closing": True},
         ]
         return [cls(**{"width": 24, "heads": 2, **variant}) for variant in variants]
 
@@ -208,7 +236,16 @@ class Decoder(LanguageModel):
         self.embedding = nn.Embedding(context.vocab_size, config.width)
         nn.init.normal_(self.embedding.weight, std=std)
         self.positions = Positions(
-            config.positions, config.width, self.max_length, context, std, block_offset=config.block_offset
+            config.positions,
+            config.width,
+            self.max_length,
+            context,
+            std,
+            block_offset=config.block_offset,
+            run_table=config.run_table,
+            sinusoid_base=config.sinusoid_base,
+            closing=config.closing,
+            read_offset=config.read_offset,
         )
         self.blocks = make_blocks(config, config.mixers, config.mixer_context(context), std)
         self.norm = make_norm(config.norm, config.width)

@@ -38,6 +38,8 @@ class AdditionConfig(TaskConfig):
     """Digits of the longest number."""
     zero_pad: bool = False
     """Zero-fill each number to max_digits, and the answer to as many digits as any sum can need."""
+    align: bool = False
+    """Zero-fill each number to the digits of the longest in its sum, and the answer to as many as such a sum can need."""
     stratify: Literal["uniform", "carry"] = "uniform"
     """Draw digit counts uniformly, or draw the longest carry chain uniformly over the feasible lengths."""
     separator: str = " "
@@ -58,6 +60,8 @@ class AdditionConfig(TaskConfig):
             )
         if self.stratify not in ("uniform", "carry"):
             raise UserError(f"stratify: {self.stratify!r} is not allowed; allowed: uniform, carry")
+        if self.align and self.zero_pad:
+            raise UserError("align: given beside zero_pad, which fills to max_digits; give only one of them")
         if not 2 <= self.base <= 36:
             raise UserError(f"base: expected 2 to 36, got {self.base}")
         if not 2 <= self.operands <= 100:
@@ -109,6 +113,8 @@ class AdditionConfig(TaskConfig):
             cls(format="reversed", max_digits=4),
             cls(format="reversed", zero_pad=True),
             cls(format="delimited", base=16),
+            cls(format="plain", align=True, base=3, operands=3, max_digits=5),
+            cls(format="column", align=True),
             cls(format="delimited", base=2, max_digits=9, operands=3),
             cls(format="column"),
             cls(format="column", base=36, operands=4, max_digits=2, separator="<sep>"),
@@ -131,9 +137,11 @@ class Addition(Task):
             config.operands,
             config.max_digits if config.zero_pad else 0,
             config.separator,
+            config.align,
         )
         self.alphabet = self.notation.alphabet
         self.least_first = self.notation.least_first
+        self.closing = () if config.format == "delimited" else ("+",)
         # Every length grows with the digits and with the carries, and the largest operands have the most of both.
         self.max_length = len(
             self.alphabet.encode(self.render(*[config.base**config.max_digits - 1] * config.operands))

@@ -48,7 +48,8 @@ def columns_of(operands: Sequence[int], base: int, width: int = 0) -> list[tuple
 
 @dataclass(frozen=True)
 class Notation:
-    """One format in one base. `width` zero-fills operands to that many digits and the answer to enough for any sum.
+    """One format in one base. `width` zero-fills operands to that many digits and the answer to enough for any sum;
+    `aligned` does so to the digits of the longest operand.
 
     Numbers are Python integers of any size; texts are as a model reads and writes them.
     """
@@ -58,6 +59,7 @@ class Notation:
     operands: int
     width: int = 0
     separator: str = " "
+    aligned: bool = False
 
     @property
     def has_chain(self) -> bool:
@@ -101,7 +103,9 @@ class Notation:
 
     def _operand_width(self, operands: Sequence[int]) -> int:
         """Return the width of zero-filled operands: longer ones than the format was made for widen all."""
-        return max(self.width, *(len(digits_of(operand, self.base)) for operand in operands)) if self.width else 0
+        if not self.width and not self.aligned:
+            return 0
+        return max(self.width, *(len(digits_of(operand, self.base)) for operand in operands))
 
     def _sum(self, operands: Sequence[int], least_first: bool) -> str:
         width = self._operand_width(operands)

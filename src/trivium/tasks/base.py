@@ -186,7 +186,8 @@ class Task(ABC):
     answer is not generated but read at the places of the prompt, all in one pass: the input is the prompt alone, and
     the answer's symbols are the targets of the places that are scored, in order, and then the end symbol.
     `least_first` says that every number is written least significant digit first, so that digits of equal significance
-    are equally far from the starts of their runs. `answer_tokens` is the number of tokens of every answer, its end
+    are equally far from the starts of their runs. `closing` are the symbols that end a number of the prompt, where that
+    which ends the last is another one. `answer_tokens` is the number of tokens of every answer, its end
     symbol not counted, where all have as many.
 
     A `stage` is that of a curriculum: 0 is the whole task, any other is the longest length that problems may have.
@@ -196,6 +197,7 @@ class Task(ABC):
     checks_half_problems: ClassVar[bool] = False
     labels: ClassVar[bool] = False
     least_first: bool = False
+    closing: tuple[str, ...] = ()
     answer_tokens: int | None = None
     config: Any
     alphabet: Alphabet

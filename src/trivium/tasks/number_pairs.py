@@ -52,6 +52,7 @@ class NumberPairTask(DrawnTask):
     def __init__(self, config: NumberPairConfig, extra_symbols: tuple[str, ...] = ()):
         self.config = config
         self.least_first = config.reversed
+        self.closing = (self.sign,)
         digits = tuple(DIGITS[: config.base])
         self.alphabet = Alphabet((*digits, self.sign, "=", END, *extra_symbols), digits, end=END, pad=END)
         self.prompt_room = config.max_length + config.second_lengths[1] + 2
