@@ -66,7 +66,7 @@ class DecoderConfig(ModelConfig):
     block_offset: int = 0
     """Largest random offset that training adds to the block or coupled ids of a sequence."""
     run_table: RunTable = "learned"
-    """What stands for block and coupled ids: learned vectors, or fixed sinusoids, which have no parameters and no end."""
+    """Vectors of block and coupled ids: learned, or fixed sinusoids, which have no parameters and no end."""
     closing: bool = False
     """Number a symbol that ends a number of the prompt, such as +, on as its next digit, so that the end has an id."""
     read_offset: int = 0

@@ -39,7 +39,7 @@ class AdditionConfig(TaskConfig):
     zero_pad: bool = False
     """Zero-fill each number to max_digits, and the answer to as many digits as any sum can need."""
     align: bool = False
-    """Zero-fill each number to the digits of the longest in its sum, and the answer to as many as such a sum can need."""
+    """Zero-fill each number to the digits of the longest in its sum, and the answer to as many as that can need."""
     stratify: Literal["uniform", "carry"] = "uniform"
     """Draw digit counts uniformly, or draw the longest carry chain uniformly over the feasible lengths."""
     separator: str = " "
