@@ -131,6 +131,27 @@ def tuning_table(results: Mapping[str, Any]) -> Table | None:
     return Table("Tuning", ["variant", "learning rate", "exact match", "loss", ""], rows, note)
 
 
+def errors_table(results: Mapping[str, Any]) -> Table | None:
+    """Return the errors of each run and a bound on their rate; None where no run is as good as to need it."""
+    rows = []
+    rare = False
+    for name, variant in results["variants"].items():
+        for seed, run in variant["seeds"].items():
+            if not (found := run.get("errors")):
+                continue
+            rare |= found["errors"] <= found["n"] / 100
+            bound = f"{found['upper']:.2g}" if found["upper"] is not None else MISSING
+            rows.append([f"{name}, seed {seed}", f"{found['errors']:,}", f"{found['n']:,}", bound])
+            for title, scores in (run.get("published") or {}).items():
+                match = scores["exact_match"]
+                wrong = match["n"] - match["successes"]
+                rows.append([f"{name}, seed {seed}: {title}", f"{wrong:,}", f"{match['n']:,}", MISSING])
+    if not rare:
+        return None
+    note = "With 95 % confidence the rate of errors is at most this (Clopper and Pearson's one-sided bound)."
+    return Table("Errors", ["run", "errors", "problems", "rate at most"], rows, note)
+
+
 def tag_tables(slices: Mapping[str, Mapping[str, Any]]) -> list[Table]:
     """Return a table for each tag: the exact match of every name in `slices` (name -> tag -> value -> rate)."""
     tables = []

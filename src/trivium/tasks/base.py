@@ -152,6 +152,7 @@ class TaskConfig(ABC):
     registry: ClassVar[Registry] = TASKS
     kind: ClassVar[str]
     extra: ClassVar[str | None] = None  # what must be installed for the task, if anything
+    written_by: ClassVar[tuple[str, ...]] = ()  # the fields that say how problems are written, but not which they are
 
     @abstractmethod
     def build(self) -> "Task": ...
@@ -167,6 +168,10 @@ class TaskConfig(ABC):
         length to choose or none of these.
         """
         raise UserError(f"the problems of task {self.kind!r} have no length to choose")
+
+    def of_pair(self, first: int, second: int) -> "TaskConfig":
+        """Return this task with problems of two numbers of these lengths; UserError when it has none."""
+        raise UserError(f"the problems of task {self.kind!r} have no two lengths to choose")
 
     @classmethod
     def examples(cls, folder: Path | None = None) -> Sequence["TaskConfig"]:
@@ -233,6 +238,14 @@ class Task(ABC):
         last k - m tokens of the prompt have been read.
         """
         return 0, f"a task of kind {self.config.kind!r} does not say what of its answers an unfinished prompt decides"
+
+    def published(self, name: str) -> Sequence[Example]:
+        """Return the problems of a test set that others published; UserError where the task has none of that name."""
+        raise UserError(f"no test set {name!r}: task {self.config.kind!r} has none")
+
+    def at_pair(self, first: int, second: int) -> "Task":
+        """Return this task with numbers of exactly `first` and `second` digits; UserError when it has no two."""
+        return self.config.of_pair(first, second).build()
 
     def at_length(self, length: int) -> "Task":
         """Return this task with problems of exactly `length`, also beyond its own; UserError when it has none."""

@@ -24,6 +24,8 @@ EMPTY = -1
 class NumberPairConfig(DrawnConfig):
     """Two numbers of min_length to max_length digits each; a length counts digits."""
 
+    written_by: ClassVar[tuple[str, ...]] = ("reversed", "zero_pad")
+
     max_length: int = 4
     """Digits of the longest number."""
     base: int = 10

@@ -6,6 +6,7 @@ import numpy as np
 
 from trivium.config import UserError
 from trivium.data.stream import TrainStream
+from trivium.evaluate.published import check_published
 from trivium.model.base import ModelContext
 from trivium.model.context import model_context
 from trivium.tasks.base import Task
@@ -37,7 +38,7 @@ def prepare(config: RunConfig, processes: int = 1) -> Prepared:
     """
     options = config.train
     task = config.task.build()
-    context = model_context(task, config.model, config.evaluate.lengths)
+    context = model_context(task, config.model, config.evaluate.longest)
     batch = options.batch_examples(task.max_length - 1)
     if batch < processes:
         raise UserError(f"train.batch: {batch} examples cannot be shared by {processes} processes")
@@ -45,7 +46,8 @@ def prepare(config: RunConfig, processes: int = 1) -> Prepared:
     length = run_length(options, batch, stream.examples_in_epoch)
     validation_indices = task.distinct("validation", options.eval_examples)
     task.distinct("test", 1)  # what is missing would else be noticed after training
+    check_published(task, config.evaluate.published, context.max_length)
     load_extras(config.track)
     curriculum = Curriculum(options.curriculum, task, options.eval_examples, options.chain_removal)
-    objective = make_objective(options, task, config.model, processes, config.evaluate.lengths)
+    objective = make_objective(options, task, config.model, processes, config.evaluate.longest)
     return Prepared(task, context, stream, length, validation_indices, curriculum, objective)

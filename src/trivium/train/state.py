@@ -21,13 +21,15 @@ class Position:
     """Where a run is. `row_*` is what has come since the last row of metrics, `stage` the stage of a curriculum.
 
     `stage` is the longest length that problems may have, 0 for the whole task, and `stage_evaluations` counts the
-    evaluations since it began. `chain_removed` counts the tokens that chains of thought are shortened by. Seconds are
-    those of training; evaluations and checkpoints are not counted.
+    evaluations since it began. `chain_removed` counts the tokens that chains of thought are shortened by, `generated`
+    the tokens of answers and chains that were trained on. Seconds are those of training; evaluations and checkpoints
+    are not counted.
     """
 
     step: int = 0
     tokens: int = 0
     examples: int = 0
+    generated: int = 0
     stage: int = 0
     stage_evaluations: int = 0
     chain_removed: int = 0
@@ -85,7 +87,7 @@ class TrainingState:
         load_model_tensors(self.model, tensors, path)
         load_optimizer(self.model, self.optimizer, tensors)
         self.scaler.load_state_dict(scalars["scaler"])
-        self.at = Position(**{field.name: scalars[field.name] for field in fields(Position)})
+        self.at = Position(**{field.name: scalars[field.name] for field in fields(Position) if field.name in scalars})
         if scalars["world_size"] != self.world.size:
             self.seed_dropout()
             return
