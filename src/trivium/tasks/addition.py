@@ -167,9 +167,8 @@ class Addition(Task):
         self.least_first = self.notation.least_first
         self.closing = () if config.format == "delimited" else ("+",)
         # Every length grows with the digits and with the carries, and the largest operands have the most of both.
-        self.max_length = len(
-            self.alphabet.encode(self.render(*[config.base**config.max_digits - 1] * config.operands))
-        )
+        most = config.digits or (config.max_digits,) * config.operands
+        self.max_length = len(self.alphabet.encode(self.render(*(config.base**count - 1 for count in most))))
         if config.zero_pad and not self.notation.has_chain:
             self.answer_tokens = self.notation.answer_width(config.max_digits)
         self._encoder = Encoder(self.notation, config.max_digits)
