@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from trivium.config import UserError
 from trivium.tasks.addition import AdditionConfig
 from trivium.tasks.addition_formats import digits_of, number_of
+from trivium.tasks.addition_formats import digits_of, number_of
 
 
 @pytest.mark.parametrize(
@@ -150,3 +151,11 @@ def test_what_is_rendered_is_read_back_and_verified(format, base, operands, zero
 @given(st.integers(2, 36), st.integers(0, 10**40))
 def test_digits_and_numbers_are_inverse(base, number):
     assert number_of(digits_of(number, base), base) == number
+
+
+@pytest.mark.parametrize("number", [0, 9, 10, 1203, 10**3_000 + 7, 10**5_000 + 31])
+def test_decimal_digits_are_those_of_any_other_base(number):
+    digits = digits_of(number, 10)
+    assert number_of(digits, 10) == number
+    assert 0 <= min(digits) <= max(digits) <= 9
+    assert len(digits) == 1 or digits[-1] > 0

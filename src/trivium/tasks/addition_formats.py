@@ -10,6 +10,7 @@ from trivium.tasks.alphabet import Alphabet
 from trivium.tasks.answers import THINK, THINK_END
 
 DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+PRINTED_BITS = 12_000  # Python refuses to print numbers of more than 4,300 digits, and larger ones take it long
 NOOP, END, PAD_SYMBOL = "<noop>", "<end>", "<pad>"
 
 Format = Literal["plain", "reversed", "delimited", "column", "reversed_chain"]
@@ -17,6 +18,8 @@ Format = Literal["plain", "reversed", "delimited", "column", "reversed_chain"]
 
 def digits_of(number: int, base: int) -> list[int]:
     """Return the digits of `number`, least significant first; 0 has one."""
+    if base == 10 and number.bit_length() < PRINTED_BITS:
+        return [ord(character) - ord("0") for character in reversed(str(number))]
     digits = []
     while True:
         number, digit = divmod(number, base)
