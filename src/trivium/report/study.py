@@ -72,6 +72,8 @@ def study_figures(results: Mapping[str, Any]) -> dict[str, "Figure"]:
         ),
         "loss": learning_curves(_series(results, looks, "loss"), label="Validation loss, nats per token"),
     }
+    generated = results["recipe"]["train"].get("generated_tokens") is not None
+    counted = " of chains and answers" if generated else ""
     for level in thresholds:
         rows = []
         for name, variant in results["variants"].items():
@@ -80,19 +82,19 @@ def study_figures(results: Mapping[str, Any]) -> dict[str, "Figure"]:
             shown = note if values["reached"] < values["seeds"] else ""
             ends = (values["mean"], values["low"], values["high"])
             rows.append(Row(name, looks[name], *ends, values["values"], shown))
-        figures[f"tokens_to_{100 * level:g}"] = intervals(rows, label=f"Training tokens to {threshold(level)}")
+        figures[f"tokens_to_{100 * level:g}"] = intervals(rows, label=f"Training tokens{counted} to {threshold(level)}")
     rows = []
     for name, variant in results["variants"].items():
         values = variant["exact_match"]
         rows.append(Row(name, looks[name], values["mean"], values["low"], values["high"], values["values"]))
     figures["final"] = intervals(rows, label="Exact match on test problems", percent=True)
-    if results["recipe"]["train"].get("generated_tokens"):
+    if generated:
         figures["exact_match_by_generated"] = learning_curves(
             _series(results, looks, "exact_match", "generated_tokens"),
             label="Exact match on validation problems",
             percent=True,
             thresholds=thresholds,
-            axis="training tokens of chains and answers",
+            axis=f"training tokens{counted}",
         )
     task = results["recipe"]["task"]
     trained = task.get("max_length") or task.get("max_digits")

@@ -64,7 +64,10 @@ def learning_table(results: Mapping[str, Any]) -> Table:
 
 
 def cost_table(results: Mapping[str, Any]) -> Table:
-    """Return what each variant costs: parameters, FLOPs and state bytes per token, tokens/s."""
+    """Return what each variant costs: parameters, FLOPs and state bytes per token, tokens/s, and where variants write
+    problems in different ways the tokens that an answer takes."""
+    lengths = sorted({variant["sizes"].get("length", results["length"]) for variant in results["variants"].values()})
+    differs = len(lengths) > 1
     rows = []
     for name, variant in results["variants"].items():
         sizes, relative = variant["sizes"], variant["relative"]
@@ -75,13 +78,20 @@ def cost_table(results: Mapping[str, Any]) -> Table:
                 _relative(f"{sizes['flops_per_token']:,.0f}", relative["flops_per_token"]),
                 f"{sizes['state_bytes_per_token']:,.0f}",
                 f"{variant['tokens_per_second']:,.0f}" if variant["tokens_per_second"] else MISSING,
+                *([_generated(variant)] if differs else []),
             ]
         )
+    shown = (
+        f"at {lengths[0]} tokens"
+        if not differs
+        else f"at the longest problem of each, {lengths[0]}–{lengths[-1]} tokens"
+    )
     note = (
-        f"× is against {results['baseline']}. Forward FLOPs and decoding-state bytes at {results['length']} tokens; "
+        f"× is against {results['baseline']}. Forward FLOPs and decoding-state bytes {shown}; "
         f"training tokens/s is the median over seeds, with {results['jobs']} runs side by side."
     )
     columns = ["variant", "parameters", "FLOPs/token", "state bytes/token", "tokens/s"]
+    columns += ["generated tokens/problem"] if differs else []
     return Table("What each variant costs", columns, rows, note)
 
 
@@ -233,6 +243,11 @@ def _tokens(values: Mapping[str, Any]) -> str:
     if not values["reached"]:
         return "not reached" if values["seeds"] else MISSING
     return short_count(values["mean"]) + _share(values["reached"], range(values["seeds"]))
+
+
+def _generated(variant: Mapping[str, Any]) -> str:
+    mean = (variant.get("generated_tokens_per_problem") or {}).get("mean")
+    return MISSING if mean is None else f"{mean:.1f}"
 
 
 def _share(number: int, seeds: Sized) -> str:

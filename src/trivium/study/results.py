@@ -20,6 +20,8 @@ TOKENS_RULE = (
     "a run that is at or above it at its first evaluation counts that evaluation's tokens."
 )
 
+GENERATED_RULE = " Tokens are those of chains and answers, as the budget of each run is; prompts are not counted."
+
 
 @dataclass
 class Entry:
@@ -37,7 +39,9 @@ def collect(recipe: Recipe, entries: Sequence[Entry], *, length: int) -> dict[st
     compare = recipe.compare
     assert compare is not None
     thresholds = compare.thresholds
-    variants = {entry.variant.name: _variant(entry, thresholds) for entry in entries}
+    generated = recipe.train.generated_tokens is not None
+    counted = "generated_tokens" if generated else "tokens"
+    variants = {entry.variant.name: _variant(entry, thresholds, counted) for entry in entries}
     baseline = variants[compare.baseline]
     for name, results in variants.items():
         sizes, reference = results["sizes"], baseline["sizes"]
@@ -57,16 +61,18 @@ def collect(recipe: Recipe, entries: Sequence[Entry], *, length: int) -> dict[st
         "baseline": compare.baseline,
         "length": length,
         "thresholds": list(thresholds),
-        "tokens_rule": TOKENS_RULE,
+        "tokens_rule": TOKENS_RULE + (GENERATED_RULE if generated else ""),
         "variants": variants,
         "not_run": [name for name, results in variants.items() if not _any_finished(results["seeds"])],
         "failed": failed,
     }
 
 
-def _variant(entry: Entry, thresholds: Sequence[float]) -> dict[str, Any]:
+def _variant(entry: Entry, thresholds: Sequence[float], counted: str) -> dict[str, Any]:
     variant = entry.variant
-    seeds = {str(seed): _seed(folder, entry.errors.get(seed), thresholds) for seed, folder in entry.folders.items()}
+    seeds = {
+        str(seed): _seed(folder, entry.errors.get(seed), thresholds, counted) for seed, folder in entry.folders.items()
+    }
     done = [seed for seed in seeds.values() if seed["status"] == "finished"]
     first = done[0] if done else None
     train = variant.run(0, entry.learning_rate).train
@@ -97,7 +103,7 @@ def _variant(entry: Entry, thresholds: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def _seed(folder: Path, error: str | None, thresholds: Sequence[float]) -> dict[str, Any]:
+def _seed(folder: Path, error: str | None, thresholds: Sequence[float], counted: str) -> dict[str, Any]:
     result = read_result(folder)
     rows = read_metrics(folder)
     validation = [row for row in rows if row.get("split") == "validation"]
@@ -109,7 +115,7 @@ def _seed(folder: Path, error: str | None, thresholds: Sequence[float]) -> dict[
         "error": None if result else error,
         "curve": curve,
         "training": {key: [_finite(row.get(key)) for row in training] for key in ("tokens", "loss")},
-        "tokens_to": {_key(level): tokens_to(curve["tokens"], curve["exact_match"], level) for level in thresholds},
+        "tokens_to": {_key(level): tokens_to(curve[counted], curve["exact_match"], level) for level in thresholds},
     }
     if result is None:
         return head
