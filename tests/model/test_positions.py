@@ -212,7 +212,7 @@ def test_ids_are_read_at_an_offset_of_their_own():
 
 
 def test_sinusoids_of_ids_have_no_parameters_and_no_end():
-    options = {"positions": "coupled", "run_table": "sinusoidal", "sinusoid_base": 50.0}
+    options = {"positions": "coupled", "run_table": "sinusoidal", "position_base": 50.0}
     config = DecoderConfig(width=16, heads=2, **options)
     context = model_context(AdditionConfig(max_digits=3).build(), config, lengths=(30,))
     model = config.build(context).eval()
@@ -229,8 +229,8 @@ def test_sinusoids_of_ids_have_no_parameters_and_no_end():
     [
         ({"positions": "learned", "run_table": "sinusoidal"}, "run_table: given with learned positions"),
         ({"positions": "rotary", "closing": True}, "closing: given with rotary positions"),
-        ({"positions": "block", "sinusoid_base": 50.0}, "sinusoid_base: 50.0 is not allowed"),
-        ({"positions": "sinusoidal", "sinusoid_base": 1.0}, "sinusoid_base: 1.0 is not allowed"),
+        ({"positions": "block", "position_base": 50.0}, "position_base: 50.0 is not allowed"),
+        ({"positions": "sinusoidal", "position_base": 1.0}, "position_base: 1.0 is not allowed"),
         ({"positions": "block", "run_table": "fixed"}, "run_table: 'fixed' is not allowed"),
     ],
 )

@@ -33,7 +33,7 @@ from trivium.model.block import (
 )
 from trivium.model.feedforward import FeedForwardKind
 from trivium.model.layers import format_layers, parse_layers
-from trivium.model.positions import RUNS, SINUSOID_BASE, PositionKind, Positions, RunTable, embed, table_rows
+from trivium.model.positions import POSITION_BASE, RUNS, PositionKind, Positions, RunTable, embed, table_rows
 
 # Sizes of published addition models (SPEC, section 4). A preset fills what the recipe leaves out.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -66,13 +66,14 @@ class DecoderConfig(ModelConfig):
     block_offset: int = 0
     """Largest random offset that training adds to the block or coupled ids of a sequence."""
     run_table: RunTable = "learned"
-    """Vectors of block and coupled ids: learned, or fixed sinusoids, which have no parameters and no end."""
+    """Vectors of block and coupled ids: learned, or fixed sinusoids, which have no parameters and no end; or rotary,
+    which turns queries and keys by the ids and adds nothing."""
     closing: bool = False
     """Number a symbol that ends a number of the prompt, such as +, on as its next digit, so that the end has an id."""
     read_offset: int = 0
     """Offset of the block or coupled ids outside training; the lowest ids are rare among random offsets."""
-    sinusoid_base: float = SINUSOID_BASE
-    """Ratio of the longest to the shortest wave of sinusoids; small ones tell near ids apart with few channels."""
+    position_base: float = POSITION_BASE
+    """Ratio of the longest to the shortest wave of sinusoids and of rotary; small ones suit few channels."""
     feedforward: FeedForwardKind = knob(None)
     """Feed-forward of each block: gelu, gelu_new (GPT-2's tanh form) or swiglu (gelu when no preset gives it)."""
     loops: int = 1
@@ -111,10 +112,11 @@ class DecoderConfig(ModelConfig):
         for name, default in (("run_table", "learned"), ("closing", False)):
             if self.positions not in RUNS and getattr(self, name) != default:
                 raise UserError(f"{name}: given with {self.positions} positions; allowed with block or coupled")
-        sinusoids = self.positions == "sinusoidal" or self.run_table == "sinusoidal"
-        if not 1 < self.sinusoid_base < math.inf or (self.sinusoid_base != SINUSOID_BASE and not sinusoids):
+        waves = self.positions in ("sinusoidal", "rotary") or self.run_table != "learned"
+        if not 1 < self.position_base < math.inf or (self.position_base != POSITION_BASE and not waves):
             raise UserError(
-                f"sinusoid_base: {self.sinusoid_base} is not allowed; allowed: a number above 1, with sinusoids alone"
+                f"position_base: {self.position_base} is not allowed; allowed: a number above 1, with sinusoids or "
+                "rotary"
             )
         check_choices(
             self,
@@ -144,7 +146,8 @@ class DecoderConfig(ModelConfig):
             width=self.width,
             heads=self.heads,
             max_length=self.max_length or context.max_length,
-            positions=self.positions,
+            positions="rotary" if self.run_table == "rotary" else self.positions,
+            rotary_base=self.position_base,
             backends={**context.backends, **self.backends},
         )
 
@@ -203,11 +206,12 @@ class DecoderConfig(ModelConfig):
             {
                 "positions": "block",
                 "run_table": "sinusoidal",
-                "sinusoid_base": 30.0,
+                "position_base": 30.0,
                 "block_offset": 2,
                 "read_offset": 1,
             },
             {"positions": "block", "closing": True},
+            {"positions": "block", "run_table": "rotary", "position_base": 30.0},
         ]
         return [cls(**{"width": 24, "heads": 2, **variant}) for variant in variants]
 
@@ -243,7 +247,7 @@ class Decoder(LanguageModel):
             std,
             block_offset=config.block_offset,
             run_table=config.run_table,
-            sinusoid_base=config.sinusoid_base,
+            position_base=config.position_base,
             closing=config.closing,
             read_offset=config.read_offset,
         )

@@ -16,8 +16,8 @@ from trivium.registry import UserError
 
 PositionKind = Literal["learned", "sinusoidal", "rotary", "block", "coupled", "none"]
 RUNS: tuple[PositionKind, ...] = ("block", "coupled")  # the schemes that number the digits of each run
-RunTable = Literal["learned", "sinusoidal"]
-SINUSOID_BASE = 10_000.0
+RunTable = Literal["learned", "sinusoidal", "rotary"]
+POSITION_BASE = 10_000.0
 
 
 def document_starts(documents_BT: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ class Positions(nn.Module):
         std: float,
         block_offset: int = 0,
         run_table: RunTable = "learned",
-        sinusoid_base: float = SINUSOID_BASE,
+        position_base: float = POSITION_BASE,
         closing: bool = False,
         read_offset: int = 0,
     ):
@@ -106,7 +106,8 @@ class Positions(nn.Module):
         self.width = width
         self.std = std
         self.block_offset, self.read_offset = block_offset, read_offset
-        self.sinusoid_base = sinusoid_base
+        self.position_base = position_base
+        self.turns = run_table == "rotary"
         self.rows = table_rows(kind, max_length, block_offset, run_table)
         if self.rows:
             self.table = nn.Embedding(self.rows, width)
@@ -143,6 +144,8 @@ class Positions(nn.Module):
                 ids_BT = closing_ids(ids_BT, self.closing_V[tokens_BT], run_B, starts_BT)
             if self.block_offset:
                 ids_BT = self._shift(ids_BT, starts_BT, drawn=self.training and past_B is None)
+            if self.turns:
+                return None, ids_BT, new_run_B
             if not self.rows:
                 return self._sinusoid(ids_BT, dtype), None, new_run_B
             return self._look_up(ids_BT, lengths_B, "digits in a run"), None, new_run_B
@@ -202,7 +205,7 @@ class Positions(nn.Module):
         half = (self.width + 1) // 2
         precise = torch.float64 if dtype == torch.float64 else torch.float32
         rate_D = torch.exp(
-            torch.arange(half, device=ids.device, dtype=precise) * (-math.log(self.sinusoid_base) / half)
+            torch.arange(half, device=ids.device, dtype=precise) * (-math.log(self.position_base) / half)
         )
         angle = ids[..., None].to(precise) * rate_D
         table = torch.cat([angle.sin(), angle.cos()], dim=-1)[..., : self.width]
