@@ -182,3 +182,13 @@ def test_variants_may_write_the_same_problems_in_other_ways():
 def test_variants_may_not_have_other_problems(key):
     with pytest.raises(UserError, match=rf"{key}: a variant may not change it, .* task.format, task.zero_pad"):
         expand(recipe_of({"attention": {}, "other": {key: 1}}))
+
+
+def test_sizes_may_be_what_is_compared():
+    sizes = {"small": {"model.ff_width": 8}, "large": {"model.ff_width": 200}}
+    small, large = expand(recipe_of(sizes, match="none"))
+    assert (small.config.model.ff_width, large.config.model.ff_width) == (8, 200)
+    assert large.sizes["parameters"] > 2 * small.sizes["parameters"]
+    assert (small.match, large.match, large.to) == ("none", "none", None)
+    with pytest.raises(UserError, match="'small' and 'again' are the same"):
+        expand(recipe_of({**sizes, "again": {"model.ff_width": 8}}, match="none"))

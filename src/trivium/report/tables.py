@@ -108,7 +108,7 @@ def fairness_table(results: Mapping[str, Any]) -> Table:
             [
                 name,
                 changes,
-                f"{UNITS[match['by']]} of {match['to']}" if match["by"] else "the reference",
+                _matched(match),
                 " to ".join(f"{count:,}" for count in (tokens[:1] + tokens[1:][-1:])) or MISSING,
                 ", ".join(variant["seeds"]),
                 str(variant["precision"] or MISSING),
@@ -243,6 +243,12 @@ def _tokens(values: Mapping[str, Any]) -> str:
     if not values["reached"]:
         return "not reached" if values["seeds"] else MISSING
     return short_count(values["mean"]) + _share(values["reached"], range(values["seeds"]))
+
+
+def _matched(match: Mapping[str, Any]) -> str:
+    if match["by"] == "none":
+        return "nothing, sizes differ"
+    return f"{UNITS[match['by']]} of {match['to']}" if match["by"] else "the reference"
 
 
 def _generated(variant: Mapping[str, Any]) -> str:

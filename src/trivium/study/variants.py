@@ -15,7 +15,7 @@ from trivium.study.recipe import CompareConfig, Recipe
 from trivium.train.config import ChainRemovalConfig, RolloutConfig, RunConfig
 from trivium.train.objectives import has_chain
 
-MATCHES = ("parameters", "flops")
+MATCHES = ("parameters", "flops", "none")
 TOLERANCE = 0.01
 
 # Beyond the model, a variant may change how the problems are written (the task's `written_by`) and what is minimised.
@@ -141,6 +141,8 @@ def _plan(name: str, overrides: Mapping[str, Any], compare: CompareConfig, field
             hint = " (a grid for all of them: compare.learning_rates)" if key == "train.learning_rate" else ""
             allowed = f"model.*, {', '.join((*written, *_TRAIN_KEYS))}, match, to"
             raise UserError(f"{where}.{key}: a variant may not change it, all share it{hint}; allowed: {allowed}")
+    if how == "none":
+        return Variant(name, RunConfig(), {}, "", 0, changes, how)
     reference = to == name
     if reference and name != compare.baseline:
         raise UserError(f"{where}.to: a variant cannot be matched to itself; name another")
