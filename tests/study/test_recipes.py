@@ -36,7 +36,7 @@ LAB = {
         {"evaluate.lengths": [20, 22], "evaluate.pairs": [2, 22], "evaluate.pair_examples": 2},
         "coupled",
     ),
-    "addition_tiny": ({"model.width": 8, "train.batch": 8, "evaluate.published": []}, "p512"),
+    "addition_tiny": ({"model.width": 8, "train.batch": 8, "evaluate.published": []}, "p528"),
     "addition_4digit": ({"train.batch": 16}, "whole"),
     "chain_of_thought": ({"train.steps": None, "train.generated_tokens": 900}, "column"),
     "chain_of_thought_multiplication": ({"train.steps": None, "train.generated_tokens": 900}, "chain"),
