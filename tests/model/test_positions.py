@@ -54,6 +54,13 @@ def test_ids_start_anew_at_each_packed_document(texts: list[str]):
     assert document_positions(starts_BT).tolist() == [[place for text in texts for place in range(len(text))]]
 
 
+@given(st.lists(st.integers(0, len(HEX) - 1), min_size=1, max_size=7))
+def test_the_ids_that_are_shown_number_the_ends_of_numbers_as_the_model_does(tokens: list[int]):
+    positions = Positions("coupled", 4, 8, CLOSING, std=1.0, closing=True).eval()
+    found = shown.block_ids(np.array([tokens]), HEX.digit_ids, CLOSING.closing_ids)
+    assert numbered(positions, "".join(HEX.symbols[token] for token in tokens)) == found[0].tolist()
+
+
 @given(st.lists(st.integers(0, len(HEX) - 1), min_size=1, max_size=30))
 def test_the_ids_that_are_shown_are_the_ids_that_the_model_uses(tokens: list[int]):
     digit_V = Positions("block", 4, 40, CONTEXT, std=1.0).digit_V
