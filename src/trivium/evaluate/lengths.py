@@ -14,7 +14,7 @@ from trivium.evaluate.config import EvaluateConfig
 from trivium.evaluate.statistics import rate
 from trivium.generate.engine import evaluating, generate, longest_input
 from trivium.generate.sampling import device_of
-from trivium.model.base import LanguageModel
+from trivium.model.base import Decoding, LanguageModel
 from trivium.tasks.base import ANSWER, CHAIN, Batch, Example, Split, Task
 
 
@@ -83,6 +83,26 @@ def _solved(model: LanguageModel, task: Task, split: Split, indices: np.ndarray)
     return _answers_right(model, task, task.examples(split, indices), len(indices))
 
 
+def sized_by_pair(task: Task, lengths: Sequence[int], decoding: Decoding, room: int) -> Iterator[tuple[str, Task]]:
+    """Yield the name `AxB` and the task of each pair of `lengths`, first numbers in the outer loop.
+
+    Raises UserError for lengths that the task, its decoding or a model that reads `room` tokens has no place for.
+    """
+    for first in lengths:
+        for second in lengths:
+            try:
+                sized = task.at_pair(first, second)
+                decoding.check(sized)
+            except UserError as error:
+                raise UserError(f"evaluate.pairs: {first}x{second}: {error}") from None
+            if sized.max_length - 1 > room:
+                raise UserError(
+                    f"evaluate.pairs: {first}x{second}: problems of {sized.max_length - 1} tokens, the model reads at "
+                    f"most {room}"
+                )
+            yield f"{first}x{second}", sized
+
+
 def _answers_right(model: LanguageModel, task: Task, examples: Sequence[Example], batch: int) -> Iterator[bool]:
     alphabet = task.alphabet
     generations = generate(
@@ -106,25 +126,12 @@ def scores_by_pair(
     """
     if not config.pairs:
         return {}
-    room = longest_input(model)
     names: list[str] = []
     examples: list[Example] = []
-    for first in config.pairs:
-        for second in config.pairs:
-            try:
-                sized = task.at_pair(first, second)
-                model.decoding.check(sized)
-                indices = sized.distinct(split, config.pair_examples)
-            except UserError as error:
-                raise UserError(f"evaluate.pairs: {first}x{second}: {error}") from None
-            if sized.max_length - 1 > room:
-                raise UserError(
-                    f"evaluate.pairs: {first}x{second}: problems of {sized.max_length - 1} tokens, the model reads at "
-                    f"most {room}"
-                )
-            found = sized.examples(split, indices)
-            names += [f"{first}x{second}"] * len(found)
-            examples += found
+    for name, sized in sized_by_pair(task, config.pairs, model.decoding, longest_input(model)):
+        found = sized.examples(split, sized.distinct(split, config.pair_examples))
+        names += [name] * len(found)
+        examples += found
     right: dict[str, list[int]] = {name: [0, 0] for name in names}
     for name, solved in zip(names, _answers_right(model, task, examples, config.batch), strict=True):
         right[name][0] += solved

@@ -6,6 +6,7 @@ import numpy as np
 
 from trivium.config import UserError
 from trivium.data.stream import TrainStream
+from trivium.evaluate.lengths import sized_by_pair
 from trivium.evaluate.published import check_published
 from trivium.model.base import ModelContext
 from trivium.model.context import model_context
@@ -50,4 +51,6 @@ def prepare(config: RunConfig, processes: int = 1) -> Prepared:
     load_extras(config.track)
     curriculum = Curriculum(options.curriculum, task, options.eval_examples, options.chain_removal)
     objective = make_objective(options, task, config.model, processes, config.evaluate.longest)
+    for _, sized in sized_by_pair(task, config.evaluate.pairs, objective.decoding, context.max_length):
+        sized.example("test", 0)
     return Prepared(task, context, stream, length, validation_indices, curriculum, objective)
