@@ -35,12 +35,13 @@ def evaluate(
     """Generate an answer to each of `config.examples` distinct problems of `split` and check it.
 
     Returns plain data: {"task", "task_version", "split", "examples", "asked", "temperature", "exact_match", "errors",
-    "token_accuracy", "generated_tokens_per_problem", "by_tag", "by_length", "by_pair", "published", "chain", "samples"}.
-    A rate is a dict with Wilson's interval. "examples" is below "asked" when the split has fewer distinct problems.
-    "errors" bounds how often the model errs, see `errors_of`. "token_accuracy" is teacher-forced; `chain_loss` says
-    whether the chain's tokens count for it. "chain" is None without a chain. "by_length", "by_pair" and "published" have
-    the scores that `config` asks for, see `scores_by_length`, `scores_by_pair` and `scores_of_published`. The answers of
-    a task that labels what it reads are its labels, all read in one pass: no token is generated.
+    "token_accuracy", "generated_tokens_per_problem", "by_tag", "by_length", "by_pair", "published", "chain",
+    "samples"}. A rate is a dict with Wilson's interval. "examples" is below "asked" when the split has fewer distinct
+    problems. "errors" bounds how often the model errs, see `errors_of`. "token_accuracy" is teacher-forced;
+    `chain_loss` says whether the chain's tokens count for it. "chain" is None without a chain. "by_length", "by_pair"
+    and "published" have the scores that `config` asks for, see `scores_by_length`, `scores_by_pair` and
+    `scores_of_published`. The answers of a task that labels what it reads are its labels, all read in one pass: no
+    token is generated.
     """
     indices = task.distinct(split, config.examples, stage)
     examples = task.examples(split, indices, stage)
