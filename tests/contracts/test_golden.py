@@ -13,7 +13,7 @@ from trivium.model import block
 from trivium.model.base import ModelContext
 from trivium.model.decoder import DecoderConfig
 
-CONTEXT = ModelContext(vocab_size=14, max_length=13, digit_ids=tuple(range(10)))
+CONTEXT = ModelContext(vocab_size=14, max_length=13, digit_ids=tuple(range(10)), closing_ids=(10,))
 GOLDEN: dict[str, list[float]] = {
     "attention*2": [
         2.7639582,

@@ -10,6 +10,7 @@ from trivium.config import UserError, from_dict
 from trivium.data.stream import TrainStream
 from trivium.ops import dispatch
 from trivium.tasks.addition import AdditionConfig
+from trivium.tasks.base import ANSWER, CHAIN
 from trivium.train import loop
 from trivium.train.checkpoint import TENSORS, list_checkpoints
 from trivium.train.config import RunConfig
@@ -247,3 +248,17 @@ def test_a_model_learns(tmp_path):
     )
     result = train(config, tmp_path / "run")
     assert result["train_loss"] < 0.05
+
+
+def test_a_run_may_end_after_so_many_tokens_of_chains_and_answers(tmp_path):
+    config = tiny_config(task={"format": "column"}, steps=None, generated_tokens=900)
+    result = train(config, tmp_path)
+    task, counted = config.task.build(), []
+    for step in range(result["step"]):
+        regions = task.batch("train", 16 * step, 16).regions_BT
+        counted.append(int(((regions == CHAIN) | (regions == ANSWER)).sum()))
+    assert sum(counted[:-1]) < 900 <= sum(counted) == result["generated_tokens"]
+    assert result["tokens"] > result["generated_tokens"]
+    assert rows(tmp_path, "validation")[-1]["generated_tokens"] == result["generated_tokens"]
+    with pytest.raises(UserError, match="generated_tokens: given beside steps"):
+        tiny_config(generated_tokens=900)

@@ -10,8 +10,9 @@ from typing import Any
 from trivium.config import UserError
 from trivium.evaluate.chain import chain_scores
 from trivium.evaluate.config import EvaluateConfig
-from trivium.evaluate.lengths import scores_by_length
-from trivium.evaluate.statistics import rate
+from trivium.evaluate.lengths import scores_by_length, scores_by_pair
+from trivium.evaluate.published import scores_of_published
+from trivium.evaluate.statistics import errors_of, rate
 from trivium.evaluate.teacher import score_batches
 from trivium.generate.engine import check_length, generate, longest_input
 from trivium.generate.labels import read_labels
@@ -33,12 +34,14 @@ def evaluate(
 ) -> dict[str, Any]:
     """Generate an answer to each of `config.examples` distinct problems of `split` and check it.
 
-    Returns plain data: {"task", "task_version", "split", "examples", "asked", "temperature", "exact_match",
-    "token_accuracy", "generated_tokens_per_problem", "by_tag", "by_length", "chain", "samples"}. A rate is a dict with
-    Wilson's interval. "examples" is below "asked" when the split has fewer distinct problems. "token_accuracy" is
-    teacher-forced; `chain_loss` says whether the chain's tokens count for it. "chain" is None without a chain.
-    "by_length" has the scores at each of `config.lengths`, see `scores_by_length`. The answers of a task that labels
-    what it reads are its labels, all read in one pass: no token is generated.
+    Returns plain data: {"task", "task_version", "split", "examples", "asked", "temperature", "exact_match", "errors",
+    "token_accuracy", "generated_tokens_per_problem", "by_tag", "by_length", "by_pair", "published", "chain",
+    "samples"}. A rate is a dict with Wilson's interval. "examples" is below "asked" when the split has fewer distinct
+    problems. "errors" bounds how often the model errs, see `errors_of`. "token_accuracy" is teacher-forced;
+    `chain_loss` says whether the chain's tokens count for it. "chain" is None without a chain. "by_length", "by_pair"
+    and "published" have the scores that `config` asks for, see `scores_by_length`, `scores_by_pair` and
+    `scores_of_published`. The answers of a task that labels what it reads are its labels, all read in one pass: no
+    token is generated.
     """
     indices = task.distinct(split, config.examples, stage)
     examples = task.examples(split, indices, stage)
@@ -49,6 +52,8 @@ def evaluate(
     head = {"split": split, "examples": len(examples), "asked": config.examples}
     scores = _scores(model, task, examples, batches, config, head, temperature, seed, chain_loss)
     scores["by_length"] = scores_by_length(model, task, config, split=split, chain_loss=chain_loss)
+    scores["by_pair"] = scores_by_pair(model, task, config, split=split)
+    scores["published"] = scores_of_published(model, task, config.published, batch=config.batch)
     return scores
 
 
@@ -108,10 +113,13 @@ def _scores(
         **head,
         "temperature": temperature,
         "exact_match": rate(sum(correct), len(correct)),
+        "errors": errors_of(len(correct) - sum(correct), len(correct)),
         "token_accuracy": forced["token_accuracy"],
         "generated_tokens_per_problem": generated / len(examples),
         "by_tag": _by_tag(examples, correct),
         "by_length": {},
+        "by_pair": {},
+        "published": {},
         "chain": chain_scores(model, task, examples, texts, batch=config.batch),
         "samples": _samples(examples, texts, verdicts, config.samples),
     }

@@ -20,13 +20,14 @@ MODELS = Registry("model", "trivium.model")
 
 @dataclass(frozen=True)
 class ModelContext:
-    """What a task tells the model: vocabulary size, the longest sequence in tokens, which ids are digits, and whether
-    every number is written least significant digit first."""
+    """What a task tells the model: vocabulary size, the longest sequence in tokens, which ids are digits, whether every
+    number is written least significant digit first, and which ids end a number of the prompt (but not the last)."""
 
     vocab_size: int
     max_length: int
     digit_ids: tuple[int, ...] = ()
     least_first: bool = False
+    closing_ids: tuple[int, ...] = ()
     backends: Mapping[str, str] = field(default_factory=dict)
 
 
