@@ -4,8 +4,10 @@ Shapes: B rows, T tokens, D width of the residual stream.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -65,13 +67,20 @@ def block_params(config: BlockConfig) -> int:
 class Block(nn.Module):
     """Norm, mixer, norm, feed-forward; each half adds to the residual stream."""
 
-    def __init__(self, config: BlockConfig, mixer: Mixer, std: float, output_std: float, gelu: str = "auto"):
+    def __init__(
+        self,
+        config: BlockConfig,
+        mixer: Mixer,
+        std: float,
+        output_std: float,
+        backend: Callable[[str], str] = lambda operator: "auto",
+    ):
         super().__init__()
         self.norm1 = make_norm(config.norm, config.width)
         self.mixer = mixer
         self.norm2 = make_norm(config.norm, config.width)
         self.feedforward = FeedForward(
-            config.feedforward, config.width, config.hidden_width, std, output_std, backend=gelu
+            config.feedforward, config.width, config.hidden_width, std, output_std, backend=backend
         )
         self.dropout = config.dropout
 
@@ -91,6 +100,10 @@ class Block(nn.Module):
         (x_ND, state) comes back.
         """
         kept: dict[str, Any] = {"lengths_B": lengths_B, "documents_BT": documents_BT, "positions_BT": positions_BT}
+        alone = wanted_N is not None and state is None
+        if not (torch.is_grad_enabled() or (self.dropout and self.training) or alone or keep is not None):
+            x_BTD, state = self.mixer.add_to(x_BTD, self.norm1, state, wanted_N=wanted_N, **kept)
+            return self.feedforward.add_to(x_BTD, self.norm2), state
         if wanted_N is not None and state is None:
             y_BTD = self.mixer.at(self.norm1(x_BTD), wanted_N, **kept)
             x_BTD = x_BTD.flatten(0, 1).index_select(0, wanted_N)
@@ -116,7 +129,7 @@ def make_blocks(
     built = [_make_mixer(mixer, context) for mixer in mixers]
     for mixer in built:
         mixer.out.weight.data.mul_(shrink)
-    return nn.ModuleList(Block(config, mixer, std, std * shrink, context.backend("gelu")) for mixer in built)
+    return nn.ModuleList(Block(config, mixer, std, std * shrink, context.backend) for mixer in built)
 
 
 def _make_mixer(config: MixerConfig, context: MixerContext) -> Mixer:

@@ -1,10 +1,12 @@
 """The position-wise half of a block. Shapes: (..., D) in and out, F the hidden width."""
 
+from collections.abc import Callable
 from typing import Literal
 
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trivium.ops.fused_linear import linear_add, norm_linear
 from trivium.ops.gelu import gelu
 
 FeedForwardKind = Literal["gelu", "gelu_new", "swiglu"]
@@ -30,14 +32,23 @@ def flops_per_token(kind: FeedForwardKind, width: int, ff_width: int) -> int:
 class FeedForward(nn.Module):
     """Two linear maps around GELU (exact, or "gelu_new", GPT-2's tanh form), or SwiGLU (arXiv 2002.05202).
 
-    `std` and `output_std` are the standard deviations that the two maps start with, `backend` that of operator gelu.
+    `std` and `output_std` are the standard deviations that the two maps start with, `backend` says which backend an
+    operator is to use.
     """
 
     def __init__(
-        self, kind: FeedForwardKind, width: int, ff_width: int, std: float, output_std: float, *, backend: str = "auto"
+        self,
+        kind: FeedForwardKind,
+        width: int,
+        ff_width: int,
+        std: float,
+        output_std: float,
+        *,
+        backend: Callable[[str], str] = lambda operator: "auto",
     ):
         super().__init__()
-        self.kind, self.backend = kind, backend
+        self.kind, self.backend = kind, backend("gelu")
+        self.norm_backend, self.add_backend = backend("norm_linear"), backend("linear_add")
         gated = kind == "swiglu"
         self.input = nn.Linear(width, 2 * ff_width if gated else ff_width, bias=not gated)
         self.output = nn.Linear(ff_width, width, bias=not gated)
@@ -54,3 +65,10 @@ class FeedForward(nn.Module):
         if self.kind == "gelu_new":
             return self.output(gelu(hidden, backend=self.backend))
         return self.output(functional.gelu(hidden))
+
+    def add_to(self, x: Tensor, norm: nn.Module) -> Tensor:
+        """Return x + self(norm(x)), without gradients."""
+        if self.kind == "swiglu" or self.backend != "auto":
+            return x + self(norm(x))
+        hidden = norm_linear(x, norm, self.input.weight, self.input.bias, self.kind, backend=self.norm_backend)
+        return linear_add(hidden, self.output.weight, self.output.bias, x, backend=self.add_backend)
