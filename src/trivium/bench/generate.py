@@ -179,8 +179,9 @@ def our_answers(setting: Setting, generator: Generator, prompts_BT: Tensor) -> n
 def check_tokens(setting: Setting, dtype: torch.dtype) -> dict[str, Any]:
     """Return how many of the checked answers agree; raise WrongResult where they part at no tie.
 
-    Leaves the models at `dtype`.
+    Leaves the models at `dtype`; the weights are of that precision from the start.
     """
+    setting = setting.to(dtype).to(torch.float32)
     count = CHECKED[setting.device.type]
     prompts_BT = setting.prompts_BT[:count]
     theirs_BN = their_answers(setting, prompts_BT)

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trivium.generate.captured import capture
+from trivium.generate.captured import capture, no_waiting
 from trivium.generate.sampling import device_of, sample, uniforms
 from trivium.mixers.cache import fixed_shapes, known_empty
 from trivium.model.base import LanguageModel
@@ -134,6 +134,7 @@ class FixedAnswers:
         self._done_B, self._all_done = zeros(rows, dtype=torch.bool), zeros(1, dtype=torch.bool)
         self._prompts: dict[int, tuple[Tensor, Tensor]] = {}
         self._graphs: dict[Hashable, Any] = {}
+        self._waiting: set[Hashable] = set()  # what no graph can be made of
         self._pool: Any = torch.cuda.graph_pool_handle() if mode == "graph" else None
 
     def __call__(self, prompts: Prompts) -> Found:
@@ -185,7 +186,7 @@ class FixedAnswers:
             self._take(logits_BRV)
 
         if self._streams_whole():
-            self._run(("prompt", tokens, ragged), read)
+            self._run(("prompt", tokens, ragged), read, repeatable=True)
         else:
             read()
 
@@ -218,18 +219,33 @@ class FixedAnswers:
             self._added_B *= self.per_pass
         torch.all(self._done_B, dim=0, keepdim=True, out=self._all_done)
 
-    def _run(self, key: Hashable, function: Callable[[], None]) -> None:
-        if self.mode == "fixed":
-            with fixed_shapes():
-                function()
+    def _run(self, key: Hashable, function: Callable[[], None], repeatable: bool = False) -> None:
+        """Run `function`, or what was captured of it; what waits for the device is `repeatable`, or cannot serve."""
+        if self.mode == "graph" and key in self._graphs:
+            self._graphs[key].replay()
             return
-        if key not in self._graphs:
+        with fixed_shapes():
             # The first time counts too: libraries load and kernels compile, and a graph repeats it from then on.
-            with fixed_shapes():
+            if self.mode == "graph" and key not in self._waiting and self._runs_through(key, function, repeatable):
+                self._graphs[key] = capture(function, self._pool)
+            elif self.mode == "fixed" or key in self._waiting:
                 function()
-            self._graphs[key] = capture(function, self._pool)
-            return
-        self._graphs[key].replay()
+
+    def _runs_through(self, key: Hashable, function: Callable[[], None], repeatable: bool) -> bool:
+        """Run `function` and say whether it can be captured; announce it, and run it again, where it cannot."""
+        if not repeatable:
+            function()
+            return True
+        try:
+            with no_waiting():
+                function()
+            return True
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            self._waiting.add(key)
+            _log.warning("prompts are read without a graph: %s", str(error).splitlines()[0])
+            return False
 
 
 class _Finished:

@@ -7,7 +7,9 @@ host's own count of tokens says that some row stands there; a mask keeps it from
 Shapes: B rows, V vocabulary.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+import warnings
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -139,6 +141,18 @@ class DecodeSteps:
         graph = capture(function, self._pool)
         self._added_B.copy_(kept_B)
         return graph
+
+
+@contextmanager
+def no_waiting() -> Iterator[None]:
+    """Raise RuntimeError where an operation waits for the device, which no graph can."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says that it does not find every such operation
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def capture(function: Callable[[], None], pool: Any) -> torch.cuda.CUDAGraph:
