@@ -3,7 +3,8 @@
 A model whose logits at place t are those of token t + R gives R tokens a pass: behind a prompt of P tokens the first is
 read at place P - R, while the prompt is still being read. With R = 1 this is ordinary decoding.
 
-`EagerAnswers` drops rows that have ended once they are half of those held. `FixedAnswers` keeps all tensors and, on a
+`EagerAnswers` reads what prompts have in common once, and drops rows that have ended once they are half of those held.
+`FixedAnswers` keeps all tensors and, on a
 CUDA device, replays a graph of each pass with its choice: rows that have ended stand still in it, and that all have is
 seen late, when the device happens to have said so, never by waiting for it.
 
@@ -28,6 +29,7 @@ from trivium.model.base import LanguageModel
 
 LOOK_EVERY = 4  # passes between questions whether every row has ended
 AHEAD = 4  # such questions that may be open
+STOP = 64  # tokens whose reading costs what another pass and the copying of states do
 
 _log = logging.getLogger("trivium")
 
@@ -83,8 +85,8 @@ class EagerAnswers:
         shares_BN = torch.zeros(tokens_BN.shape, dtype=torch.float64, device=device) if wanted.probabilities else None
         slots_A, budgets_A = torch.arange(rows, device=device), torch.from_numpy(prompts.budgets_B).to(device)
         lengths_B = torch.from_numpy(prompts.lengths_B).to(device) if prompts.ragged else None
-        state = model.init_state(rows, max_length=room_needed(prompts.lengths_B, prompts.budgets_B, per_pass))
-        logits_ARV, state = model.last(prompts.tokens_BT.to(device), state, lengths_B, per_pass)
+        room = room_needed(prompts.lengths_B, prompts.budgets_B, per_pass)
+        logits_ARV, state = _read_shared(model, prompts, lengths_B, room, device)
         done_A = budgets_A < 1
         for start in range(0, num_passes * per_pass, per_pass):
             columns = slice(start, start + per_pass)
@@ -105,6 +107,51 @@ class EagerAnswers:
             added_A = (~done_A).long() * per_pass if num_done else None
             logits_ARV, state = model(chosen_AR, state, lengths_B=added_A)
         return tokens_BN, shares_BN
+
+
+def _read_shared(
+    model: LanguageModel, prompts: Prompts, lengths_B: Tensor | None, room: int, device: torch.device
+) -> tuple[Tensor, Any]:
+    """Return (logits_BRV, state) behind the prompts, whose common beginnings are read once and copied."""
+    tokens_BT, per_pass = prompts.tokens_BT.to(device), model.decoding.shift + 1
+    state, held_B, begin = None, None, 0
+    for end in shared_cuts(prompts, per_pass):
+        # The rows of the state are the distinct beginnings of `begin` tokens, `held_B` says which is whose.
+        _, first_U, index_B = np.unique(
+            prompts.tokens_BT[:, :end].cpu().numpy(), axis=0, return_index=True, return_inverse=True
+        )
+        state = _continued(model, state, held_B, torch.from_numpy(first_U).to(device), room)
+        _, state = model(tokens_BT[first_U, begin:end], state)
+        held_B, begin = torch.from_numpy(index_B.reshape(-1)).to(device), end
+    state = _continued(model, state, held_B, torch.arange(len(tokens_BT), device=device), room)
+    return model.last(tokens_BT[:, begin:], state, None if lengths_B is None else lengths_B - begin, per_pass)
+
+
+def _continued(model: LanguageModel, state: Any, held_B: Tensor | None, rows_U: Tensor, room: int) -> Any:
+    if state is None or held_B is None:
+        return model.init_state(len(rows_U), max_length=room)
+    return state.select(held_B[rows_U])
+
+
+def shared_cuts(prompts: Prompts, per_pass: int) -> list[int]:
+    """Return after how many tokens the reading of prompts is to stop and their distinct beginnings be counted again.
+
+    Chosen are those places that leave the fewest tokens to be read, where a stop costs as much as STOP tokens. The last
+    R tokens of every row are read at once.
+    """
+    latest = int(prompts.lengths_B.min()) - per_pass
+    if len(prompts.lengths_B) < 2 or latest < 1:
+        return []
+    tokens_BT = prompts.tokens_BT.cpu().numpy()
+    distinct = [len(np.unique(tokens_BT[:, :end], axis=0)) for end in range(1, latest + 1)]
+    # cheapest[end]: (tokens read for the first `end` places, the stops before it)
+    cheapest: list[tuple[int, list[int]]] = [(0, [])]
+    for end, rows in enumerate(distinct, 1):
+        cheapest.append(
+            min((cost + (end - begin) * rows + STOP, [*stops, end]) for begin, (cost, stops) in enumerate(cheapest))
+        )
+    rest = [cost + len(tokens_BT) * (tokens_BT.shape[1] - begin) for begin, (cost, _) in enumerate(cheapest)]
+    return cheapest[int(np.argmin(rest))][1]
 
 
 class FixedAnswers:
@@ -174,7 +221,7 @@ class FixedAnswers:
 
         def read() -> None:
             for tensors in _by_dtype(self.state.tensors()):
-                torch._foreach_zero_(tensors)
+                torch._foreach_zero_(tensors)  # pyright: ignore[reportPrivateImportUsage]
             # A model that reads a prompt in pieces asks its state what the earlier ones left.
             with known_empty() if self._streams_whole() else nullcontext():
                 logits_BRV, self.state = self.model.last(

@@ -68,43 +68,51 @@ class Generator:
 
     def __call__(self, prompts: Sequence[Sequence[int]]) -> list[Generation]:
         """Continue each of `prompts`; results in the given order."""
-        lengths = np.array([len(prompt) for prompt in prompts], dtype=np.int64)
-        room = longest_input(self.model)
-        for length in (lengths.min(), lengths.max()) if len(lengths) else ():
-            check_length(int(length), room, least=self.model.decoding.shift + 1)
-        # Rows of like length side by side need no padding and end together.
-        order = np.argsort(lengths, kind="stable")
-        results: dict[int, Generation] = {}
-        if served_at_once(device_of(self.model)) and len(order):
-            self._answers(lengths, min(self.batch, len(order)))  # one state serves every batch
-        for start in range(0, len(order), self.batch):
-            chosen = order[start : start + self.batch]
-            tokens_BT = _pad([prompts[row] for row in chosen], self.wanted.end_id)
-            found = self.arrays(torch.from_numpy(tokens_BT), lengths[chosen], rows=chosen)
-            results.update(zip(chosen.tolist(), _listed(*found), strict=True))
-        return [results[row] for row in range(len(prompts))]
+        if not len(prompts):
+            return []
+        lengths_B = np.array([len(prompt) for prompt in prompts], dtype=np.int64)
+        self._check(lengths_B)  # before tokens are put into one tensor, where an empty prompt would have some
+        tokens_BT = np.full((len(prompts), int(lengths_B.max())), self.wanted.end_id, dtype=np.int64)
+        inside_BT = np.arange(tokens_BT.shape[1]) < lengths_B[:, None]
+        tokens_BT[inside_BT] = np.concatenate([np.asarray(prompt, dtype=np.int64) for prompt in prompts])
+        tokens_BN, counts_B, finished_B, shares_BN = self.arrays(torch.from_numpy(tokens_BT), lengths_B)
+        shares = [None] * len(tokens_BN) if shares_BN is None else shares_BN.tolist()
+        columns = zip(tokens_BN.tolist(), counts_B.tolist(), finished_B.tolist(), shares, strict=True)
+        return [
+            Generation(tokens[:count], share[:count] if share else None, finished)
+            for tokens, count, finished, share in columns
+        ]
 
     def arrays(
-        self, tokens_BT: Tensor, lengths_B: np.ndarray | None = None, *, rows: np.ndarray | None = None
+        self, tokens_BT: Tensor, lengths_B: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
         """Continue left-aligned prompts of `lengths_B` tokens (None: all T), `batch` side by side.
 
         Returns tokens (B, N) int64, how many of them each row has (B,), whether its end token is the last of these
-        (B,), and the model's own probabilities (B, N), if they are wanted. `rows` are the indices that samples depend
-        on (default: 0, 1, 2 ...).
+        (B,), and the model's own probabilities (B, N), if they are wanted.
         """
         model, whole, count = self.model, self.model.decoding.answer_tokens, len(tokens_BT)
         if lengths_B is None:
             lengths_B = np.full(count, tokens_BT.shape[1], dtype=np.int64)
-        budgets_B, rows_B = self._budgets(lengths_B), np.arange(count) if rows is None else rows
+        self._check(lengths_B)
+        budgets_B = self._budgets(lengths_B)
+        order_B = np.arange(count)
+        if count > self.batch:
+            # Rows of like length side by side need no padding and end together; like ones begin alike.
+            order_B = np.lexsort((*tokens_BT.cpu().numpy().T[::-1], lengths_B))
         at_once = served_at_once(device_of(model))
         answers = self._answers(lengths_B, min(self.batch, count)) if at_once else EagerAnswers(model, self.wanted)
         found: list[Found] = []
         with evaluating(model), torch.inference_mode():
             for start in range(0, count, self.batch):
-                part = slice(start, start + self.batch)
-                found.append(answers(Prompts(tokens_BT[part], *(x[part] for x in (lengths_B, budgets_B, rows_B)))))
-        tokens_BN, shares_BN = (_joined([each[index] for each in found], self.wanted.end_id) for index in (0, 1))
+                rows = order_B[start : start + self.batch]
+                tokens = tokens_BT if len(rows) == count else tokens_BT[torch.from_numpy(rows)]
+                tokens = tokens[:, : int(lengths_B[rows].max())]
+                found.append(answers(Prompts(tokens, lengths_B[rows], budgets_B[rows], rows)))
+        back_B = np.argsort(order_B)
+        tokens_BN, shares_BN = (
+            _joined([each[index] for each in found], self.wanted.end_id, back_B) for index in (0, 1)
+        )
         assert tokens_BN is not None
         if whole:
             return _with_end(tokens_BN, shares_BN, whole, self.max_new_tokens, self.wanted.end_id)
@@ -114,6 +122,12 @@ class Generator:
         counts_B = np.minimum(counts_B, budgets_B)
         finished_B = ended_BN[np.arange(len(counts_B)), counts_B - 1]
         return tokens_BN, counts_B, finished_B, shares_BN
+
+    def _check(self, lengths_B: np.ndarray) -> None:
+        """Raise UserError for prompts that the model cannot read."""
+        room = longest_input(self.model)
+        for length in (lengths_B.min(), lengths_B.max()):
+            check_length(int(length), room, least=self.model.decoding.shift + 1)
 
     def _budgets(self, lengths_B: np.ndarray) -> np.ndarray:
         """Return how many tokens each row may get: a pass fits when all that it reads does."""
@@ -176,33 +190,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _pad(prompts: list[Sequence[int]], pad_id: int) -> np.ndarray:
-    lengths_B = np.array([len(prompt) for prompt in prompts])
-    tokens_BT = np.full((len(prompts), int(lengths_B.max())), pad_id, dtype=np.int64)
-    inside_BT = np.arange(tokens_BT.shape[1]) < lengths_B[:, None]
-    tokens_BT[inside_BT] = np.concatenate([np.asarray(prompt, dtype=np.int64) for prompt in prompts])
-    return tokens_BT
-
-
-def _joined(parts: list[Tensor | None], end_id: int) -> np.ndarray | None:
-    """Return the parts below each other, each filled up on the right with end tokens."""
+def _joined(parts: list[Tensor | None], end_id: int, order: np.ndarray) -> np.ndarray | None:
+    """Return the rows of the parts in an order, each part filled up on the right with end tokens."""
     arrays = [part.cpu().numpy() for part in parts if part is not None]
     if not arrays:
         return None
     width = max(array.shape[1] for array in arrays)
     fill = [np.pad(x, ((0, 0), (0, width - x.shape[1])), constant_values=end_id) for x in arrays]
-    return fill[0] if len(fill) == 1 else np.concatenate(fill)
-
-
-def _listed(
-    tokens_BN: np.ndarray, counts_B: np.ndarray, finished_B: np.ndarray, shares_BN: np.ndarray | None
-) -> list[Generation]:
-    shares = [None] * len(tokens_BN) if shares_BN is None else shares_BN.tolist()
-    columns = zip(tokens_BN.tolist(), counts_B.tolist(), finished_B.tolist(), shares, strict=True)
-    return [
-        Generation(tokens[:count], share[:count] if share else None, finished)
-        for tokens, count, finished, share in columns
-    ]
+    return fill[0] if len(fill) == 1 else np.concatenate(fill)[order]
 
 
 def _with_end(

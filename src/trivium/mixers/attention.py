@@ -6,7 +6,6 @@ Shapes: B rows, T tokens, D width, H query heads, G key/value heads, K head widt
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -139,8 +138,13 @@ class Attention(Mixer):
     ) -> tuple[Tensor, AttentionState | None]:
         # A mixer made of this one has more to do, and so has one that others watch.
         if type(self).forward is not Attention.forward or self._forward_hooks or self._forward_pre_hooks:
-            options: dict[str, Any] = {"lengths_B": lengths_B, "documents_BT": documents_BT}
-            return super().add_to(x_BTD, norm, state, wanted_N=wanted_N, positions_BT=positions_BT, **options)
+            return super().add_to(
+                *(x_BTD, norm, state),
+                wanted_N=wanted_N,
+                lengths_B=lengths_B,
+                documents_BT=documents_BT,
+                positions_BT=positions_BT,
+            )
         heads_BTND = norm_linear(x_BTD, norm, self.qkv.weight, self.qkv.bias, backend=self.norm_backend)
         y_BTHK, state = self._mix(heads_BTND, state, lengths_B, documents_BT, positions_BT)
         y_BTD = y_BTHK.flatten(2)
@@ -264,7 +268,8 @@ class Attention(Mixer):
         elif tokens == 1 and not torch.is_grad_enabled():
             y_BHK = cached_step(
                 self._together(heads_BTHK, q_BTHK, k_BTGK, v_BTGK)[:, 0],
-                *rings,
+                state.keys_BCGK,
+                state.values_BCGK,
                 past_B,
                 added_B,
                 held=cache.held_slots(past_B, added_B, slots) if cache.cheap_to_look(past_B) else None,

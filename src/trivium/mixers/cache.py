@@ -116,14 +116,30 @@ def write(ring_BCHK: Tensor, new_BTHK: Tensor, length_B: Tensor, added_B: Tensor
     in_place = not torch.is_grad_enabled()
     if in_place and tokens == 1:
         return write_one(ring_BCHK, new_BTHK[:, 0], length_B, added_B)
-    if in_place and tokens <= slots and _empty.get():
-        ring_BCHK[:, :tokens] = new_BTHK  # what stands behind a row's own tokens is never read
+    first = _same_place(length_B, added_B, tokens, slots) if in_place else None
+    if first is not None:
+        ring_BCHK[:, first : first + tokens] = new_BTHK
         return ring_BCHK
     position_BC = slot_positions(length_B + (tokens if added_B is None else added_B), slots)
     source_BC = position_BC - length_B[:, None]
     index_BCHK = source_BC.clamp(min=0)[:, :, None, None].expand(-1, -1, *ring_BCHK.shape[2:])
     written_BCHK = torch.where((source_BC >= 0)[:, :, None, None], new_BTHK.gather(1, index_BCHK), ring_BCHK)
     return ring_BCHK.copy_(written_BCHK) if in_place else written_BCHK
+
+
+def _same_place(length_B: Tensor, added_B: Tensor | None, tokens: int, slots: int) -> int | None:
+    """Return the slot of the first new token if every row's new ones follow one another from there, else None.
+
+    Where all is known to be empty rows may be shorter than T: what is written behind their own tokens is never read.
+    """
+    if tokens > slots:
+        return None
+    if _empty.get():
+        return 0
+    if not cheap_to_look(length_B) or not length_B.numel():
+        return None
+    first, last = int(length_B.min()), int(length_B.max())
+    return first if first == last and first + tokens <= slots and added_B is None else None
 
 
 def advance(length_B: Tensor, added_B: Tensor | None, tokens: int) -> Tensor:

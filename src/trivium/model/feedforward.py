@@ -47,7 +47,8 @@ class FeedForward(nn.Module):
         backend: Callable[[str], str] = lambda operator: "auto",
     ):
         super().__init__()
-        self.kind, self.backend = kind, backend("gelu")
+        self.kind: FeedForwardKind = kind
+        self.backend = backend("gelu")
         self.norm_backend, self.add_backend = backend("norm_linear"), backend("linear_add")
         gated = kind == "swiglu"
         self.input = nn.Linear(width, 2 * ff_width if gated else ff_width, bias=not gated)

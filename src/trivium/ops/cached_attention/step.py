@@ -85,8 +85,16 @@ def _by_parts(
     return long.cached_attention(q_BHK, keys, values, count_B, backend=backend)
 
 
-def _reference(*arguments: Any) -> Tensor:
-    return _by_parts(*arguments[:-1], "reference")
+def _reference(
+    heads_BNK: Tensor,
+    keys_BSGK: Tensor,
+    values_BSGK: Tensor,
+    length_B: Tensor,
+    added_B: Tensor | None,
+    held: tuple[int, Tensor | None] | None,
+    backend: str,
+) -> Tensor:
+    return _by_parts(heads_BNK, keys_BSGK, values_BSGK, length_B, added_B, held, "reference")
 
 
 def _load_triton() -> Any:
