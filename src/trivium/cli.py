@@ -25,6 +25,10 @@ COMMANDS = {
     "data write": ("trivium.commands.data:write", "write a recipe's problems to JSONL files"),
     "report": ("trivium.commands.report:report", "draw report.html again from run or study folders"),
     "bench train": ("trivium.commands.bench:train", "time our training step beside transformers' Trainer"),
+    "bench generate": (
+        "trivium.commands.generate:generate",
+        "time our generation beside transformers' on the same weights",
+    ),
     "bench ops": ("trivium.commands.ops:ops", "time an operator's backends, forward and backward, and their memory"),
     "bench latency": (
         "trivium.commands.latency:latency",

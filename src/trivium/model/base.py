@@ -104,6 +104,15 @@ class Decoding:
         return batch.without_chain(self.chain_removed, pad_id).shifted(self.shift, self.answer_tokens is not None)
 
 
+def last_places(tokens_BT: Tensor, lengths_B: Tensor | None, count: int) -> Tensor:
+    """Return (B, R), where the last `count` tokens of each row lie in the flattened B*T."""
+    rows, tokens = tokens_BT.shape
+    device = tokens_BT.device
+    first_B1 = torch.arange(rows, device=device)[:, None] * tokens
+    ends_B1 = tokens if lengths_B is None else lengths_B[:, None]
+    return first_B1 + (ends_B1 - count + torch.arange(count, device=device)).clamp(min=0)
+
+
 class LanguageModel(nn.Module, ABC):
     """Token ids to logits. `config` and `context` rebuild it, and `decoding` says which tokens its logits are of."""
 
@@ -136,6 +145,15 @@ class LanguageModel(nn.Module, ABC):
         `wanted_N`, int64 places in the flattened B*T, asks for those logits alone: logits_NV comes back, equal to
         these rows of all. Training scores answers, and what it does not score it need not compute.
         """
+
+    def last(self, tokens_BT: Tensor, state: Any, lengths_B: Tensor | None, count: int = 1) -> tuple[Tensor, Any]:
+        """Return (logits_BRV, state), the logits at the last R = `count` new tokens of each row alone.
+
+        Of a row with fewer tokens they are any. Models override it that need not compute what the others read.
+        """
+        logits_BTV, state = self(tokens_BT, state, lengths_B=lengths_B)
+        places_BR = last_places(tokens_BT, lengths_B, count)
+        return logits_BTV.flatten(0, 1)[places_BR], state
 
     def step(self, tokens_B1: Tensor, state: Any, lengths_B: Tensor | None) -> tuple[Tensor, Any]:
         """Return (logits_B1V, state) after one token a row, leaving what `settle` does to it.

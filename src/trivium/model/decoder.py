@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from trivium.config import UserError, knob
 from trivium.mixers.base import MIXERS, MixerConfig, MixerContext, State
 from trivium.model import feedforward
-from trivium.model.base import MODELS, LanguageModel, ModelConfig, ModelContext
+from trivium.model.base import MODELS, LanguageModel, ModelConfig, ModelContext, last_places
 from trivium.model.block import (
     Block,
     Norm,
@@ -35,6 +35,7 @@ from trivium.model.experts import mixture_flops, mixture_params
 from trivium.model.feedforward import FeedForwardKind
 from trivium.model.layers import format_layers, parse_layers
 from trivium.model.positions import POSITION_BASE, RUNS, PositionKind, Positions, RunTable, embed, table_rows
+from trivium.ops.fused_linear import norm_linear
 
 # Sizes of published addition models (SPEC, section 4), and GPT-2 small. A preset fills what the recipe leaves out.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -296,6 +297,7 @@ class Decoder(LanguageModel):
         for index in config.identity:
             cast(Block, self.blocks[index]).start_as_identity()
         self.norm = make_norm(config.norm, config.width)
+        self.head_backend = config.mixer_context(context).backend("norm_linear")
         self.head = None if config.tied else nn.Linear(config.width, context.vocab_size, bias=False)
         if self.head is not None:
             nn.init.normal_(self.head.weight, std=std)
@@ -367,10 +369,18 @@ class Decoder(LanguageModel):
         head = self.embedding if self.head is None else self.head
         if hidden:
             return self.norm(x_BTD), head.weight
-        logits_BTV = functional.linear(self.norm(x_BTD), head.weight)
+        if torch.is_grad_enabled():
+            logits_BTV = functional.linear(self.norm(x_BTD), head.weight)
+        else:
+            logits_BTV = norm_linear(x_BTD, self.norm, head.weight, backend=self.head_backend)
         if state is None:
             return logits_BTV, None
         return logits_BTV, self._advance(state, mixer_states, tokens_BT.shape[1], lengths_B, run_B)
+
+    def last(self, tokens_BT: Tensor, state: Any, lengths_B: Tensor | None, count: int = 1) -> tuple[Tensor, Any]:
+        wanted_BR = last_places(tokens_BT, lengths_B, count)
+        logits_NV, state = self(tokens_BT, state, lengths_B=lengths_B, wanted_N=wanted_BR.flatten())
+        return logits_NV.unflatten(0, wanted_BR.shape), state
 
     def _advance(
         self, state: DecoderState, mixer_states: list[Any], count: int, lengths_B: Tensor | None, run_B: Tensor | None

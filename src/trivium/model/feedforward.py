@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trivium.ops.feedforward import feedforward
+from trivium.ops.fused_linear import linear_add, norm_linear
 from trivium.ops.linear import Linear
 
 FeedForwardKind = Literal["gelu", "gelu_new", "swiglu"]
@@ -33,7 +34,7 @@ class FeedForward(nn.Module):
     """Two linear maps around GELU (exact, or "gelu_new", GPT-2's tanh form), or SwiGLU (arXiv 2002.05202).
 
     `std` and `output_std` are the standard deviations that the two maps start with, `backends` those of the operators
-    feedforward, gelu and linear.
+    feedforward, gelu and linear, and of norm_linear and linear_add where no gradient is wanted.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class FeedForward(nn.Module):
         backends: Mapping[str, str] | None = None,
     ):
         super().__init__()
-        self.kind = kind
+        self.kind: FeedForwardKind = kind
         chosen = backends or {}
         products = chosen.get("linear", "auto")
         self.backends = {
@@ -54,6 +55,7 @@ class FeedForward(nn.Module):
             "gelu_backend": chosen.get("gelu", "auto"),
             "linear_backend": products,
         }
+        self.norm_backend, self.add_backend = chosen.get("norm_linear", "auto"), chosen.get("linear_add", "auto")
         gated = kind == "swiglu"
         self.input = Linear(width, 2 * ff_width if gated else ff_width, bias=not gated, backend=products)
         self.output = Linear(ff_width, width, bias=not gated, backend=products)
@@ -71,3 +73,10 @@ class FeedForward(nn.Module):
             gate, up = hidden.chunk(2, dim=-1)
             return self.output(functional.silu(gate) * up)
         return self.output(functional.gelu(hidden))
+
+    def add_to(self, x: Tensor, norm: nn.Module) -> Tensor:
+        """Return x + self(norm(x)), without gradients."""
+        if self.kind == "swiglu" or any(backend != "auto" for backend in self.backends.values()):
+            return x + self(norm(x))
+        hidden = norm_linear(x, norm, self.input.weight, self.input.bias, self.kind, backend=self.norm_backend)
+        return linear_add(hidden, self.output.weight, self.output.bias, x, backend=self.add_backend)
