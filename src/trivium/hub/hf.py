@@ -281,7 +281,8 @@ class TriviumForCausalLM(PreTrainedModel, GenerationMixin):
         # Weights start as `build` made them, and come whole from a folder; buffers that no file holds are filled here.
         with torch.no_grad():
             for name in module._non_persistent_buffers_set:  # such as the load of a mixture's experts: nothing yet
-                getattr(module, name).zero_()
+                if (buffer := getattr(module, name)) is not None:
+                    buffer.zero_()
             reset = getattr(module, "reset_buffers", None)
             if callable(reset):
                 reset()
