@@ -133,7 +133,10 @@ _backward = operators.Operator("simplicial_hopper_backward", _run_backward, oper
 
 
 def _gradients(ctx: Any, do: Tensor | None, dlse: Tensor | None) -> tuple[Tensor | None, ...]:
-    q, k_long, v_long, k_short, v_short, _, o, lse = ctx.saved_tensors
+    if do is None:
+        return (None,) * 10
+    saved = ctx.saved_tensors
+    q, k_long, v_long, k_short, v_short, _, o, lse = saved
     long, short, scale, _ = ctx.rest
     facts = {
         "deterministic": torch.are_deterministic_algorithms_enabled(),
@@ -142,8 +145,8 @@ def _gradients(ctx: Any, do: Tensor | None, dlse: Tensor | None) -> tuple[Tensor
         "window1": long,
         "window2": short,
     }
-    if do is None or hopper_support.refuses_backward(facts) is not None:
-        return triton_launch.gradients(ctx, do, dlse)
+    if hopper_support.refuses_backward(facts) is not None:
+        return triton_launch.gradients_of(do, saved, ctx.rest)
     found = _backward(do, q, k_long, v_long, k_short, v_short, o, lse, long, short, scale)
     return (*found, None, None, None, None, None)
 

@@ -4,6 +4,7 @@ Tile sizes follow from the shape alone, not from timing runs: the same call alwa
 a search. `tiles_for` holds what measurements on an H200 favoured.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -265,10 +266,13 @@ _backward = operators.Operator("simplicial_triton_backward", backward, operators
 
 def gradients(ctx: Any, do: Tensor | None, dlse: Tensor | None) -> tuple[Tensor | None, ...]:
     """Return the gradients of `forward`'s arguments, of which `remember` kept what is needed."""
-    if do is None:
-        return (None,) * 10
+    return (None,) * 10 if do is None else gradients_of(do, ctx.saved_tensors, ctx.rest)
+
+
+def gradients_of(do: Tensor, saved: Sequence[Tensor | None], rest: Sequence[Any]) -> tuple[Tensor | None, ...]:
+    """Return the gradients of `forward`'s arguments of what `remember` kept, which a checkpoint gives only once."""
     deterministic = torch.are_deterministic_algorithms_enabled()
-    return (*_backward(do, *ctx.saved_tensors, *ctx.rest, deterministic), None, None, None, None, None)
+    return (*_backward(do, *saved, *rest, deterministic), None, None, None, None, None)
 
 
 _forward = operators.Operator(
