@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from trivium.ops.simplicial.launches import aligned, launch
 from trivium.ops.simplicial.operators import Operator
 
 
@@ -73,3 +74,41 @@ def test_a_tensor_without_data_gets_the_shape_alone():
         assert product(fake, fake, 3).shape == (3, 4)
     outside = mode.from_tensor(torch.ones(3, 4))
     assert product(outside, outside, 3).shape == (3, 4)
+
+
+class _Kernel:
+    """A kernel that notes how it was launched, first by Triton, then at hand."""
+
+    arg_names = ("x", "y", "SIZE")
+
+    def __init__(self):
+        self.calls: list[tuple[str, tuple[int, ...], tuple[Any, ...]]] = []
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        def start(*arguments: Any, **options: Any) -> Any:
+            self.calls.append(("looked at", grid, arguments))
+            return _AtHand(self.calls)
+
+        return start
+
+
+class _AtHand:
+    def __init__(self, calls: list[tuple[str, tuple[int, ...], tuple[Any, ...]]]):
+        self._calls = calls
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        return lambda *arguments: self._calls.append(("at hand", grid, arguments))
+
+
+def test_the_second_launch_under_a_key_skips_the_look_at_arguments_and_another_key_does_not():
+    kernel = _Kernel()
+    for key in (("a",), ("a",), ("b",), None, None):
+        launch(kernel, key, (7,), 1, 2, constants={"SIZE": 16}, num_warps=4)
+    assert [how for how, _, _ in kernel.calls] == ["looked at", "at hand", "looked at", "looked at", "looked at"]
+    assert kernel.calls[1] == ("at hand", (7, 1, 1), (1, 2, 16))
+
+
+def test_addresses_that_are_no_multiple_of_16_are_told():
+    x = torch.zeros(64)
+    assert aligned(x, x[4:])
+    assert not aligned(x, x[1:])
