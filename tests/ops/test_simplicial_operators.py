@@ -8,7 +8,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from trivium.ops.simplicial.launches import aligned, launch
-from trivium.ops.simplicial.operators import Operator
+from trivium.ops.simplicial.operators import Operator, check_rows
 
 
 def _run(x: Tensor, y: Tensor, times: int) -> Tensor:
@@ -74,6 +74,12 @@ def test_a_tensor_without_data_gets_the_shape_alone():
         assert product(fake, fake, 3).shape == (3, 4)
     outside = mode.from_tensor(torch.ones(3, 4))
     assert product(outside, outside, 3).shape == (3, 4)
+
+
+def test_a_head_width_that_is_not_contiguous_is_refused_by_name():
+    good, turned = torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 4, 3).transpose(2, 3)
+    with pytest.raises(ValueError, match=r"k1: stride 3 of the head width; backend hopper needs 1: give k1\.contig"):
+        check_rows("hopper", q=good, k1=turned)
 
 
 class _Kernel:

@@ -93,10 +93,10 @@ def bench_kernels(
 
     A row is one shape, pass and backend or peer: "seconds" (median), "tflops", "share" of the product of matrices of
     `matrix`^2 (8192 on a GPU) in the same run, "peak_bytes" above the inputs, "relative_error"; or "not_run" and why. A
-    row of `sweep`, shapes that the fastest backend alone is timed at, has "sweep": True. A
-    decode row, whose shapes are `decoded`, has "times_floor" and "floor_seconds", the larger of its bytes over the
-    copy's rate and its FLOPs over the product's. Backends default to the kernels of this machine. Raises UserError for
-    a backend that is missing and WrongResult for one that is wrong.
+    row of `sweep`, shapes at which the fastest backend alone is timed, has "sweep": True. A decode row, whose shapes
+    are `decoded`, has "times_floor" and "floor_seconds", the larger of its bytes over the copy's rate and its FLOPs
+    over the product's. Backends default to the kernels of this machine. Raises UserError for a backend that is missing
+    and WrongResult for one that is wrong.
     """
     if form == "factorized":
         raise UserError("form: factorized has no kernel; allowed: trilinear, determinant")
