@@ -10,6 +10,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 
 from trivium.ops.simplicial import hopper_support, operators
+from trivium.ops.simplicial.launches import aligned, launch
 from trivium.ops.simplicial.operators import Operator, check_rows
 
 
@@ -137,3 +138,41 @@ def test_sizes_of_dynamic_shapes_choose_the_hopper_backward():
     assert answers[0] is None
     assert "rows (query heads" in str(answers[1])
     assert str(answers[2]).startswith("head width")
+
+
+class _Kernel:
+    """A kernel that notes how it was launched, first by Triton, then at hand."""
+
+    arg_names = ("x", "y", "SIZE")
+
+    def __init__(self):
+        self.calls: list[tuple[str, tuple[int, ...], tuple[Any, ...]]] = []
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        def start(*arguments: Any, **options: Any) -> Any:
+            self.calls.append(("looked at", grid, arguments))
+            return _AtHand(self.calls)
+
+        return start
+
+
+class _AtHand:
+    def __init__(self, calls: list[tuple[str, tuple[int, ...], tuple[Any, ...]]]):
+        self._calls = calls
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        return lambda *arguments: self._calls.append(("at hand", grid, arguments))
+
+
+def test_the_second_launch_under_a_key_skips_the_look_at_arguments_and_another_key_does_not():
+    kernel = _Kernel()
+    for key in (("a",), ("a",), ("b",), None, None):
+        launch(kernel, key, (7,), 1, 2, constants={"SIZE": 16}, num_warps=4)
+    assert [how for how, _, _ in kernel.calls] == ["looked at", "at hand", "looked at", "looked at", "looked at"]
+    assert kernel.calls[1] == ("at hand", (7, 1, 1), (1, 2, 16))
+
+
+def test_addresses_that_are_no_multiple_of_16_are_told():
+    x = torch.zeros(64)
+    assert aligned(x, x[4:])
+    assert not aligned(x, x[1:])
