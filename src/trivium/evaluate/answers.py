@@ -1,5 +1,6 @@
 """Score a model by the answers that it generates: every rate with its interval, sliced by the problems' tags."""
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -7,12 +8,14 @@ from itertools import compress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from trivium.config import UserError
 from trivium.evaluate.chain import chain_scores
 from trivium.evaluate.config import EvaluateConfig
 from trivium.evaluate.lengths import scores_by_length
 from trivium.evaluate.statistics import rate
-from trivium.evaluate.teacher import score_batches
+from trivium.evaluate.teacher import score_batches, teacher_forced
 from trivium.generate.engine import check_length, generate, longest_input
 from trivium.generate.labels import read_labels
 from trivium.model.base import LanguageModel
@@ -38,9 +41,12 @@ def evaluate(
     Wilson's interval. "examples" is below "asked" when the split has fewer distinct problems. "token_accuracy" is
     teacher-forced; `chain_loss` says whether the chain's tokens count for it. "chain" is None without a chain.
     "by_length" has the scores at each of `config.lengths`, see `scores_by_length`. The answers of a task that labels
-    what it reads are its labels, all read in one pass: no token is generated.
+    what it reads are its labels, all read in one pass: no token is generated. Of a task of mere text nothing is, see
+    `text_scores`.
     """
     indices = task.distinct(split, config.examples, stage)
+    if not task.checks_answers:
+        return text_scores(model, task, indices, config, split)
     examples = task.examples(split, indices, stage)
     batches = (
         task.gather(split, indices[start : start + config.batch], stage)
@@ -50,6 +56,34 @@ def evaluate(
     scores = _scores(model, task, examples, batches, config, head, temperature, seed, chain_loss)
     scores["by_length"] = scores_by_length(model, task, config, split=split, chain_loss=chain_loss)
     return scores
+
+
+def text_scores(
+    model: LanguageModel, task: Task, indices: np.ndarray, config: EvaluateConfig, split: Split
+) -> dict[str, Any]:
+    """Return what `evaluate` does for rows of a text: "loss" (nats a token) and "perplexity" over all their tokens.
+
+    A row matches exactly when the most probable token is right at every place. Documents are read as in training, and
+    the end symbols behind them count; `evaluate.perplexity` scores whole texts by other forms.
+    """
+    forced = teacher_forced(model, task, split, indices, batch=config.batch)
+    return {
+        "task": task.config.kind,
+        "task_version": task.version,
+        "split": split,
+        "examples": len(indices),
+        "asked": config.examples,
+        "temperature": 0.0,
+        "exact_match": rate(round(forced["exact_match"] * len(indices)), len(indices)),
+        "token_accuracy": forced["token_accuracy"],
+        "loss": forced["loss"],
+        "perplexity": math.exp(min(forced["loss"], 700.0)),
+        "generated_tokens_per_problem": 0.0,
+        "by_tag": {},
+        "by_length": {},
+        "chain": None,
+        "samples": {"right": [], "wrong": []},
+    }
 
 
 def evaluate_file(
