@@ -437,6 +437,7 @@ def test_scores_of_nothing_are_printed_as_such(capsys):
             "split": "test",
             "examples": 1,
             "exact_match": {"rate": 0.0, "low": 0.0, "high": 0.8, "successes": 0, "n": 1},
+            "errors": {"errors": 1, "n": 1, "upper": 1.0},
             "token_accuracy": 0.0,
             "generated_tokens_per_problem": 3.0,
             "by_tag": {},

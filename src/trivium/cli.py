@@ -27,6 +27,10 @@ COMMANDS = {
     "data tokenizer": ("trivium.commands.prepare:tokenizer", "train byte pairs on your own text"),
     "report": ("trivium.commands.report:report", "draw report.html again from run or study folders"),
     "bench train": ("trivium.commands.bench:train", "time our training step beside transformers' Trainer"),
+    "bench generate": (
+        "trivium.commands.generate:generate",
+        "time our generation beside transformers' on the same weights",
+    ),
     "bench ops": ("trivium.commands.ops:ops", "time an operator's backends, forward and backward, and their memory"),
     "bench latency": (
         "trivium.commands.latency:latency",

@@ -79,7 +79,9 @@ def test_peers_come_last_and_a_wrong_or_failing_one_is_told_and_not_timed():
         return simplicial_attention(*tensors, backend="torch", **windows)  # pyright: ignore[reportArgumentType]
 
     peers = {"right": right, "wrong": wrong, "failing": failing}
-    rows = bench(["torch"], peers=peers, passes=["forward", "decode"])["rows"]
+    rows = bench(["torch"], peers=peers, passes=["forward", "decode"], sweep=[SHAPE])["rows"]
+    assert [row.get("sweep", False) for row in rows] == [False, False, True, False, False, False]
+    del rows[2]
     assert [(row["backend"], row["pass"], row["peer"]) for row in rows] == [
         ("torch", "forward", False),
         ("torch", "decode", False),

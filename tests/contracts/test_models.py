@@ -13,7 +13,7 @@ from trivium.model.context import model_context
 from trivium.model.decoder import DecoderConfig
 from trivium.tasks.addition import AdditionConfig
 
-CONTEXT = ModelContext(vocab_size=14, max_length=13, digit_ids=tuple(range(10)))
+CONTEXT = ModelContext(vocab_size=14, max_length=13, digit_ids=tuple(range(10)), closing_ids=(10,))
 EXAMPLES = [example for name in MODELS.names() for example in MODELS.get(name).examples()]
 BEHAVIOURS = (
     checks.check_streaming,
@@ -70,7 +70,7 @@ def test_a_step_can_be_captured_since_it_never_waits_for_the_device(config: Mode
 def test_a_saved_model_comes_back_exactly(config: ModelConfig, tmp_path: Any):
     task_config = AdditionConfig(max_digits=2)
     context = model_context(task_config.build(), config)
-    context = ModelContext(context.vocab_size, 13, context.digit_ids)
+    context = ModelContext(context.vocab_size, 13, context.digit_ids, closing_ids=context.closing_ids)
     for dtype in (torch.float32, torch.float64):
         model = config.build(context).to(dtype)
         checks.check_save_and_load(model, task_config, tmp_path / str(dtype))

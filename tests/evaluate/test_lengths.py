@@ -11,6 +11,7 @@ from trivium.data.tokenizers import CharacterTokenizer
 from trivium.evaluate.answers import evaluate, evaluate_file
 from trivium.evaluate.config import EvaluateConfig
 from trivium.evaluate.lengths import scores_by_length
+from trivium.evaluate.published import check_published, scores_of_published
 from trivium.evaluate.statistics import rate
 from trivium.generate.chat import Chat, render
 from trivium.generate.labels import read_labels
@@ -152,3 +153,50 @@ def test_a_word_can_be_put_to_a_model_in_a_chat():
     assert render(reply).plain == "10011 11111\n  answer  11111  wrong: 11101 is right"
     with pytest.raises(UserError, match="read, not sampled"):
         Chat(tracker(TASK), CharacterTokenizer(TASK.alphabet), TASK, temperature=1.0)
+
+
+def test_a_map_scores_each_pair_of_lengths():
+    task = AdditionConfig(format="reversed", max_digits=3).build()
+
+    def script(history):
+        text = task.alphabet.decode(list(history))
+        if "=" not in text:
+            return 0
+        prompt = text[: text.index("=") + 1]
+        first, second = task.notation.read_prompt(prompt)[0]
+        wanted = task.alphabet.encode(task.example_of([first, second]).answer)
+        place = len(history) - len(prompt)
+        right = wanted[place] if place < len(wanted) else task.alphabet.end_id
+        return right if first < 1000 else task.alphabet.id_of("0")  # a first number of four digits is too much for it
+
+    model = ScriptedModel(script, len(task.alphabet), 30)
+    config = EvaluateConfig(examples=5, batch=7, pairs=(2, 4), pair_examples=6)
+    assert evaluate(model, task, config)["by_pair"] == {
+        "2x2": rate(6, 6),
+        "2x4": rate(6, 6),
+        "4x2": rate(0, 6),
+        "4x4": rate(0, 6),
+    }
+    with pytest.raises(UserError, match=r"evaluate.pairs: 2x12: problems of 2. tokens, the model reads at most 20"):
+        evaluate(ScriptedModel(script, len(task.alphabet), 20), task, EvaluateConfig(examples=5, pairs=(2, 12)))
+    with pytest.raises(UserError, match=r"evaluate.pairs: 3x3: .* have no two lengths"):
+        evaluate(tracker(TASK), TASK, EvaluateConfig(examples=5, pairs=(3,)))
+
+
+def test_a_published_test_is_scored_beside_the_tasks_own(monkeypatch):
+    task = AdditionConfig(format="reversed", max_digits=10, zero_pad=True).build()
+    whole = task.published
+    monkeypatch.setattr(task, "published", lambda name: whole(name)[:60])
+    answer = task.alphabet.encode("00000000000<end>")
+
+    def script(history):
+        place = len(history) - 22
+        return answer[place] if 0 <= place < len(answer) else task.alphabet.end_id
+
+    scores = scores_of_published(ScriptedModel(script, len(task.alphabet), 40), task, ["adderboard"], batch=25)
+    assert scores["adderboard"]["exact_match"] == rate(1, 60)  # 0 + 0
+    assert len(scores["adderboard"]["wrong"]) == 20
+    with pytest.raises(UserError, match=r"evaluate.published: no test set 'gsm'"):
+        check_published(task, ["gsm"], 40)
+    with pytest.raises(UserError, match=r"evaluate.published: adderboard: 33 tokens, the model reads at most 32"):
+        check_published(task, ["adderboard"], 32)

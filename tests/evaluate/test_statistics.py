@@ -3,7 +3,7 @@ import random
 
 import pytest
 
-from trivium.evaluate.statistics import mean_interval, rate, student_t, wilson
+from trivium.evaluate.statistics import errors_of, mean_interval, rate, student_t, wilson
 
 
 @pytest.mark.parametrize(
@@ -89,3 +89,21 @@ def test_a_confidence_outside_0_to_1_is_refused(confidence):
     for call in (lambda: wilson(1, 2, confidence), lambda: mean_interval([1, 2], confidence)):
         with pytest.raises(ValueError, match="confidence"):
             call()
+
+
+@pytest.mark.parametrize(
+    ("errors", "n", "upper"),
+    [(0, 1_000_000, 2.9957e-6), (0, 10, 0.258866), (1, 10, 0.394163), (5, 10, 0.777559), (10, 10, 1.0)],
+)
+def test_the_bound_of_rare_errors_is_the_exact_one(errors, n, upper):
+    # 1 - 0.05^(1/n) without errors; the others are Clopper and Pearson's upper ends of a 90 % interval.
+    found = errors_of(errors, n)
+    assert (found["errors"], found["n"]) == (errors, n)
+    assert found["upper"] == pytest.approx(upper, rel=1e-4)
+
+
+def test_the_bound_of_many_errors_is_near_their_rate_and_of_nothing_unknown():
+    assert 0.3 < errors_of(300_000, 1_000_000)["upper"] < 0.301
+    assert errors_of(0, 0)["upper"] is None
+    with pytest.raises(ValueError, match="3 errors of 2"):
+        errors_of(3, 2)

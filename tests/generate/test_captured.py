@@ -8,7 +8,7 @@ from torch import Tensor
 from trivium.generate.captured import DecodeSteps
 from trivium.generate.engine import generate
 from trivium.generate.sampling import Generation
-from trivium.mixers.base import MIXERS, State
+from trivium.mixers.base import MIXERS
 from trivium.model.base import ModelConfig, ModelContext
 from trivium.model.decoder import DecoderConfig
 from trivium.model.layers import format_layers
@@ -118,11 +118,8 @@ def check_generation(model: Any, mode: str, monkeypatch: pytest.MonkeyPatch) -> 
     end_id = end_early(model)
 
     def answers(mode: str, **options: Any) -> list[Generation]:
-        def steps(model: Any, state: State, lengths: Any) -> DecodeSteps:
-            return DecodeSteps(model, state, lengths, mode)  # type: ignore[arg-type]
-
         with monkeypatch.context() as patch:
-            patch.setattr("trivium.generate.engine.DecodeSteps", steps)
+            patch.setattr("trivium.generate.engine.served_at_once", lambda device: mode != "eager")
             return generate(model, asked, end_id=end_id, max_new_tokens=30, batch=3, **options)
 
     for options in ({}, {"temperature": 0.8, "seed": 3, "probabilities": True}):
@@ -136,7 +133,6 @@ def check_generation(model: Any, mode: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("name", ["attention 0", "prefix_scan 0"])
 def test_generation_by_fixed_steps_equals_generation_by_streaming(name: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("trivium.generate.engine.served_at_once", lambda device: True)
     check_generation(build(name), "fixed", monkeypatch)
 
 

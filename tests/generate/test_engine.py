@@ -170,7 +170,7 @@ def test_the_mode_of_every_module_is_put_back():
 
 @pytest.mark.parametrize("config", DecoderConfig.examples(), ids=lambda config: f"{config.layers}-{config.positions}")
 def test_a_decoder_streams_what_rereading_gives_in_unequal_batches(config):
-    context = ModelContext(vocab_size=12, max_length=24, digit_ids=tuple(range(1, 9)))
+    context = ModelContext(vocab_size=12, max_length=24, digit_ids=tuple(range(1, 9)), closing_ids=(9,))
     torch.manual_seed(1)
     model = config.build(context).double().eval()
     for parameter in model.parameters():
@@ -192,7 +192,7 @@ def test_a_decoder_streams_what_rereading_gives_in_unequal_batches(config):
 
 
 def test_a_model_that_has_generated_can_still_be_trained():
-    context = ModelContext(vocab_size=12, max_length=24, digit_ids=tuple(range(1, 9)))
+    context = ModelContext(vocab_size=12, max_length=24, digit_ids=tuple(range(1, 9)), closing_ids=(9,))
     for config in DecoderConfig.examples():
         model = config.build(context).train()
         generate(model, [[1, 2], [3]], end_id=END, max_new_tokens=5)

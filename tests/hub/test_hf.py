@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -17,7 +18,7 @@ from tests.hub import hf_checks as checks
 from tests.tasks.vocabularies import write_pair
 from trivium.config import UserError
 from trivium.hub import StateCache, TriviumForCausalLM, hf
-from trivium.model.base import MODELS, Decoding, LanguageModel, ModelConfig, ModelContext
+from trivium.model.base import MODELS, Decoding, LanguageModel, ModelConfig
 from trivium.model.card import MARK, training_record
 from trivium.model.context import model_context
 from trivium.model.decoder import DecoderConfig
@@ -37,7 +38,7 @@ def make(config: ModelConfig, folder: Path) -> LanguageModel:
     """Return a model whose norms and biases are not 1 and 0, saved to `folder`, with some room."""
     torch.manual_seed(0)
     context = model_context(TASK.build(), config)
-    model = config.build(ModelContext(context.vocab_size, 13, context.digit_ids, context.least_first)).eval()
+    model = config.build(replace(context, max_length=13)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))

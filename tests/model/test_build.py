@@ -37,7 +37,9 @@ def test_a_recipe_a_run_and_a_model_config_build_the_same_model():
 def test_the_context_is_the_tasks():
     task = TASK.build()
     context = model_context(task, MODEL)
-    assert context == ModelContext(len(task.alphabet), task.max_length, task.alphabet.digit_ids, task.least_first)
+    assert context == ModelContext(
+        len(task.alphabet), task.max_length, task.alphabet.digit_ids, task.least_first, (task.alphabet.id_of("+"),)
+    )
     longer = DecoderConfig(max_length=50)
     assert model_context(task, longer).max_length == 50
     assert longer.build(model_context(task, longer)).init_state(1).mixers[0].tensors()[1].shape[1] == 50

@@ -54,6 +54,13 @@ def test_ids_start_anew_at_each_packed_document(texts: list[str]):
     assert document_positions(starts_BT).tolist() == [[place for text in texts for place in range(len(text))]]
 
 
+@given(st.lists(st.integers(0, len(HEX) - 1), min_size=1, max_size=7))
+def test_the_ids_that_are_shown_number_the_ends_of_numbers_as_the_model_does(tokens: list[int]):
+    positions = Positions("coupled", 4, 8, CLOSING, std=1.0, closing=True).eval()
+    found = shown.block_ids(np.array([tokens]), HEX.digit_ids, CLOSING.closing_ids)
+    assert numbered(positions, "".join(HEX.symbols[token] for token in tokens)) == found[0].tolist()
+
+
 @given(st.lists(st.integers(0, len(HEX) - 1), min_size=1, max_size=30))
 def test_the_ids_that_are_shown_are_the_ids_that_the_model_uses(tokens: list[int]):
     digit_V = Positions("block", 4, 40, CONTEXT, std=1.0).digit_V
@@ -177,3 +184,63 @@ def test_coupled_ids_are_refused_where_numbers_begin_with_their_most_significant
 )
 def test_a_task_says_how_it_writes_numbers(config, least_first):
     assert model_context(config.build(), DecoderConfig()).least_first == least_first
+
+
+CLOSING = ModelContext(
+    vocab_size=len(HEX), max_length=8, digit_ids=HEX.digit_ids, least_first=True, closing_ids=(HEX.id_of("+"),)
+)
+
+
+def numbered(positions, text, **options):
+    """The ids of `text`, read off a table that holds them."""
+    with torch.no_grad():
+        positions.table.weight.copy_(torch.arange(positions.rows)[:, None].expand(-1, positions.width))
+    added, _, _ = positions(torch.tensor([HEX.encode(text)]), None, None, None, options.get("documents"), torch.float32)
+    return added[0, :, 0].long().tolist()
+
+
+def test_the_symbol_that_ends_a_number_has_the_id_of_its_next_digit():
+    positions = Positions("coupled", 4, 8, CLOSING, std=1.0, closing=True).eval()
+    assert numbered(positions, "12+345+") == [1, 2, 3, 1, 2, 3, 4]
+    assert numbered(positions, "+1++2") == [0, 1, 2, 0, 1]
+    # A document that begins with the symbol ends no number of the one before.
+    assert numbered(positions, "12+3", documents=torch.tensor([[0, 0, 1, 1]])) == [1, 2, 0, 1]
+    with pytest.raises(UserError, match=r"model.closing: this task says of no symbol"):
+        DecoderConfig(positions="coupled", closing=True).build(LEAST_FIRST)
+
+
+def test_ids_are_read_at_an_offset_of_their_own():
+    positions = Positions("coupled", 4, 8, CLOSING, std=1.0, block_offset=5, read_offset=3).eval()
+    assert numbered(positions, "12+3") == [4, 5, 3, 4]
+    block = Positions("block", 4, 8, CLOSING, std=1.0, block_offset=5, read_offset=3).eval()
+    assert numbered(block, "12+3") == [4, 5, 0, 4]
+    with pytest.raises(UserError, match="read_offset: 6 is not allowed; allowed: 0 to block_offset"):
+        DecoderConfig(positions="block", block_offset=5, read_offset=6)
+
+
+def test_sinusoids_of_ids_have_no_parameters_and_no_end():
+    options = {"positions": "coupled", "run_table": "sinusoidal", "position_base": 50.0}
+    config = DecoderConfig(width=16, heads=2, **options)
+    context = model_context(AdditionConfig(max_digits=3).build(), config, lengths=(30,))
+    model = config.build(context).eval()
+    assert config.num_params(context) == sum(parameter.numel() for parameter in model.parameters())
+    ids_BT = torch.tensor([[1, 2, 70]])
+    vectors = model.positions._sinusoid(ids_BT, torch.float64)[0]
+    turned = model.positions._sinusoid(ids_BT + 11, torch.float64)[0]
+    # How alike two places are depends on how far apart they are, not on where they stand.
+    torch.testing.assert_close(vectors @ vectors.T, turned @ turned.T)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"positions": "learned", "run_table": "sinusoidal"}, "run_table: given with learned positions"),
+        ({"positions": "rotary", "closing": True}, "closing: given with rotary positions"),
+        ({"positions": "block", "position_base": 50.0}, "position_base: 50.0 is not allowed"),
+        ({"positions": "sinusoidal", "position_base": 1.0}, "position_base: 1.0 is not allowed"),
+        ({"positions": "block", "run_table": "fixed"}, "run_table: 'fixed' is not allowed"),
+    ],
+)
+def test_options_of_positions_that_do_not_go_together_are_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        DecoderConfig(**options)

@@ -79,7 +79,7 @@ def check_registration(backend: str = "triton") -> None:
     rings, _ = draw([3, 9], width=4)
     q, k1, k2, v1, v2 = (x.nan_to_num() for x in rings if x is not None)
     lengths = torch.tensor([3, 9], device=DEVICE)
-    torch.library.opcheck(decode_launch._decode, (q, k1, v1, k2, v2, lengths, 5, 3, 0.5, 0))
+    torch.library.opcheck(decode_launch._decode.op, (q, k1, v1, k2, v2, lengths, 5, 3, 0.5, 0))
 
 
 def refusal(backend: str, **change: Any) -> str:

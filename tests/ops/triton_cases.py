@@ -203,10 +203,10 @@ def check_registration(documents: bool, form: str) -> None:
     a = draw(rows=2, tokens=5, heads=2, kv_heads=1, width=4, documents=documents)
     sign = {"trilinear": 0, "determinant": -1}[form]
     arguments = (a["q"], a["k1"], a["v1"], a["k2"], a["v2"], a["documents"], 3, 2, 0.5, sign)
-    torch.library.opcheck(triton_launch._forward, arguments)
+    torch.library.opcheck(triton_launch._forward.op, arguments)
     o, lse = triton_launch.forward(*(x.detach() if isinstance(x, Tensor) else x for x in arguments))  # pyright: ignore
     plain = [x.detach() if isinstance(x, Tensor) else x for x in arguments]
-    torch.library.opcheck(triton_launch._backward, (torch.ones_like(o), *plain[:6], o, lse, *plain[6:], False))
+    torch.library.opcheck(triton_launch._backward.op, (torch.ones_like(o), *plain[:6], o, lse, *plain[6:], False))
 
 
 def checkpointed_and_in_autocast() -> list[tuple[Tensor, Tensor]]:

@@ -11,6 +11,7 @@ from trivium.report.figures import (
     intervals,
     learning_curves,
     length_curves,
+    length_map,
     save,
     short_count,
     styles,
@@ -169,3 +170,23 @@ def test_ticks_of_tokens_do_not_collide(low, times):
     assert len(boxes) >= 2
     for one, other in pairwise(boxes):
         assert one.x1 < other.x0
+
+
+def test_a_map_writes_each_rate_rounded_down_and_bounds_what_was_trained():
+    rates = {(10, 10): 1.0, (10, 40): 0.9999, (40, 10): 0.0, (40, 40): None}
+    figure = length_map(rates, label="Right, %", names=("digits of a", "digits of b"), trained=20)
+    (axes,) = figure.axes
+    written = {text.get_position(): text.get_text() for text in axes.texts}
+    assert written == {(0, 0): "100", (0, 1): "99", (1, 0): "0"}
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["10", "40"]
+    assert axes.get_xlabel() == "digits of a"
+    (box,) = axes.patches
+    assert (box.get_width(), box.get_height()) == (1, 1)
+
+
+def test_labels_of_many_lengths_leave_each_other_room():
+    curve = Series("attention", styles(NAMES)["attention"], [*range(20, 201, 10), 500], [1.0] * 20)
+    (axes,) = length_curves([curve], label="Right").axes
+    ticks = axes.get_xticks().tolist()
+    assert ticks[-1] == 500
+    assert 4 < len(ticks) < 15

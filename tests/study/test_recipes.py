@@ -30,6 +30,47 @@ CHANGES = {
 }
 
 
+# Recipes of the arithmetic lab: what of each makes a run of a second, and the variant that is run.
+LAB = {
+    "addition_length": (
+        {"evaluate.lengths": [20, 22], "evaluate.pairs": [2, 22], "evaluate.pair_examples": 2},
+        "coupled",
+    ),
+    "addition_tiny": ({"model.width": 8, "train.batch": 8, "evaluate.published": []}, "p528"),
+    "addition_4digit": ({"train.batch": 16}, "whole"),
+    "chain_of_thought": ({"train.steps": None, "train.generated_tokens": 900}, "column"),
+    "chain_of_thought_multiplication": ({"train.steps": None, "train.generated_tokens": 900}, "chain"),
+    "multiplication": ({}, "internalised"),
+    "mixers_addition": ({}, "gru"),
+    "adder_base16": ({"model.preset": None, "model.layers": "attention*1"}, "two_tokens"),
+    "adder_chain_small": (
+        {"model.preset": None, "model.layers": "attention*1", "train.epochs": None, "task.train_examples": 100},
+        "rollout",
+    ),
+}
+
+
+def test_every_recipe_is_tried_here():
+    # The larger presets differ from the small one in nothing else.
+    others = {"quickstart", "adder_chain_medium", "adder_chain_large"}
+    assert {path.stem for path in RECIPES.glob("*.yaml")} == {*CHANGES, *LAB, *others}
+
+
+@pytest.mark.parametrize("name", ["adder_chain_medium", "adder_chain_large", *LAB])
+def test_a_recipe_of_the_lab_expands_to_matched_variants(name):
+    variants = expand(load_recipe(RECIPES / f"{name}.yaml"))
+    parameters = [variant.sizes["parameters"] for variant in variants if variant.match not in ("flops", "none")]
+    assert max(parameters, default=1) <= 1.01 * min(parameters, default=1)
+
+
+@pytest.mark.parametrize("name", LAB)
+def test_a_small_version_of_a_recipe_of_the_lab_trains(name, tmp_path):
+    changes, chosen = LAB[name]
+    recipe = load_recipe(RECIPES / f"{name}.yaml", SMALL | {"train.learning_rate": 1e-3} | changes)
+    variant = next(variant for variant in expand(recipe) if variant.name == chosen)
+    assert train(variant.run(0), tmp_path)["evaluation"]["exact_match"]["n"] == 4
+
+
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_recipe_expands_to_matched_variants(name):
     variants = expand(load_recipe(RECIPES / f"{name}.yaml"))

@@ -97,7 +97,7 @@ def test_results_hold_sizes_curves_scores_and_the_difference_to_the_baseline(ent
     local, attention = results["variants"]["local"], results["variants"]["attention"]
     assert results["baseline"] == "attention"
     assert local["relative"]["parameters"] == pytest.approx(1, abs=0.01)
-    assert local["sizes"]["state_bytes_per_token"] * 9 == local["sizes"]["state_bytes"]
+    assert local["sizes"]["state_bytes_per_token"] * local["sizes"]["length"] == local["sizes"]["state_bytes"]
     curve = local["seeds"]["1"]["curve"]
     assert len(curve["tokens"]) == len(curve["exact_match"]) == len(curve["loss"]) == 12
     assert local["exact_match"]["values"] == [seed["exact_match"]["rate"] for seed in local["seeds"].values()]

@@ -67,13 +67,13 @@ def test_a_window_that_covers_the_whole_sequence_is_no_control():
 
 
 def test_a_control_that_is_nearly_another_variant_is_told_with_how_near(caplog):
-    (note,) = nearly_equal(expand(recipe_of(FOUR)), 13)
+    (note,) = nearly_equal(expand(recipe_of(FOUR)))
     assert note == (
         "attention_flops is attention but for the width of its feed-forward: +1.0 % FLOPs per token, +1.0 % "
         "parameters. As a control it says little that attention does not."
     )
     costly = {**FOUR, "simplicial": {"model.layers": "attention*1 + simplicial(window1=13, window2=13)*1"}}
-    assert nearly_equal(expand(recipe_of(costly)), 13) == []
+    assert nearly_equal(expand(recipe_of(costly))) == []
 
 
 def test_two_names_for_one_model_are_refused():
@@ -167,3 +167,28 @@ def test_a_variant_may_be_another_kind_of_model_of_the_same_width_matched_like_t
 def test_a_kind_that_is_unknown_names_the_known_ones():
     with pytest.raises(UserError, match=r"unknown model 'prefix_scam'; did you mean 'prefix_scan'"):
         expand(recipe_of({"attention": {}, "scan": {"model.kind": "prefix_scam"}}))
+
+
+def test_variants_may_write_the_same_problems_in_other_ways():
+    formats = {"plain": {"task.format": "plain"}, "column": {"task.format": "column"}}
+    plain, column = expand(recipe_of(formats))
+    assert (plain.config.task.format, column.config.task.format) == ("plain", "column")
+    assert (plain.length, column.length) == (13, column.config.task.build().max_length)
+    assert column.sizes["parameters"] == pytest.approx(plain.sizes["parameters"], rel=0.01)
+    assert nearly_equal([plain, column]) == []
+
+
+@pytest.mark.parametrize("key", ["task.max_digits", "task.kind", "task.stratify"])
+def test_variants_may_not_have_other_problems(key):
+    with pytest.raises(UserError, match=rf"{key}: a variant may not change it, .* task.format, task.zero_pad"):
+        expand(recipe_of({"attention": {}, "other": {key: 1}}))
+
+
+def test_sizes_may_be_what_is_compared():
+    sizes = {"small": {"model.ff_width": 8}, "large": {"model.ff_width": 200}}
+    small, large = expand(recipe_of(sizes, match="none"))
+    assert (small.config.model.ff_width, large.config.model.ff_width) == (8, 200)
+    assert large.sizes["parameters"] > 2 * small.sizes["parameters"]
+    assert (small.match, large.match, large.to) == ("none", "none", None)
+    with pytest.raises(UserError, match="'small' and 'again' are the same"):
+        expand(recipe_of({**sizes, "again": {"model.ff_width": 8}}, match="none"))

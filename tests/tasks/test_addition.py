@@ -1,5 +1,7 @@
 """What a user of the addition task may give it, and how its answers are judged."""
 
+import random
+
 import numpy as np
 import pytest
 
@@ -28,6 +30,11 @@ from trivium.tasks.base import ANSWER, CHAIN, PROMPT, TASKS, Batch, TaskConfig
         ({"separator": "<end>"}, "separator: expected"),
         ({"separator": "<think>"}, "separator: expected"),
         ({"train_examples": 0}, "train_examples: expected"),
+        ({"align": True, "zero_pad": True}, "align: given beside zero_pad"),
+        ({"digits": (2,)}, "digits: expected 2 counts of 1 or more, got [2]"),
+        ({"digits": (2, 0)}, "digits: expected 2 counts"),
+        ({"digits": (2, 4)}, "digits: [2, 4] needs max_digits 4 or more"),
+        ({"digits": (2, 3), "stratify": "carry"}, "stratify uniform"),
         # One bit and one bit: three sums, too few for three splits.
         ({"base": 2, "max_digits": 1}, "split has 0 of the 3 sums"),
         # Nine numbers make 45 sums, and a stratum of those cannot fill three splits.
@@ -214,3 +221,30 @@ def test_distinct_stops_when_a_split_is_used_up():
     assert set.union(*per_split) == everything
     assert sum(map(len, per_split)) == len(everything)
     assert task.distinct("test", 1000).tolist() == super(type(task), task).distinct("test", 1000).tolist()
+
+
+def test_a_pair_of_lengths_gives_numbers_of_these_lengths():
+    for align in (False, True):
+        task = AdditionConfig(align=align, max_digits=20).build().at_pair(7, 3)
+        for example in task.examples("test", np.arange(50)):
+            assert [len(str(operand)) for operand in task.operands_of(example)] == [7, 3]
+    small = AdditionConfig(max_digits=5).build().at_pair(2, 1)
+    found = small.distinct("test", 1000)
+    assert 20 <= len(found) < 1000  # of 900 sums one in twenty
+    with pytest.raises(UserError, match="sums of 3 numbers have no two lengths"):
+        AdditionConfig(operands=3).build().at_pair(2, 2)
+
+
+def test_the_published_test_has_its_edges_and_the_pairs_of_its_seed():
+    task = AdditionConfig(max_digits=10, zero_pad=True).build()
+    examples = task.published("adderboard")
+    assert len(examples) == 10_010
+    assert task.operands_of(examples[4]) == [9_999_999_999] * 2
+    drawn = random.Random(2025)
+    assert [task.operands_of(example) for example in examples[10:13]] == [
+        [drawn.randint(0, 9_999_999_999) for _ in range(2)] for _ in range(3)
+    ]
+    with pytest.raises(UserError, match="no test set 'public'; allowed: adderboard"):
+        task.published("public")
+    with pytest.raises(UserError, match="two numbers of up to 10 digits, in base 10"):
+        AdditionConfig(max_digits=9).build().published("adderboard")

@@ -40,6 +40,10 @@ from trivium.tasks.addition_formats import digits_of, number_of
         ({"format": "reversed", "zero_pad": True}, (9, 21), "900+120=0300<end>"),
         ({"format": "delimited", "zero_pad": True, "operands": 12}, (1,) * 12, "+" + "100+" * 12 + "21000+"),
         ({"format": "column", "zero_pad": True, "max_digits": 2}, (3, 5), "03+05=<think>3+5=8 0+0=0</think>008<end>"),
+        ({"format": "reversed", "align": True}, (9, 21), "90+12=030<end>"),
+        ({"format": "reversed", "align": True}, (9, 1), "9+1=01<end>"),
+        ({"format": "plain", "align": True, "operands": 12}, (1,) * 11 + (95,), "01+" * 11 + "95=0106<end>"),
+        ({"format": "column", "align": True}, (3, 15), "03+15=<think>3+5=8 0+1=1</think>018<end>"),
         ({"format": "plain"}, (10**30, 1), f"{10**30}+1={10**30 + 1}<end>"),
     ],
 )
@@ -146,3 +150,10 @@ def test_what_is_rendered_is_read_back_and_verified(format, base, operands, zero
 @given(st.integers(2, 36), st.integers(0, 10**40))
 def test_digits_and_numbers_are_inverse(base, number):
     assert number_of(digits_of(number, base), base) == number
+
+
+@pytest.mark.parametrize("power", [1, 2, 3_000, 5_000])  # Python prints no number of 5,000 digits
+def test_decimal_digits_are_read_off_numbers_of_any_size(power):
+    assert digits_of(7 * 10**power + 1, 10) == [1, *[0] * (power - 1), 7]
+    for number in (0, 9, 10, 1203, 10**power + 7):
+        assert number_of(digits_of(number, 10), 10) == number

@@ -122,3 +122,9 @@ def test_wrong_configs_are_refused(changes):
 def test_people_read_the_most_significant_digit_first():
     task = MultiplicationConfig(chain=True).build()
     assert task.readable("<think>84+063(804)</think>804<end>") == "<think>48+360(408)</think>408<end>"
+
+
+def test_a_pair_of_lengths_gives_numbers_of_these_lengths():
+    task = MultiplicationConfig(max_length=4).build().at_pair(3, 2)
+    for example in task.examples("test", range(20)):
+        assert [len(str(number)) for number in task.operands_of(example.prompt)] == [3, 2]

@@ -10,6 +10,7 @@ from trivium.config import UserError, from_dict
 from trivium.data.stream import TrainStream
 from trivium.ops import dispatch
 from trivium.tasks.addition import AdditionConfig
+from trivium.tasks.base import ANSWER, CHAIN
 from trivium.train import loop
 from trivium.train.checkpoint import TENSORS, list_checkpoints
 from trivium.train.config import RunConfig
@@ -57,7 +58,7 @@ def test_runs_of_one_process_record_each_their_own_operators_and_why(tmp_path):
     layers = "simplicial(window1=4, window2=2)*1"
     models = [
         {"layers": layers},
-        {"layers": layers, "backends": {"simplicial": "reference"}},
+        {"layers": layers, "backends": {"simplicial": "reference", "adamw": "torch"}},
         {"layers": layers},  # chosen before, recorded again
         {"layers": "attention*1"},
     ]
@@ -66,10 +67,12 @@ def test_runs_of_one_process_record_each_their_own_operators_and_why(tmp_path):
         train(tiny_config(model, steps=1), tmp_path / str(number))
         records.append(json.loads((tmp_path / str(number) / "environment.json").read_text())["operators"])
     native = dispatch.backends("packed_attention")["native"] is None
-    expected = ["packed_attention"] if native else ["packed_attention", "attention"]
-    assert [list(record) for record in records] == [["simplicial"]] * 3 + [expected]
+    attention = {"packed_attention"} if native else {"packed_attention", "attention"}
+    everywhere = {"adamw", "add_norm", "linear", "norm_linear", "linear_add"}
+    assert [set(record) for record in records] == [everywhere | {"simplicial"}] * 3 + [everywhere | attention]
     assert [record["simplicial"]["backend"] for record in records[:3]] == ["torch", "reference", "torch"]
-    assert records[1]["simplicial"]["reason"] == "asked for by name"
+    assert records[1]["simplicial"]["reason"] == records[1]["adamw"]["reason"] == "asked for by name"
+    assert records[1]["adamw"]["backend"] == "torch"
     assert records[3]["packed_attention"]["backend"] == ("native" if native else "torch")
 
 
@@ -245,3 +248,17 @@ def test_a_model_learns(tmp_path):
     )
     result = train(config, tmp_path / "run")
     assert result["train_loss"] < 0.05
+
+
+def test_a_run_may_end_after_so_many_tokens_of_chains_and_answers(tmp_path):
+    config = tiny_config(task={"format": "column"}, steps=None, generated_tokens=900)
+    result = train(config, tmp_path)
+    task, counted = config.task.build(), []
+    for step in range(result["step"]):
+        regions = task.batch("train", 16 * step, 16).regions_BT
+        counted.append(int(((regions == CHAIN) | (regions == ANSWER)).sum()))
+    assert sum(counted[:-1]) < 900 <= sum(counted) == result["generated_tokens"]
+    assert result["tokens"] > result["generated_tokens"]
+    assert rows(tmp_path, "validation")[-1]["generated_tokens"] == result["generated_tokens"]
+    with pytest.raises(UserError, match="generated_tokens: given beside steps"):
+        tiny_config(generated_tokens=900)

@@ -2,7 +2,15 @@ import torch
 from torch import nn
 
 from trivium.train.config import TrainConfig
-from trivium.train.optim import build_optimizer, clip_gradients, decays, load_optimizer, optimizer_tensors
+from trivium.train.optim import (
+    OneCallAdamW,
+    build_optimizer,
+    clip_and_update,
+    clip_gradients,
+    decays,
+    load_optimizer,
+    optimizer_tensors,
+)
 
 
 class Tied(nn.Module):
@@ -71,3 +79,31 @@ def test_an_optimizer_put_back_from_named_tensors_takes_the_same_next_step():
     step(other, restored)
     for one, two in zip(model.parameters(), other.parameters(), strict=True):
         assert torch.equal(one, two)
+
+
+def test_clipping_and_update_in_one_call_are_pytorchs_and_keep_its_names():
+    states, weights = [], []
+    for kind in (OneCallAdamW, torch.optim.AdamW):
+        torch.manual_seed(0)
+        model = Tied()
+        groups = [{"params": list(model.parameters()), "weight_decay": 0.1}]
+        optimizer = kind(groups, lr=0.01, betas=(0.9, 0.98), fused=True)
+        for limit in (1e-3, 1e6, None):
+            model(torch.tensor([1, 2])).backward()
+            clip_and_update(optimizer, torch.amp.GradScaler("cpu", enabled=False), list(model.parameters()), limit)
+            optimizer.zero_grad()
+        states.append(optimizer_tensors(model, optimizer))
+        weights.append(dict(model.named_parameters()))
+    assert states[0].keys() == states[1].keys()
+    torch.testing.assert_close(states[0], states[1])
+    torch.testing.assert_close(weights[0], weights[1])
+
+
+def test_a_scaler_that_may_skip_a_step_has_it_skipped():
+    model = Tied()
+    optimizer = build_optimizer(model, TrainConfig())
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    scaler = torch.amp.GradScaler("cpu")
+    (scaler.scale(model(torch.tensor([1, 2]))) * torch.inf).backward()
+    clip_and_update(optimizer, scaler, list(model.parameters()), 1.0)
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())

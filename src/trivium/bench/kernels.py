@@ -84,6 +84,7 @@ def bench_kernels(
     passes: Sequence[str] = PASSES,
     form: str = "trilinear",
     peers: Mapping[str, Attention] | None = None,
+    sweep: Sequence[SimplicialShape] = (),
     device: str = "cuda",
     matrix: int | None = None,
     on_progress: Callable[[str], None] = lambda line: None,
@@ -92,9 +93,10 @@ def bench_kernels(
 
     A row is one shape, pass and backend or peer: "seconds" (median), "tflops", "share" of the product of matrices of
     `matrix`^2 (8192 on a GPU) in the same run, "peak_bytes" above the inputs, "relative_error"; or "not_run" and why. A
-    decode row, whose shapes are `decoded`, has "times_floor" and "floor_seconds", the larger of its bytes over the
-    copy's rate and its FLOPs over the product's. Backends default to the kernels of this machine. Raises UserError for
-    a backend that is missing and WrongResult for one that is wrong.
+    row of `sweep`, shapes at which the fastest backend alone is timed, has "sweep": True. A decode row, whose shapes
+    are `decoded`, has "times_floor" and "floor_seconds", the larger of its bytes over the copy's rate and its FLOPs
+    over the product's. Backends default to the kernels of this machine. Raises UserError for a backend that is missing
+    and WrongResult for one that is wrong.
     """
     if form == "factorized":
         raise UserError("form: factorized has no kernel; allowed: trilinear, determinant")
@@ -108,16 +110,18 @@ def bench_kernels(
     results |= {"matrix": matrix} | _ceilings(clock, device, dtype, matrix)
     rows: list[dict[str, Any]] = []
     results["rows"] = rows
+    whole = [kind for kind in passes if kind != "decode"]
+    jobs = [(name, None, False, kind, x) for name in chosen for kind in whole for x in shapes]
+    jobs += [(name, None, False, "decode", x) for name in chosen for x in decoded if "decode" in passes]
+    jobs += [(chosen[-1], None, True, kind, x) for kind in whole for x in sweep]
     # Peers come last: one that breaks the device's context takes no result of ours with it.
-    for name, peer in [*((name, None) for name in chosen), *(peers or {}).items()]:
-        for kind in passes:
-            for shape in decoded if kind == "decode" else shapes:
-                if kind == "decode" and peer is not None:
-                    continue
-                on_progress(f"{shape.name}: {kind}, {name}")
-                row = {"shape": shape.name, **asdict(shape), "pass": kind, "backend": name, "peer": peer is not None}
-                job = _Job(shape, name, peer, form, device, dtype)
-                rows.append(row | _with_shares(_measure(job, kind, clock), job, kind, results))
+    jobs += [(name, peer, False, kind, x) for name, peer in (peers or {}).items() for kind in whole for x in shapes]
+    for name, peer, swept, kind, shape in jobs:
+        on_progress(f"{shape.name}: {kind}, {name}")
+        row = {"shape": shape.name, **asdict(shape), "pass": kind, "backend": name, "peer": peer is not None}
+        row |= {"sweep": True} if swept else {}
+        job = _Job(shape, name, peer, form, device, dtype)
+        rows.append(row | _with_shares(_measure(job, kind, clock), job, kind, results))
     return results
 
 

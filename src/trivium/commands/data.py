@@ -38,7 +38,8 @@ def show(arguments: Sequence[str]) -> None:
     )
     task = recipe.task.build()
     model_context(task, recipe.model, recipe.evaluate.lengths)  # refuses a position scheme that the task has no ids for
-    positions = "block" if getattr(recipe.model, "positions", None) in RUNS else "token"
+    numbered = "closing" if getattr(recipe.model, "closing", False) else "block"
+    positions = numbered if getattr(recipe.model, "positions", None) in RUNS else "token"
     chain_loss = recipe.train.chain_loss
     if options.expression is not None:
         shown = [show_expression(task, options.expression, positions=positions, chain_loss=chain_loss)]

@@ -18,7 +18,9 @@ from trivium.config import UserError
 from trivium.evaluate.answers import evaluate as evaluate_split
 from trivium.evaluate.answers import evaluate_file
 from trivium.evaluate.config import EvaluateConfig
+from trivium.evaluate.published import check_published
 from trivium.evaluate.trace import Trace, save_trace, trace
+from trivium.generate.engine import longest_input
 from trivium.model.base import LanguageModel
 from trivium.report.tables import length_tables, to_rich
 from trivium.tasks.base import Split, Task
@@ -45,6 +47,10 @@ class EvalOptions:
     """Rows generated side by side."""
     lengths: tuple[int, ...] = ()
     """Lengths, also beyond those of training, to score the model at one by one; the model must be able to read them."""
+    pairs: tuple[int, ...] = ()
+    """Lengths of either of a problem's two numbers, to score the model at each pair of them."""
+    published: tuple[str, ...] = ()
+    """Published test sets of the task to score as well, such as adderboard."""
     trace: bool = False
     """Store what the model looked at in the first of these problems in the run's folder, as traces/*.safetensors."""
     json: bool = False
@@ -56,13 +62,24 @@ def evaluate(arguments: Sequence[str]) -> None:
     options = parse(EvalOptions, arguments, "trivium eval", "Score a trained run.")
     if options.temperature < 0:
         raise UserError(f"--temperature: expected 0 or more, got {options.temperature}")
-    config = replace(EvaluateConfig(), examples=options.examples, batch=options.batch, lengths=options.lengths)
+    config = replace(
+        EvaluateConfig(),
+        examples=options.examples,
+        batch=options.batch,
+        lengths=options.lengths,
+        pairs=options.pairs,
+        published=options.published,
+    )
     announce()
     if options.trace and options.data is not None:
         raise UserError("--trace: given beside --data; it stores problems of a split")
-    if options.lengths and options.data is not None:
-        raise UserError("--lengths: given beside --data, whose problems have the lengths that they have")
+    for name in ("lengths", "pairs"):
+        if getattr(options, name) and options.data is not None:
+            raise UserError(f"--{name}: given beside --data, whose problems have the lengths that they have")
+    if options.published and options.data is not None:
+        raise UserError("--published: given beside --data; it is scored beside a split of the task")
     model, _, task = load(options.run)
+    check_published(task, options.published, longest_input(model))
     # What cannot be traced is refused before anything is scored.
     traced = traces(model, task, options.split, options.examples) if options.trace else {}
     with torch.inference_mode():
@@ -107,6 +124,15 @@ def show(scores: dict[str, Any]) -> None:
     console.print(table)
     for by_length in length_tables({scores["task"]: scores.get("by_length") or {}}):
         console.print(to_rich(by_length))
+    for name, found in (scores.get("published") or {}).items():
+        match = found["exact_match"]
+        console.print(f"published test {name}: {match['successes']:,} of {match['n']:,} right")
+    for pair, rate in (scores.get("by_pair") or {}).items():
+        console.print(f"{pair}: {rate['successes']} of {rate['n']} right")
+    errors = scores["errors"]
+    console.print(
+        f"errors: {errors['errors']:,} of {errors['n']:,}; with 95 % confidence at most {errors['upper']:.2g}"
+    )
     console.print(f"token accuracy, teacher forced: {scores['token_accuracy']:.2%}")
     console.print(f"generated tokens a problem: {scores['generated_tokens_per_problem']:.1f}")
     for name, rate in (scores["chain"] or {}).items():

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from trivium.bench.kernels import DECODED, SWEEP, TARGETS, bench_kernels, kernels_at_hand, load_peer, peers_at_hand
+from trivium.bench.kernels import DECODED, SWEEP, TARGETS, bench_kernels, load_peer, peers_at_hand
 from trivium.bench.ops import SimplicialShape
 from trivium.registry import UserError
 
@@ -31,12 +31,9 @@ def measure_kernels(
         backends or None,
         decoded=DECODED if shape is None else [shape],
         peers=peers_at_hand() | theirs,
+        sweep=SWEEP if sweep else (),
         **settings,
     )
-    if sweep:
-        settings["passes"] = [kind for kind in settings["passes"] if kind != "decode"]
-        more = bench_kernels(SWEEP, backends or kernels_at_hand(settings["device"])[-1:], **settings)
-        results["rows"] += [row | {"sweep": True} for row in more["rows"]]
     return results | {"triton": version("triton") if find_spec("triton") else None}
 
 

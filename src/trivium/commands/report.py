@@ -24,7 +24,9 @@ class ReportOptions:
     panels: Path | None = None
     """With --expression: folder for every map of that page as PNG and SVG."""
     figure: Path | None = None
-    """File (.svg or .png) for the learning curves of a study alone; give one study with it."""
+    """File (.svg or .png) for one picture of a study alone; give one study with it."""
+    picture: str | None = None
+    """With --figure: which picture, such as exact_match, exact_match_by_length or map_VARIANT."""
 
 
 def report(arguments: Sequence[str]) -> None:
@@ -34,6 +36,8 @@ def report(arguments: Sequence[str]) -> None:
         raise UserError("give at least one run folder, study folder or results.json")
     if options.figure is not None and len(options.paths) != 1:
         raise UserError(f"--figure: give one study with it, not {len(options.paths)} paths")
+    if options.picture is not None and options.figure is None:
+        raise UserError("--picture: give --figure with it")
     if options.expression is not None:
         if len(options.paths) != 1:
             raise UserError(f"--expression: give one run with it, not {len(options.paths)} paths")
@@ -53,7 +57,7 @@ def report(arguments: Sequence[str]) -> None:
         (path,) = options.paths
         results = read_results(path if path.is_file() else path / "results.json")
         options.figure.parent.mkdir(parents=True, exist_ok=True)
-        print(figure_for_readme(results, options.figure))
+        print(figure_for_readme(results, options.figure, options.picture))
 
 
 def show_expression(run: Path, expression: str, panels: Path | None) -> None:

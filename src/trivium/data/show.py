@@ -9,6 +9,7 @@ from trivium.config import UserError
 from trivium.data.positions import block_ids, token_ids
 from trivium.tasks.base import CHAIN, Example, Split, Task
 
+Shown = Literal["block", "closing", "token"]
 REGION_NAMES = ("prompt", "chain", "answer", "pad")
 
 
@@ -42,10 +43,9 @@ class ShownExample:
         return self.example.prompt + between + self.example.answer
 
 
-def show_example(
-    task: Task, example: Example, *, positions: Literal["block", "token"] = "block", chain_loss: bool = True
-) -> ShownExample:
-    """Return the tokens of one problem; `positions` names the ids: runs of digits, or places in the sequence."""
+def show_example(task: Task, example: Example, *, positions: Shown = "block", chain_loss: bool = True) -> ShownExample:
+    """Return the tokens of one problem; `positions` names the ids: of runs of digits, also of the symbols that end
+    a number of the prompt, or places in the sequence."""
     alphabet = task.alphabet
     targets: list[str | None]
     if task.labels:
@@ -58,7 +58,8 @@ def show_example(
         weights = [0.0, *task.encode(example)[2]] if ids else []
         targets = [None] * len(ids)
     array = np.array(ids, dtype=np.int64)
-    places = block_ids(array, alphabet.digit_ids) if positions == "block" else token_ids(array)
+    closing = tuple(map(alphabet.id_of, task.closing)) if positions == "closing" else ()
+    places = token_ids(array) if positions == "token" else block_ids(array, alphabet.digit_ids, closing)
     tokens = [
         ShownToken(
             text=alphabet.symbols[index],
@@ -79,7 +80,7 @@ def show_examples(
     split: Split,
     count: int,
     *,
-    positions: Literal["block", "token"] = "block",
+    positions: Shown = "block",
     chain_loss: bool = True,
 ) -> list[ShownExample]:
     """Return the first `count` problems of `split`, or all of a smaller one."""
@@ -93,7 +94,7 @@ def show_examples(
 
 
 def show_expression(
-    task: Task, expression: str, *, positions: Literal["block", "token"] = "block", chain_loss: bool = True
+    task: Task, expression: str, *, positions: Shown = "block", chain_loss: bool = True
 ) -> ShownExample:
     """Return the problem that a person typed, such as `99+21`; UserError when the task has no place for it."""
     return show_example(task, task.parse(expression), positions=positions, chain_loss=chain_loss)

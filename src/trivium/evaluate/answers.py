@@ -13,8 +13,9 @@ import numpy as np
 from trivium.config import UserError
 from trivium.evaluate.chain import chain_scores
 from trivium.evaluate.config import EvaluateConfig
-from trivium.evaluate.lengths import scores_by_length
-from trivium.evaluate.statistics import rate
+from trivium.evaluate.lengths import scores_by_length, scores_by_pair
+from trivium.evaluate.published import scores_of_published
+from trivium.evaluate.statistics import errors_of, rate
 from trivium.evaluate.teacher import score_batches, teacher_forced
 from trivium.generate.engine import check_length, generate, longest_input
 from trivium.generate.labels import read_labels
@@ -36,13 +37,14 @@ def evaluate(
 ) -> dict[str, Any]:
     """Generate an answer to each of `config.examples` distinct problems of `split` and check it.
 
-    Returns plain data: {"task", "task_version", "split", "examples", "asked", "temperature", "exact_match",
-    "token_accuracy", "generated_tokens_per_problem", "by_tag", "by_length", "chain", "samples"}. A rate is a dict with
-    Wilson's interval. "examples" is below "asked" when the split has fewer distinct problems. "token_accuracy" is
-    teacher-forced; `chain_loss` says whether the chain's tokens count for it. "chain" is None without a chain.
-    "by_length" has the scores at each of `config.lengths`, see `scores_by_length`. The answers of a task that labels
-    what it reads are its labels, all read in one pass: no token is generated. Of a task of mere text nothing is, see
-    `text_scores`.
+    Returns plain data: {"task", "task_version", "split", "examples", "asked", "temperature", "exact_match", "errors",
+    "token_accuracy", "generated_tokens_per_problem", "by_tag", "by_length", "by_pair", "published", "chain",
+    "samples"}. A rate is a dict with Wilson's interval. "examples" is below "asked" when the split has fewer distinct
+    problems. "errors" bounds how often the model errs, see `errors_of`. "token_accuracy" is teacher-forced;
+    `chain_loss` says whether the chain's tokens count for it. "chain" is None without a chain. "by_length", "by_pair"
+    and "published" have the scores that `config` asks for, see `scores_by_length`, `scores_by_pair` and
+    `scores_of_published`. The answers of a task that labels what it reads are its labels, all read in one pass: no
+    token is generated. Of a task of mere text nothing is, see `text_scores`.
     """
     indices = task.distinct(split, config.examples, stage)
     if not task.checks_answers:
@@ -55,6 +57,8 @@ def evaluate(
     head = {"split": split, "examples": len(examples), "asked": config.examples}
     scores = _scores(model, task, examples, batches, config, head, temperature, seed, chain_loss)
     scores["by_length"] = scores_by_length(model, task, config, split=split, chain_loss=chain_loss)
+    scores["by_pair"] = scores_by_pair(model, task, config, split=split)
+    scores["published"] = scores_of_published(model, task, config.published, batch=config.batch)
     return scores
 
 
@@ -67,6 +71,7 @@ def text_scores(
     the end symbols behind them count; `evaluate.perplexity` scores whole texts by other forms.
     """
     forced = teacher_forced(model, task, split, indices, batch=config.batch)
+    right = round(forced["exact_match"] * len(indices))
     return {
         "task": task.config.kind,
         "task_version": task.version,
@@ -74,13 +79,16 @@ def text_scores(
         "examples": len(indices),
         "asked": config.examples,
         "temperature": 0.0,
-        "exact_match": rate(round(forced["exact_match"] * len(indices)), len(indices)),
+        "exact_match": rate(right, len(indices)),
+        "errors": errors_of(len(indices) - right, len(indices)),
         "token_accuracy": forced["token_accuracy"],
         "loss": forced["loss"],
         "perplexity": math.exp(min(forced["loss"], 700.0)),
         "generated_tokens_per_problem": 0.0,
         "by_tag": {},
         "by_length": {},
+        "by_pair": {},
+        "published": {},
         "chain": None,
         "samples": {"right": [], "wrong": []},
     }
@@ -142,10 +150,13 @@ def _scores(
         **head,
         "temperature": temperature,
         "exact_match": rate(sum(correct), len(correct)),
+        "errors": errors_of(len(correct) - sum(correct), len(correct)),
         "token_accuracy": forced["token_accuracy"],
         "generated_tokens_per_problem": generated / len(examples),
         "by_tag": _by_tag(examples, correct),
         "by_length": {},
+        "by_pair": {},
+        "published": {},
         "chain": chain_scores(model, task, examples, texts, batch=config.batch),
         "samples": _samples(examples, texts, verdicts, config.samples),
     }

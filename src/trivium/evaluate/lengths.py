@@ -3,7 +3,7 @@
 Shapes: B rows, T tokens, V vocabulary.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,8 @@ from trivium.evaluate.config import EvaluateConfig
 from trivium.evaluate.statistics import rate
 from trivium.generate.engine import evaluating, generate, longest_input
 from trivium.generate.sampling import device_of
-from trivium.model.base import LanguageModel
-from trivium.tasks.base import ANSWER, CHAIN, Batch, Split, Task
+from trivium.model.base import Decoding, LanguageModel
+from trivium.tasks.base import ANSWER, CHAIN, Batch, Example, Split, Task
 
 
 def scores_by_length(
@@ -80,14 +80,60 @@ def _errors(model: LanguageModel, batch: Batch, chain_loss: bool) -> tuple[np.nd
 
 def _solved(model: LanguageModel, task: Task, split: Split, indices: np.ndarray) -> Iterator[bool]:
     """Say of each problem whether the answer that the model generates is right."""
+    return _answers_right(model, task, task.examples(split, indices), len(indices))
+
+
+def sized_by_pair(task: Task, lengths: Sequence[int], decoding: Decoding, room: int) -> Iterator[tuple[str, Task]]:
+    """Yield the name `AxB` and the task of each pair of `lengths`, first numbers in the outer loop.
+
+    Raises UserError for lengths that the task, its decoding or a model that reads `room` tokens has no place for.
+    """
+    for first in lengths:
+        for second in lengths:
+            try:
+                sized = task.at_pair(first, second)
+                decoding.check(sized)
+            except UserError as error:
+                raise UserError(f"evaluate.pairs: {first}x{second}: {error}") from None
+            if sized.max_length - 1 > room:
+                raise UserError(
+                    f"evaluate.pairs: {first}x{second}: problems of {sized.max_length - 1} tokens, the model reads at "
+                    f"most {room}"
+                )
+            yield f"{first}x{second}", sized
+
+
+def _answers_right(model: LanguageModel, task: Task, examples: Sequence[Example], batch: int) -> Iterator[bool]:
     alphabet = task.alphabet
-    examples = task.examples(split, indices)
     generations = generate(
         model,
         [alphabet.encode(example.prompt) for example in examples],
         end_id=alphabet.end_id,
-        max_new_tokens=task.max_length,
-        batch=len(examples),
+        max_new_tokens=max(len(alphabet.encode(example.answer)) for example in examples),
+        batch=batch,
     )
     for example, generation in zip(examples, generations, strict=True):
         yield task.verify(example, alphabet.decode(generation.tokens)).correct
+
+
+def scores_by_pair(
+    model: LanguageModel, task: Task, config: EvaluateConfig, *, split: Split = "test"
+) -> dict[str, Any]:
+    """Return the rate of generated answers that are right at each pair of `config.pairs`, by its name `AxB`.
+
+    Up to `config.pair_examples` distinct problems each, of a first number of A digits and a second of B. Rates have
+    Wilson's interval. Raises UserError for lengths that the task or the model has no place for.
+    """
+    if not config.pairs:
+        return {}
+    names: list[str] = []
+    examples: list[Example] = []
+    for name, sized in sized_by_pair(task, config.pairs, model.decoding, longest_input(model)):
+        found = sized.examples(split, sized.distinct(split, config.pair_examples))
+        names += [name] * len(found)
+        examples += found
+    right: dict[str, list[int]] = {name: [0, 0] for name in names}
+    for name, solved in zip(names, _answers_right(model, task, examples, config.batch), strict=True):
+        right[name][0] += solved
+        right[name][1] += 1
+    return {name: rate(*counts) for name, counts in right.items()}

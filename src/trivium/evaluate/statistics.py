@@ -33,6 +33,42 @@ def rate(successes: int, n: int, confidence: float = 0.95) -> dict[str, Any]:
     return {"rate": successes / n if n else None, "low": low, "high": high, "successes": successes, "n": n}
 
 
+def errors_of(errors: int, n: int, confidence: float = 0.95) -> dict[str, Any]:
+    """Return {"errors", "n", "upper"}: with `confidence` the rate of errors is at most "upper" (None when n is 0).
+
+    The bound is Clopper and Pearson's, one-sided and exact: 3.0e-6 for none in a million. Source: Biometrika 26 (1934)
+    404. Raises ValueError for counts or a confidence that cannot be.
+    """
+    _check_confidence(confidence)
+    if not 0 <= errors <= n:
+        raise ValueError(f"{errors} errors of {n}: expected 0 <= errors <= n")
+    if errors == n:
+        return {"errors": errors, "n": n, "upper": 1.0 if n else None}
+    low, high = errors / n, 1.0
+    for _ in range(100):
+        middle = (low + high) / 2
+        if _at_most(errors, n, middle) > 1 - confidence:
+            low = middle
+        else:
+            high = middle
+    return {"errors": errors, "n": n, "upper": high}
+
+
+def _at_most(count: int, n: int, rate: float) -> float:
+    """Return the chance of `count` or fewer of `n` at a `rate` above `count` / `n`, where terms fall towards fewer."""
+    if rate >= 1:
+        return 0.0
+    choices = math.lgamma(n + 1) - math.lgamma(count + 1) - math.lgamma(n - count + 1)
+    term = math.exp(choices + count * math.log(rate) + (n - count) * math.log1p(-rate))
+    total, least = 0.0, term * 1e-17
+    for k in range(count, -1, -1):
+        total += term
+        term *= k * (1 - rate) / ((n - k + 1) * rate)
+        if term < least:
+            break
+    return total
+
+
 def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float | None, float | None]:
     """Return (mean, low, high) of values that differ by seed, by Student's t; low and high are None for one value.
 

@@ -184,9 +184,10 @@ def _panel(
     name = type(mixer).__name__
     tokens = x_BTD.shape[1]
     # A packed call is shown as the attention that it is, whether or not it made that call itself.
-    made = [call for call in made if call[0] != "packed_attention"] or [_unpacked(call) for call in made]
     known = {"attention", "simplicial", "gated_linear_attention", "gated_delta_rule"}
-    if len(made) != 1 or made[0][0] not in known:
+    packed = [_unpacked(call) for call in made if call[0] == "packed_attention"]
+    made = [call for call in made if call[0] in known] or packed
+    if len(made) != 1:
         return Panel(layer, name, "derivative", _derivatives(mixer, x_BTD, keywords)[None])
     operator, arguments, options = made[0]
     with torch.no_grad():

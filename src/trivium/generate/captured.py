@@ -7,7 +7,9 @@ host's own count of tokens says that some row stands there; a mask keeps it from
 Shapes: B rows, V vocabulary.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+import warnings
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -131,20 +133,34 @@ class DecodeSteps:
         """
         kept_B = self._added_B.clone()
         self._added_B.zero_()
-        device = self._added_B.device
-        stream = torch.cuda.Stream(device)
-        stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(stream), fixed_shapes():
+        with fixed_shapes():
             for _ in range(2):
                 function()
-        torch.cuda.current_stream(device).wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
-        with torch.cuda.graph(graph, pool=self._pool), fixed_shapes():
-            function()
+        graph = capture(function, self._pool)
         self._added_B.copy_(kept_B)
         return graph
+
+
+@contextmanager
+def no_waiting() -> Iterator[None]:
+    """Raise RuntimeError where an operation waits for the device, which no graph can."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says that it does not find every such operation
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def capture(function: Callable[[], None], pool: Any) -> torch.cuda.CUDAGraph:
+    """Return the graph of `function`, which has run before and does not run now."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool), fixed_shapes():
+        function()
+    return graph
 
 
 def _count(most: int | None) -> int:

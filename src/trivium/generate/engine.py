@@ -1,21 +1,18 @@
 """Greedy and sampled decoding from the model's streaming state: each token is read once, a prefix never again.
 
-Shapes: B rows of a batch, A rows of it still held, T tokens of the longest prompt, N tokens that may be generated,
-V vocabulary.
+Shapes: B rows of a batch, T tokens of the longest prompt, N tokens that may be generated.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from trivium.config import UserError
-from trivium.generate.captured import DecodeSteps
-from trivium.generate.sampling import Generation, device_of, sample, uniforms
-from trivium.generate.shifted import generate_shifted
+from trivium.generate.answers import EagerAnswers, FixedAnswers, Found, Prompts, Wanted, room_needed
+from trivium.generate.sampling import Generation, device_of
 from trivium.model.base import LanguageModel
 
 
@@ -37,58 +34,123 @@ def generate(
     it. A model with a shift (`LanguageModel.decoding`) gives several tokens a pass. Raises UserError for a negative
     temperature, an empty prompt and one longer than the model reads.
     """
-    if not temperature >= 0 or temperature == float("inf"):
-        raise UserError(f"temperature {temperature}: expected a finite number of at least 0 (0 is greedy)")
-    if max_new_tokens < 1:
-        raise UserError(f"max_new_tokens {max_new_tokens}: expected a positive whole number")
-    if batch < 1:
-        raise UserError(f"batch {batch}: expected a positive whole number")
-    lengths = np.array([len(prompt) for prompt in prompts], dtype=np.int64)
-    room = longest_input(model)
-    for length in (lengths.min(), lengths.max()) if len(lengths) else ():
-        check_length(int(length), room, least=model.decoding.shift + 1)
-    # Rows of like length side by side need no padding and end together.
-    order = np.argsort(lengths, kind="stable")
-    results: dict[int, Generation] = {}
-    with evaluating(model), torch.inference_mode():
-        reach = np.minimum(lengths + max_new_tokens - 1, room)
-        steps = None
-        for start in range(0, len(order), batch):
-            chosen = order[start : start + batch]
-            if model.decoding.shift:
-                found = generate_shifted(
-                    model,
-                    [prompts[row] for row in chosen],
-                    chosen,
-                    end_id=end_id,
-                    max_new_tokens=max_new_tokens,
-                    room=room,
-                    temperature=temperature,
-                    seed=seed,
-                )
-                results.update(zip(chosen.tolist(), found, strict=True))
-                continue
-            if steps is None or not steps.fixed:
-                # Captured steps serve every batch: their rows, and the room of each, suffice for all.
-                served = order if served_at_once(device_of(model)) else chosen
-                held = model.init_state(min(batch, len(served)), max_length=int(reach[served].max()))
-                steps = DecodeSteps(model, held, np.zeros(min(batch, len(served))))
-            found = _generate_batch(
-                steps,
-                [prompts[row] for row in chosen],
-                chosen,
-                end_id,
-                np.minimum(max_new_tokens, room - lengths[chosen] + 1),
-                temperature,
-                seed,
-                probabilities,
-            )
-            results.update(zip(chosen.tolist(), found, strict=True))
-    return [results[row] for row in range(len(prompts))]
+    options = {"temperature": temperature, "seed": seed, "batch": batch, "probabilities": probabilities}
+    return Generator(model, end_id=end_id, max_new_tokens=max_new_tokens, **options)(prompts)
+
+
+class Generator:
+    """`generate` for many calls: on a CUDA device it keeps states and graphs, which the next call finds again.
+
+    The model's weights may change between calls, not its tensors. Arguments and errors are those of `generate`.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        *,
+        end_id: int,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        seed: int = 0,
+        batch: int = 256,
+        probabilities: bool = False,
+    ):
+        if not temperature >= 0 or temperature == float("inf"):
+            raise UserError(f"temperature {temperature}: expected a finite number of at least 0 (0 is greedy)")
+        if max_new_tokens < 1:
+            raise UserError(f"max_new_tokens {max_new_tokens}: expected a positive whole number")
+        if batch < 1:
+            raise UserError(f"batch {batch}: expected a positive whole number")
+        # Where each pass gives several tokens, their shares come with them.
+        self.wanted = Wanted(end_id, temperature, seed, probabilities or model.decoding.shift > 0)
+        self.model, self.max_new_tokens, self.batch = model, max_new_tokens, batch
+        self._kept: dict[int, FixedAnswers] = {}  # by rows
+
+    def __call__(self, prompts: Sequence[Sequence[int]]) -> list[Generation]:
+        """Continue each of `prompts`; results in the given order."""
+        if not len(prompts):
+            return []
+        lengths_B = np.array([len(prompt) for prompt in prompts], dtype=np.int64)
+        self._check(lengths_B)  # before tokens are put into one tensor, where an empty prompt would have some
+        tokens_BT = np.full((len(prompts), int(lengths_B.max())), self.wanted.end_id, dtype=np.int64)
+        inside_BT = np.arange(tokens_BT.shape[1]) < lengths_B[:, None]
+        tokens_BT[inside_BT] = np.concatenate([np.asarray(prompt, dtype=np.int64) for prompt in prompts])
+        tokens_BN, counts_B, finished_B, shares_BN = self.arrays(torch.from_numpy(tokens_BT), lengths_B)
+        shares = [None] * len(tokens_BN) if shares_BN is None else shares_BN.tolist()
+        columns = zip(tokens_BN.tolist(), counts_B.tolist(), finished_B.tolist(), shares, strict=True)
+        return [
+            Generation(tokens[:count], share[:count] if share else None, finished)
+            for tokens, count, finished, share in columns
+        ]
+
+    def arrays(
+        self, tokens_BT: Tensor, lengths_B: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
+        """Continue left-aligned prompts of `lengths_B` tokens (None: all T), `batch` side by side.
+
+        Returns tokens (B, N) int64, how many of them each row has (B,), whether its end token is the last of these
+        (B,), and the model's own probabilities (B, N), if they are wanted.
+        """
+        model, whole, count = self.model, self.model.decoding.answer_tokens, len(tokens_BT)
+        if lengths_B is None:
+            lengths_B = np.full(count, tokens_BT.shape[1], dtype=np.int64)
+        self._check(lengths_B)
+        budgets_B = self._budgets(lengths_B)
+        order_B = np.arange(count)
+        if count > self.batch:
+            # Rows of like length side by side need no padding and end together; like ones begin alike.
+            order_B = np.lexsort((*tokens_BT.cpu().numpy().T[::-1], lengths_B))
+        at_once = served_at_once(device_of(model))
+        answers = self._answers(lengths_B, min(self.batch, count)) if at_once else EagerAnswers(model, self.wanted)
+        found: list[Found] = []
+        with evaluating(model), torch.inference_mode():
+            for start in range(0, count, self.batch):
+                rows = order_B[start : start + self.batch]
+                tokens = tokens_BT if len(rows) == count else tokens_BT[torch.from_numpy(rows)]
+                tokens = tokens[:, : int(lengths_B[rows].max())]
+                found.append(answers(Prompts(tokens, lengths_B[rows], budgets_B[rows], rows)))
+        back_B = np.argsort(order_B)
+        tokens_BN, shares_BN = (
+            _joined([each[index] for each in found], self.wanted.end_id, back_B) for index in (0, 1)
+        )
+        assert tokens_BN is not None
+        if whole:
+            return _with_end(tokens_BN, shares_BN, whole, self.max_new_tokens, self.wanted.end_id)
+        ended_BN = tokens_BN == self.wanted.end_id
+        # What a row holds behind its end is what it was fed while it waited for the others.
+        counts_B = np.where(ended_BN.any(1), ended_BN.argmax(1) + 1, tokens_BN.shape[1])
+        counts_B = np.minimum(counts_B, budgets_B)
+        finished_B = ended_BN[np.arange(len(counts_B)), counts_B - 1]
+        return tokens_BN, counts_B, finished_B, shares_BN
+
+    def _check(self, lengths_B: np.ndarray) -> None:
+        """Raise UserError for prompts that the model cannot read."""
+        room = longest_input(self.model)
+        for length in (lengths_B.min(), lengths_B.max()):
+            check_length(int(length), room, least=self.model.decoding.shift + 1)
+
+    def _budgets(self, lengths_B: np.ndarray) -> np.ndarray:
+        """Return how many tokens each row may get: a pass fits when all that it reads does."""
+        per_pass, whole = self.model.decoding.shift + 1, self.model.decoding.answer_tokens
+        if whole:
+            return np.full(len(lengths_B), min(self.max_new_tokens, per_pass), dtype=np.int64)
+        passes_B = 1 + (longest_input(self.model) - lengths_B) // per_pass
+        return np.minimum(self.max_new_tokens, passes_B * per_pass)
+
+    def _answers(self, lengths_B: np.ndarray, rows: int) -> FixedAnswers:
+        """Return what answers prompts of these lengths, `rows` at a time."""
+        room = room_needed(lengths_B, self._budgets(lengths_B), self.model.decoding.shift + 1)
+        fitting = [held for held in sorted(self._kept) if held >= rows and self._kept[held].room >= room]
+        kept = self._kept[fitting[0]] if fitting else None
+        if kept is None:
+            mode = "graph" if device_of(self.model).type == "cuda" else "fixed"
+            kept = FixedAnswers(self.model, self.wanted, rows, room, self.max_new_tokens, mode)
+            self._kept[rows] = kept
+        return kept
 
 
 def served_at_once(device: torch.device) -> bool:
-    """Say whether one state serves all batches of a call, as captured steps need it."""
+    """Say whether one state of fixed shape serves all batches of a call, as captured passes need it."""
     return device.type == "cuda"
 
 
@@ -128,73 +190,22 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _generate_batch(
-    steps: DecodeSteps,
-    prompts: list[Sequence[int]],
-    rows: np.ndarray,
-    end_id: int,
-    budgets_B: np.ndarray,
-    temperature: float,
-    seed: int,
-    probabilities: bool,
-) -> list[Generation]:
-    device, held = device_of(steps.model), len(steps.lengths)
-    tokens_BT, lengths_B = _pad(prompts, end_id, held)
-    # Rows of captured steps that no prompt fills are done from the start.
-    budgets_B = np.pad(budgets_B, (0, held - len(prompts)))
-    num_steps = int(budgets_B.max())
-    uniform_BN = None
-    if temperature > 0:
-        uniform_BN = uniforms(seed, np.pad(rows, (0, held - len(rows))), num_steps).to(device)
-    generated_BN = torch.full((held, num_steps), end_id, dtype=torch.int64, device=device)
-    probability_BN = torch.zeros((held, num_steps), dtype=torch.float64, device=device)
-
-    logits_AV = steps.refill(torch.from_numpy(tokens_BT).to(device), lengths_B)
-    slots_A = torch.arange(held, device=device)
-    budgets_A = torch.from_numpy(budgets_B).to(device)
-    done_A = budgets_A < 1
-    for step in range(num_steps):
-        if uniform_BN is None:
-            chosen_A = logits_AV.argmax(-1)
-        else:
-            chosen_A = sample(logits_AV, temperature, uniform_BN[slots_A, step])
-        generated_BN[slots_A, step] = chosen_A
-        if probabilities:
-            share_AV = logits_AV.double().softmax(-1)
-            probability_BN[slots_A, step] = share_AV.gather(1, chosen_A[:, None])[:, 0]
-        done_A = done_A | (chosen_A == end_id) | (budgets_A <= step + 1)
-        if steps.fixed:
-            # Asking how many are done waits for the device, which could be at the next steps.
-            if step + 1 == num_steps or (step % 8 == 7 and bool(done_A.all())):
-                break
-            logits_AV = steps.step(chosen_A, ~done_A)
-            continue
-        num_done = int(done_A.sum())
-        if num_done == len(done_A):
-            break
-        if 2 * num_done >= len(done_A):
-            kept = (~done_A).nonzero()[:, 0]
-            steps.select(kept)
-            slots_A, budgets_A, done_A, chosen_A = slots_A[kept], budgets_A[kept], done_A[kept], chosen_A[kept]
-            num_done = 0
-        logits_AV = steps.step(chosen_A, ~done_A if num_done else None)
-
-    results = []
-    shares = probability_BN.tolist() if probabilities else [None] * held
-    used = zip(generated_BN.tolist(), shares, budgets_B.tolist(), strict=True)
-    for tokens, share, budget in islice(used, len(prompts)):
-        # What a row holds behind its end is what it was fed while it waited for the others.
-        count = tokens.index(end_id) + 1 if end_id in tokens else budget
-        finished = count <= budget and tokens[count - 1] == end_id
-        count = min(count, budget)
-        results.append(Generation(tokens[:count], share[:count] if share else None, finished))
-    return results
+def _joined(parts: list[Tensor | None], end_id: int, order: np.ndarray) -> np.ndarray | None:
+    """Return the rows of the parts in an order, each part filled up on the right with end tokens."""
+    arrays = [part.cpu().numpy() for part in parts if part is not None]
+    if not arrays:
+        return None
+    width = max(array.shape[1] for array in arrays)
+    fill = [np.pad(x, ((0, 0), (0, width - x.shape[1])), constant_values=end_id) for x in arrays]
+    return fill[0] if len(fill) == 1 else np.concatenate(fill)[order]
 
 
-def _pad(prompts: list[Sequence[int]], pad_id: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    lengths_B = np.zeros(rows, dtype=np.int64)
-    lengths_B[: len(prompts)] = [len(prompt) for prompt in prompts]
-    tokens_BT = np.full((rows, int(lengths_B.max())), pad_id, dtype=np.int64)
-    inside_BT = np.arange(tokens_BT.shape[1]) < lengths_B[:, None]
-    tokens_BT[inside_BT] = np.concatenate([np.asarray(prompt, dtype=np.int64) for prompt in prompts])
-    return tokens_BT, lengths_B
+def _with_end(
+    tokens_BN: np.ndarray, shares_BN: np.ndarray | None, whole: int, most: int, end_id: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
+    """Return whole answers of one pass, to which the end token is added, not generated."""
+    rows, count, complete = len(tokens_BN), min(whole, most), whole < most
+    tokens_BN = np.concatenate((tokens_BN[:, :count], np.full((rows, 1), end_id)), 1)
+    if shares_BN is not None:
+        shares_BN = np.concatenate((shares_BN[:, :count], np.ones((rows, 1))), 1)
+    return tokens_BN, np.full(rows, count + complete), np.full(rows, complete), shares_BN

@@ -9,14 +9,15 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from trivium.mixers import cache
 from trivium.mixers.base import MIXERS, Mixer, MixerConfig, MixerContext, State
 from trivium.mixers.heads import HeadNorm, check_count, num_kv_heads
 from trivium.mixers.rotary import count_positions, rotate
 from trivium.ops.attention import attention
-from trivium.ops.cached_attention import cached_attention
+from trivium.ops.cached_attention.step import cached_step
+from trivium.ops.fused_linear import linear_add, norm_linear
+from trivium.ops.linear import Linear, linear
 from trivium.ops.packed_attention import packed_attention
 from trivium.ops.pairs import allowed_pairs
 from trivium.registry import UserError
@@ -94,13 +95,15 @@ class Attention(Mixer):
         self.heads, self.kv_heads = context.heads, num_kv_heads(context, config.kv_heads)
         self.head_width, self.window = context.head_width, config.window
         self.backend, self.cached_backend = context.backend("attention"), context.backend("cached_attention")
-        self.packed_backend = context.backend("packed_attention")
+        self.packed_backend, self.step_backend = context.backend("packed_attention"), context.backend("cached_step")
+        self.norm_backend, self.add_backend = context.backend("norm_linear"), context.backend("linear_add")
         self.rotary_base = context.rotary_base if context.positions == "rotary" else None
         if self.rotary_base is not None and self.head_width % 2:
             raise UserError(f"positions: rotary needs an even head width, {context.width}/{context.heads} is odd")
         inner, outer = _widths(config, context)
-        self.qkv = nn.Linear(context.width, inner, bias=config.bias)
-        self.out = nn.Linear(outer, context.width, bias=config.bias)
+        self.linear_backend = context.backend("linear")
+        self.qkv = Linear(context.width, inner, bias=config.bias, backend=self.linear_backend)
+        self.out = Linear(outer, context.width, bias=config.bias, backend=self.linear_backend)
         self.query_norm = HeadNorm(self.head_width) if config.qk_norm else nn.Identity()
         self.key_norm = HeadNorm(self.head_width) if config.qk_norm else nn.Identity()
         self.turns = config.qk_norm or self.rotary_base is not None  # queries and keys are not as projected
@@ -119,31 +122,80 @@ class Attention(Mixer):
         documents_BT: Tensor | None = None,
         positions_BT: Tensor | None = None,
     ) -> tuple[Tensor, AttentionState | None]:
-        batch, tokens, _ = x_BTD.shape
-        heads_BTHK = self.qkv(cache.without_padding(x_BTD, lengths_B)).unflatten(-1, (-1, self.head_width))
+        heads_BTND = self.qkv(cache.without_padding(x_BTD, lengths_B))
+        y_BTHK, state = self._mix(heads_BTND, state, lengths_B, documents_BT, positions_BT)
+        return self.out(y_BTHK.flatten(2)), state
+
+    def add_to(
+        self,
+        x_BTD: Tensor,
+        norm: nn.Module,
+        state: AttentionState | None = None,
+        *,
+        wanted_N: Tensor | None = None,
+        lengths_B: Tensor | None = None,
+        documents_BT: Tensor | None = None,
+        positions_BT: Tensor | None = None,
+    ) -> tuple[Tensor, AttentionState | None]:
+        # A mixer made of this one has more to do, and so has one that others watch.
+        if type(self).forward is not Attention.forward or self._forward_hooks or self._forward_pre_hooks:
+            return super().add_to(
+                *(x_BTD, norm, state),
+                wanted_N=wanted_N,
+                lengths_B=lengths_B,
+                documents_BT=documents_BT,
+                positions_BT=positions_BT,
+            )
+        heads_BTND = norm_linear(x_BTD, norm, self.qkv.weight, self.qkv.bias, backend=self.norm_backend)
+        y_BTHK, state = self._mix(heads_BTND, state, lengths_B, documents_BT, positions_BT)
+        y_BTD = y_BTHK.flatten(2)
+        if wanted_N is not None:
+            x_BTD, y_BTD = (each.flatten(0, 1).index_select(0, wanted_N) for each in (x_BTD, y_BTD))
+        return linear_add(y_BTD, self.out.weight, self.out.bias, x_BTD, backend=self.add_backend), state
+
+    def _mix(
+        self,
+        heads_BTND: Tensor,
+        state: AttentionState | None,
+        lengths_B: Tensor | None,
+        documents_BT: Tensor | None,
+        positions_BT: Tensor | None,
+    ) -> tuple[Tensor, AttentionState | None]:
+        """Return (y_BTHK, state) of the projected heads."""
+        batch, tokens = heads_BTND.shape[:2]
+        heads_BTHK = heads_BTND.unflatten(-1, (-1, self.head_width))
         q_BTHK, k_BTGK, v_BTGK = heads_BTHK.split((self.heads, self.kv_heads, self.kv_heads), dim=2)
         q_BTHK, k_BTGK = self.query_norm(q_BTHK), self.key_norm(k_BTGK)
         if self.rotary_base is not None:
             if positions_BT is None:
                 past_B = None if state is None else state.length_B
-                positions_BT = count_positions(batch, tokens, x_BTD.device, past_B, documents_BT)
+                positions_BT = count_positions(batch, tokens, heads_BTND.device, past_B, documents_BT)
             q_BTHK = rotate(q_BTHK, positions_BT, self.rotary_base)
             k_BTGK = rotate(k_BTGK, positions_BT, self.rotary_base)
-        # Heads are put together again for the kernels that want it so.
-        kernels = self.packed_backend == "triton" or x_BTD.device.type == "cpu"
-        if state is None and documents_BT is None and (kernels or not self.turns):
-            if self.turns:
-                heads_BTHK = torch.cat((q_BTHK, k_BTGK, v_BTGK), dim=2)
-            y_BTHK = packed_attention(
-                heads_BTHK, self.kv_heads, self.window, attention_backend=self.backend, backend=self.packed_backend
-            )
-        elif state is None:
-            y_BTHK = self._whole(q_BTHK, k_BTGK, v_BTGK, documents_BT)
-        elif documents_BT is not None:
+        if state is None and documents_BT is not None:
+            return self._whole(q_BTHK, k_BTGK, v_BTGK, documents_BT), None
+        if state is None:
+            return self._alone(heads_BTHK, q_BTHK, k_BTGK, v_BTGK), None
+        if documents_BT is not None:
             raise ValueError("documents_BT: a state continues one document a row; give documents or a state, not both")
-        else:
-            y_BTHK, state = self._continue(q_BTHK, k_BTGK, v_BTGK, state, lengths_B)
-        return self.out(y_BTHK.flatten(2)), state
+        return self._continue(heads_BTHK, q_BTHK, k_BTGK, v_BTGK, state, lengths_B)
+
+    def _alone(self, heads_BTHK: Tensor, q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor) -> Tensor:
+        """Return y_BTHK of sequences that nothing stands before; `heads_BTHK` are the three as projected."""
+        # Heads are put together again for the kernels that want it so.
+        kernels = self.packed_backend == "triton" or heads_BTHK.device.type == "cpu"
+        if self.turns and not kernels:
+            return self._whole(q_BTHK, k_BTGK, v_BTGK, None)
+        return packed_attention(
+            self._together(heads_BTHK, q_BTHK, k_BTGK, v_BTGK),
+            self.kv_heads,
+            self.window,
+            attention_backend=self.backend,
+            backend=self.packed_backend,
+        )
+
+    def _together(self, heads_BTHK: Tensor, q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor) -> Tensor:
+        return torch.cat((q_BTHK, k_BTGK, v_BTGK), dim=2) if self.turns else heads_BTHK
 
     def at(
         self,
@@ -160,8 +212,13 @@ class Attention(Mixer):
             )
         x_BTD = cache.without_padding(x_BTD, lengths_B)
         cut = self.heads * self.head_width
-        q_1NHK = self._projected(x_BTD.flatten(0, 1).index_select(0, wanted_N)[None], slice(cut))
-        heads_BTJK = self._projected(x_BTD, slice(cut, None))
+        weights = self.qkv.weight.split((cut, len(self.qkv.weight) - cut))
+        biases = (None, None) if self.qkv.bias is None else self.qkv.bias.split((cut, len(self.qkv.bias) - cut))
+        x_1ND = x_BTD.flatten(0, 1).index_select(0, wanted_N)[None]
+        q_1NHK, heads_BTJK = (
+            linear(x, weight, bias, backend=self.linear_backend).unflatten(-1, (-1, self.head_width))
+            for x, weight, bias in zip((x_1ND, x_BTD), weights, biases, strict=True)
+        )
         if self.turns:
             k_BTGK, v_BTGK = heads_BTJK.split(self.kv_heads, dim=2)
             q_1NHK, k_BTGK = self.query_norm(q_1NHK), self.key_norm(k_BTGK)
@@ -183,11 +240,6 @@ class Attention(Mixer):
         )
         return self.out(y_NHK.flatten(1))
 
-    def _projected(self, x_BTD: Tensor, rows: slice) -> Tensor:
-        """Return the heads that these rows of `qkv` make."""
-        bias = None if self.qkv.bias is None else self.qkv.bias[rows]
-        return linear(x_BTD, self.qkv.weight[rows], bias).unflatten(-1, (-1, self.head_width))
-
     def _whole(self, q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, documents_BT: Tensor | None) -> Tensor:
         tokens = q_BTHK.shape[1]
         if documents_BT is None and (self.window is None or self.window >= tokens):
@@ -199,21 +251,33 @@ class Attention(Mixer):
         return attention(q_BTHK, k_BTGK, v_BTGK, allowed_BTS, backend=self.backend)
 
     def _continue(
-        self, q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, state: AttentionState, added_B: Tensor | None
+        self,
+        heads_BTHK: Tensor,
+        q_BTHK: Tensor,
+        k_BTGK: Tensor,
+        v_BTGK: Tensor,
+        state: AttentionState,
+        added_B: Tensor | None,
     ) -> tuple[Tensor, AttentionState]:
         tokens, slots = q_BTHK.shape[1], state.keys_BCGK.shape[1]
         past_B = state.length_B
         cache.check_room(past_B, added_B, tokens, slots, self.window)
         rings, news = [state.keys_BCGK, state.values_BCGK], [k_BTGK, v_BTGK]
         if tokens > 1 and cache.used_slots(past_B, slots) == 0:
-            y_BTHK = self._whole(q_BTHK, k_BTGK, v_BTGK, None)
+            y_BTHK = self._alone(heads_BTHK, q_BTHK, k_BTGK, v_BTGK)
             keys, values = (cache.write(ring, new, past_B, added_B) for ring, new in zip(rings, news, strict=True))
         elif tokens == 1 and not torch.is_grad_enabled():
-            keys, values = (cache.write(ring, new, past_B, added_B) for ring, new in zip(rings, news, strict=True))
-            used, count_B = cache.held_slots(past_B, added_B, slots)
-            k_BSGK, v_BSGK = (ring[:, :used].to(q_BTHK.dtype) for ring in (keys, values))
-            y_BHK = cached_attention(q_BTHK[:, 0], k_BSGK, v_BSGK, count_B, backend=self.cached_backend)
-            y_BTHK = y_BHK[:, None]
+            y_BHK = cached_step(
+                self._together(heads_BTHK, q_BTHK, k_BTGK, v_BTGK)[:, 0],
+                state.keys_BCGK,
+                state.values_BCGK,
+                past_B,
+                added_B,
+                held=cache.held_slots(past_B, added_B, slots) if cache.cheap_to_look(past_B) else None,
+                attention_backend=self.cached_backend,
+                backend=self.step_backend,
+            )
+            return y_BHK[:, None], state
         else:
             query_BT = cache.query_positions(past_B, added_B, tokens)
             (keys, values), (k_BSGK, v_BSGK), position_BS = cache.extend(rings, news, past_B, added_B)

@@ -164,3 +164,26 @@ class Mixer(nn.Module, ABC):
         """
         y_BTD, _ = self(x_BTD, None, lengths_B=lengths_B, documents_BT=documents_BT, positions_BT=positions_BT)
         return y_BTD.flatten(0, 1).index_select(0, wanted_N)
+
+    def add_to(
+        self,
+        x_BTD: Tensor,
+        norm: nn.Module,
+        state: Any = None,
+        *,
+        wanted_N: Tensor | None = None,
+        lengths_B: Tensor | None = None,
+        documents_BT: Tensor | None = None,
+        positions_BT: Tensor | None = None,
+    ) -> tuple[Tensor, Any]:
+        """Return (x + mixer(norm(x)), state) without gradients; what lies behind a row's tokens is finite.
+
+        With `wanted_N`, places in the flattened B*T, (N, D) comes back; the rest is as in the call. Mixers that can do
+        this in fewer kernels override it; the result is the same.
+        """
+        y_BTD, state = self(
+            norm(x_BTD), state, lengths_B=lengths_B, documents_BT=documents_BT, positions_BT=positions_BT
+        )
+        if wanted_N is not None:
+            x_BTD, y_BTD = (each.flatten(0, 1).index_select(0, wanted_N) for each in (x_BTD, y_BTD))
+        return x_BTD + y_BTD, state

@@ -11,7 +11,10 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
+from trivium.ops.cached_attention.step import write_one
+
 _fixed: ContextVar[bool] = ContextVar("fixed_shapes", default=False)
+_empty: ContextVar[bool] = ContextVar("known_empty", default=False)
 
 
 @contextmanager
@@ -22,6 +25,16 @@ def fixed_shapes() -> Iterator[None]:
         yield
     finally:
         _fixed.reset(token)
+
+
+@contextmanager
+def known_empty() -> Iterator[None]:
+    """Say that no state within has seen a token yet, which a device would have to be asked."""
+    token = _empty.set(True)
+    try:
+        yield
+    finally:
+        _empty.reset(token)
 
 
 def may_look(tensor: Tensor) -> bool:
@@ -76,6 +89,8 @@ def check_room(length_B: Tensor, added_B: Tensor | None, tokens: int, slots: int
 
 def used_slots(length_B: Tensor, slots: int) -> int:
     """Return how many leading slots may hold something; all of them where asking would wait for a device."""
+    if _empty.get():
+        return 0
     if not cheap_to_look(length_B):
         return slots
     return min(slots, int(length_B.max())) if length_B.numel() else 0
@@ -100,17 +115,31 @@ def write(ring_BCHK: Tensor, new_BTHK: Tensor, length_B: Tensor, added_B: Tensor
     new_BTHK = new_BTHK.to(ring_BCHK.dtype)
     in_place = not torch.is_grad_enabled()
     if in_place and tokens == 1:
-        rows_B = torch.arange(ring_BCHK.shape[0], device=ring_BCHK.device)
-        slot_B = length_B % slots
-        new_BHK = new_BTHK[:, 0]
-        if added_B is not None:
-            new_BHK = torch.where(added_B[:, None, None] > 0, new_BHK, ring_BCHK[rows_B, slot_B])
-        return ring_BCHK.index_put_((rows_B, slot_B), new_BHK)
+        return write_one(ring_BCHK, new_BTHK[:, 0], length_B, added_B)
+    first = _same_place(length_B, added_B, tokens, slots) if in_place else None
+    if first is not None:
+        ring_BCHK[:, first : first + tokens] = new_BTHK
+        return ring_BCHK
     position_BC = slot_positions(length_B + (tokens if added_B is None else added_B), slots)
     source_BC = position_BC - length_B[:, None]
     index_BCHK = source_BC.clamp(min=0)[:, :, None, None].expand(-1, -1, *ring_BCHK.shape[2:])
     written_BCHK = torch.where((source_BC >= 0)[:, :, None, None], new_BTHK.gather(1, index_BCHK), ring_BCHK)
     return ring_BCHK.copy_(written_BCHK) if in_place else written_BCHK
+
+
+def _same_place(length_B: Tensor, added_B: Tensor | None, tokens: int, slots: int) -> int | None:
+    """Return the slot of the first new token if every row's new ones follow one another from there, else None.
+
+    Where all is known to be empty rows may be shorter than T: what is written behind their own tokens is never read.
+    """
+    if tokens > slots:
+        return None
+    if _empty.get():
+        return 0
+    if not cheap_to_look(length_B) or not length_B.numel():
+        return None
+    first, last = int(length_B.min()), int(length_B.max())
+    return first if first == last and first + tokens <= slots and added_B is None else None
 
 
 def advance(length_B: Tensor, added_B: Tensor | None, tokens: int) -> Tensor:

@@ -15,6 +15,7 @@ from trivium.mixers.base import MIXERS, Mixer, MixerConfig, MixerContext, State
 from trivium.mixers.heads import HeadNorm, check_count, num_kv_heads
 from trivium.mixers.rotary import count_positions, rotate, rotate_triples
 from trivium.ops import simplicial_attention, simplicial_decode
+from trivium.ops.linear import Linear
 from trivium.ops.pairs import allowed_pairs
 from trivium.registry import UserError
 
@@ -138,8 +139,9 @@ class Simplicial(Mixer):
         if config.rotary and config.form != "determinant" and self.head_width % 2:
             raise UserError(f"rotary: needs an even head width, {context.width}/{context.heads} is odd")
         inner, outer = _widths(config, context)
-        self.qkv = nn.Linear(context.width, inner, bias=config.bias)
-        self.out = nn.Linear(outer, context.width, bias=config.bias)
+        products = context.backend("linear")
+        self.qkv = Linear(context.width, inner, bias=config.bias, backend=products)
+        self.out = Linear(outer, context.width, bias=config.bias, backend=products)
         norms = (HeadNorm(self.head_width) if config.qk_norm else nn.Identity() for _ in range(3))
         self.query_norm, self.key1_norm, self.key2_norm = norms
         self.pair_bias_2GK = None

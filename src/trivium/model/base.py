@@ -20,13 +20,14 @@ MODELS = Registry("model", "trivium.model")
 
 @dataclass(frozen=True)
 class ModelContext:
-    """What a task tells the model: vocabulary size, the longest sequence in tokens, which ids are digits, and whether
-    every number is written least significant digit first."""
+    """What a task tells the model: vocabulary size, the longest sequence in tokens, which ids are digits, whether every
+    number is written least significant digit first, and which ids end a number of the prompt (but not the last)."""
 
     vocab_size: int
     max_length: int
     digit_ids: tuple[int, ...] = ()
     least_first: bool = False
+    closing_ids: tuple[int, ...] = ()
     backends: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -103,6 +104,15 @@ class Decoding:
         return batch.without_chain(self.chain_removed, pad_id).shifted(self.shift, self.answer_tokens is not None)
 
 
+def last_places(tokens_BT: Tensor, lengths_B: Tensor | None, count: int) -> Tensor:
+    """Return (B, R), where the last `count` tokens of each row lie in the flattened B*T."""
+    rows, tokens = tokens_BT.shape
+    device = tokens_BT.device
+    first_B1 = torch.arange(rows, device=device)[:, None] * tokens
+    ends_B1 = tokens if lengths_B is None else lengths_B[:, None]
+    return first_B1 + (ends_B1 - count + torch.arange(count, device=device)).clamp(min=0)
+
+
 class LanguageModel(nn.Module, ABC):
     """Token ids to logits. `config` and `context` rebuild it, and `decoding` says which tokens its logits are of."""
 
@@ -135,6 +145,15 @@ class LanguageModel(nn.Module, ABC):
         `wanted_N`, int64 places in the flattened B*T, asks for those logits alone: logits_NV comes back, equal to
         these rows of all. Training scores answers, and what it does not score it need not compute.
         """
+
+    def last(self, tokens_BT: Tensor, state: Any, lengths_B: Tensor | None, count: int = 1) -> tuple[Tensor, Any]:
+        """Return (logits_BRV, state), the logits at the last R = `count` new tokens of each row alone.
+
+        Of a row with fewer tokens they are any. Models override it that need not compute what the others read.
+        """
+        logits_BTV, state = self(tokens_BT, state, lengths_B=lengths_B)
+        places_BR = last_places(tokens_BT, lengths_B, count)
+        return logits_BTV.flatten(0, 1)[places_BR], state
 
     def step(self, tokens_B1: Tensor, state: Any, lengths_B: Tensor | None) -> tuple[Tensor, Any]:
         """Return (logits_B1V, state) after one token a row, leaving what `settle` does to it.

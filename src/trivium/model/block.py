@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal, Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -16,6 +17,7 @@ from trivium.model import feedforward
 from trivium.model.experts import ExpertFeedForward
 from trivium.model.feedforward import FeedForward, FeedForwardKind
 from trivium.ops import dispatch
+from trivium.ops.add_norm import add_norm
 from trivium.registry import nearest
 
 Norm = Literal["layernorm", "rmsnorm"]
@@ -48,9 +50,33 @@ def output_shrink(layers: int) -> float:
     return 1 / math.sqrt(2 * layers)
 
 
-def make_norm(kind: Norm, width: int) -> nn.Module:
-    """Return a new norm over the width."""
-    return (nn.LayerNorm if kind == "layernorm" else nn.RMSNorm)(width, eps=1e-5)
+class LayerNorm(nn.LayerNorm):
+    """PyTorch's, by operator add_norm with the `backend` given."""
+
+    def __init__(self, width: int, backend: str):
+        super().__init__(width, eps=1e-5)
+        self.backend = backend
+
+    def forward(self, input: Tensor) -> Tensor:
+        return add_norm(input, None, self.weight, self.bias, epsilon=self.eps, backend=self.backend)[1]
+
+    def of_sum(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return x + y and its norm."""
+        return add_norm(x, y, self.weight, self.bias, epsilon=self.eps, backend=self.backend)
+
+
+class RMSNorm(nn.RMSNorm):
+    """PyTorch's."""
+
+    def of_sum(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return x + y and its norm."""
+        x = x + y
+        return x, self(x)
+
+
+def make_norm(kind: Norm, width: int, backend: str = "auto") -> LayerNorm | RMSNorm:
+    """Return a new norm over the width; `backend` is that of operator add_norm."""
+    return LayerNorm(width, backend) if kind == "layernorm" else RMSNorm(width, eps=1e-5)
 
 
 def norm_params(kind: Norm, width: int) -> int:
@@ -73,19 +99,19 @@ class Block(nn.Module):
         mixer: Mixer,
         std: float,
         output_std: float,
-        context: MixerContext,
+        backends: Mapping[str, str],
         mixture: tuple[int, int] | None = None,
     ):
         super().__init__()
-        self.norm1 = make_norm(config.norm, config.width)
+        norms = backends.get("add_norm", "auto")
+        self.norm1 = make_norm(config.norm, config.width, norms)
         self.mixer = mixer
-        self.norm2 = make_norm(config.norm, config.width)
+        self.norm2 = make_norm(config.norm, config.width, norms)
         sizes: tuple[FeedForwardKind, int, int] = (config.feedforward, config.width, config.hidden_width)
-        gelu = context.backend("gelu")
         if mixture is None:
-            self.feedforward = FeedForward(*sizes, std, output_std, backend=gelu)
+            self.feedforward = FeedForward(*sizes, std, output_std, backends)
         else:
-            products = context.backend("grouped_product")
+            gelu, products = backends.get("gelu", "auto"), backends.get("grouped_product", "auto")
             self.feedforward = ExpertFeedForward(*sizes, *mixture, std, output_std, backend=gelu, products=products)
         self.dropout = config.dropout
 
@@ -105,6 +131,12 @@ class Block(nn.Module):
         (x_ND, state) comes back.
         """
         kept: dict[str, Any] = {"lengths_B": lengths_B, "documents_BT": documents_BT, "positions_BT": positions_BT}
+        alone = wanted_N is not None and state is None
+        if not (torch.is_grad_enabled() or (self.dropout and self.training) or alone or keep is not None):
+            x_BTD, state = self.mixer.add_to(x_BTD, self.norm1, state, wanted_N=wanted_N, **kept)
+            if isinstance(self.feedforward, ExpertFeedForward):
+                return x_BTD + self.feedforward(self.norm2(x_BTD)), state
+            return self.feedforward.add_to(x_BTD, self.norm2), state
         if wanted_N is not None and state is None:
             y_BTD = self.mixer.at(self.norm1(x_BTD), wanted_N, **kept)
             x_BTD = x_BTD.flatten(0, 1).index_select(0, wanted_N)
@@ -114,8 +146,8 @@ class Block(nn.Module):
                 x_BTD, y_BTD = x_BTD[:, x_BTD.shape[1] - keep :], y_BTD[:, y_BTD.shape[1] - keep :]
             if wanted_N is not None:
                 x_BTD, y_BTD = (each.flatten(0, 1).index_select(0, wanted_N) for each in (x_BTD, y_BTD))
-        x_BTD = x_BTD + self._drop(y_BTD)
-        return x_BTD + self._drop(self.feedforward(self.norm2(x_BTD))), state
+        x_BTD, normed_BTD = self.norm2.of_sum(x_BTD, self._drop(y_BTD))
+        return x_BTD + self._drop(self.feedforward(normed_BTD)), state
 
     def start_as_identity(self) -> None:
         """Set both maps into the residual stream to zero, so that the block adds nothing until it is trained."""
@@ -146,7 +178,8 @@ def make_blocks(
         mixer.out.weight.data.mul_(shrink)
     mixtures = mixtures or {}
     return nn.ModuleList(
-        Block(config, mixer, std, std * shrink, context, mixtures.get(index)) for index, mixer in enumerate(built)
+        Block(config, mixer, std, std * shrink, context.backends, mixtures.get(index))
+        for index, mixer in enumerate(built)
     )
 
 

@@ -37,10 +37,14 @@ def _sections(config: Any) -> tuple[TaskConfig, ModelConfig, Sequence[int]]:
             raise UserError("task: missing; a model is built for a task, or give its context")
         task, model = config["task"], config.get("model", {})
         evaluation = config.get("evaluate") or {}
-        lengths = evaluation.get("lengths", ()) if isinstance(evaluation, Mapping) else evaluation.lengths
+        if isinstance(evaluation, Mapping):
+            longest = max(evaluation.get("pairs", ()), default=None)
+            lengths = (*evaluation.get("lengths", ()), *(() if longest is None else (longest,)))
+        else:
+            lengths = evaluation.longest
     else:
         task, model = getattr(config, "task", None), getattr(config, "model", None)
-        lengths = getattr(getattr(config, "evaluate", None), "lengths", ())
+        lengths = getattr(getattr(config, "evaluate", None), "longest", ())
         if not isinstance(task, TaskConfig) or not isinstance(model, ModelConfig):
             raise UserError(
                 f"cannot build a model from {type(config).__name__}; give a recipe, or a model config and context"

@@ -31,6 +31,7 @@ def model_context(task: Task, config: ModelConfig, lengths: Sequence[int] = ()) 
         max_length=wanted or needed,
         digit_ids=task.alphabet.digit_ids,
         least_first=task.least_first,
+        closing_ids=tuple(map(task.alphabet.id_of, task.closing)),
     )
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         config.build(context)

@@ -4,6 +4,7 @@ Shapes: B rows, T tokens, D width of the residual stream, V vocabulary.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from trivium.config import UserError, knob
 from trivium.mixers.base import MIXERS, MixerConfig, MixerContext, State
 from trivium.model import feedforward
-from trivium.model.base import MODELS, LanguageModel, ModelConfig, ModelContext
+from trivium.model.base import MODELS, LanguageModel, ModelConfig, ModelContext, last_places
 from trivium.model.block import (
     Block,
     Norm,
@@ -33,7 +34,8 @@ from trivium.model.block import (
 from trivium.model.experts import mixture_flops, mixture_params
 from trivium.model.feedforward import FeedForwardKind
 from trivium.model.layers import format_layers, parse_layers
-from trivium.model.positions import RUNS, PositionKind, Positions, embed, table_rows
+from trivium.model.positions import POSITION_BASE, RUNS, PositionKind, Positions, RunTable, embed, table_rows
+from trivium.ops.fused_linear import norm_linear
 
 # Sizes of published addition models (SPEC, section 4), and GPT-2 small. A preset fills what the recipe leaves out.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -73,6 +75,15 @@ class DecoderConfig(ModelConfig):
     equal significance then share an id, and its random offset moves all tokens (position coupling)."""
     block_offset: int = 0
     """Largest random offset that training adds to the block or coupled ids of a sequence."""
+    run_table: RunTable = "learned"
+    """Vectors of block and coupled ids: learned, or fixed sinusoids, which have no parameters and no end; or rotary,
+    which turns queries and keys by the ids and adds nothing."""
+    closing: bool = False
+    """Number a symbol that ends a number of the prompt, such as +, on as its next digit, so that the end has an id."""
+    read_offset: int = 0
+    """Offset of the block or coupled ids outside training; the lowest ids are rare among random offsets."""
+    position_base: float = POSITION_BASE
+    """Ratio of the longest to the shortest wave of sinusoids and of rotary; small ones suit few channels."""
     feedforward: FeedForwardKind = knob(None)
     """Feed-forward of each block: gelu, gelu_new (GPT-2's tanh form) or swiglu (gelu when no preset gives it)."""
     loops: int = 1
@@ -116,9 +127,21 @@ class DecoderConfig(ModelConfig):
                 f"block_offset: {self.block_offset} is not allowed; "
                 "allowed: 0 or more, and 0 without block or coupled positions"
             )
+        if not 0 <= self.read_offset <= self.block_offset:
+            raise UserError(f"read_offset: {self.read_offset} is not allowed; allowed: 0 to block_offset")
+        for name, default in (("run_table", "learned"), ("closing", False)):
+            if self.positions not in RUNS and getattr(self, name) != default:
+                raise UserError(f"{name}: given with {self.positions} positions; allowed with block or coupled")
+        waves = self.positions in ("sinusoidal", "rotary") or self.run_table != "learned"
+        if not 1 < self.position_base < math.inf or (self.position_base != POSITION_BASE and not waves):
+            raise UserError(
+                f"position_base: {self.position_base} is not allowed; allowed: a number above 1, with sinusoids or "
+                "rotary"
+            )
         check_choices(
             self,
             {
+                "run_table": RunTable.__args__,
                 "positions": PositionKind.__args__,
                 "feedforward": FeedForwardKind.__args__,
                 "norm": Norm.__args__,
@@ -157,7 +180,8 @@ class DecoderConfig(ModelConfig):
             width=self.width,
             heads=self.heads,
             max_length=self.max_length or context.max_length,
-            positions=self.positions,
+            positions="rotary" if self.run_table == "rotary" else self.positions,
+            rotary_base=self.position_base,
             backends={**context.backends, **self.backends},
         )
 
@@ -167,7 +191,7 @@ class DecoderConfig(ModelConfig):
     def num_params(self, context: ModelContext) -> int:
         mixer_context = self.mixer_context(context)
         mixers = sum(mixer.num_params(mixer_context) for mixer in self.mixers)
-        rows = table_rows(self.positions, mixer_context.max_length, self.block_offset)
+        rows = table_rows(self.positions, mixer_context.max_length, self.block_offset, self.run_table)
         rows += context.vocab_size * (1 if self.tied else 2)
         blocks = mixers + len(self.mixers) * block_params(self)
         shape = (self.feedforward, self.width, self.hidden_width)
@@ -221,6 +245,15 @@ class DecoderConfig(ModelConfig):
             {"positions": "block", "loops": 3, "input_injection": True},
             {"experts": 3, "experts_per_token": 2, "identity": (1,), "feedforward": "gelu_new"},
             {"experts": 4, "experts_per_token": 1, "experts_in": (1,), "feedforward": "swiglu"},
+            {
+                "positions": "block",
+                "run_table": "sinusoidal",
+                "position_base": 30.0,
+                "block_offset": 2,
+                "read_offset": 1,
+            },
+            {"positions": "block", "closing": True},
+            {"positions": "block", "run_table": "rotary", "position_base": 30.0},
         ]
         return [cls(**{"width": 24, "heads": 2, **variant}) for variant in variants]
 
@@ -249,12 +282,22 @@ class Decoder(LanguageModel):
         self.embedding = nn.Embedding(context.vocab_size, config.width)
         nn.init.normal_(self.embedding.weight, std=std)
         self.positions = Positions(
-            config.positions, config.width, self.max_length, context, std, block_offset=config.block_offset
+            config.positions,
+            config.width,
+            self.max_length,
+            context,
+            std,
+            block_offset=config.block_offset,
+            run_table=config.run_table,
+            position_base=config.position_base,
+            closing=config.closing,
+            read_offset=config.read_offset,
         )
         self.blocks = make_blocks(config, config.mixers, config.mixer_context(context), std, config.mixtures)
         for index in config.identity:
             cast(Block, self.blocks[index]).start_as_identity()
         self.norm = make_norm(config.norm, config.width)
+        self.head_backend = config.mixer_context(context).backend("norm_linear")
         self.head = None if config.tied else nn.Linear(config.width, context.vocab_size, bias=False)
         if self.head is not None:
             nn.init.normal_(self.head.weight, std=std)
@@ -326,10 +369,18 @@ class Decoder(LanguageModel):
         head = self.embedding if self.head is None else self.head
         if hidden:
             return self.norm(x_BTD), head.weight
-        logits_BTV = functional.linear(self.norm(x_BTD), head.weight)
+        if torch.is_grad_enabled():
+            logits_BTV = functional.linear(self.norm(x_BTD), head.weight)
+        else:
+            logits_BTV = norm_linear(x_BTD, self.norm, head.weight, backend=self.head_backend)
         if state is None:
             return logits_BTV, None
         return logits_BTV, self._advance(state, mixer_states, tokens_BT.shape[1], lengths_B, run_B)
+
+    def last(self, tokens_BT: Tensor, state: Any, lengths_B: Tensor | None, count: int = 1) -> tuple[Tensor, Any]:
+        wanted_BR = last_places(tokens_BT, lengths_B, count)
+        logits_NV, state = self(tokens_BT, state, lengths_B=lengths_B, wanted_N=wanted_BR.flatten())
+        return logits_NV.unflatten(0, wanted_BR.shape), state
 
     def _advance(
         self, state: DecoderState, mixer_states: list[Any], count: int, lengths_B: Tensor | None, run_B: Tensor | None

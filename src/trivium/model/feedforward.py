@@ -1,11 +1,14 @@
 """The position-wise half of a block. Shapes: (..., D) in and out, F the hidden width."""
 
+from collections.abc import Mapping
 from typing import Literal
 
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trivium.ops.gelu import gelu
+from trivium.ops.feedforward import feedforward
+from trivium.ops.fused_linear import linear_add, norm_linear
+from trivium.ops.linear import Linear
 
 FeedForwardKind = Literal["gelu", "gelu_new", "swiglu"]
 
@@ -30,27 +33,50 @@ def flops_per_token(kind: FeedForwardKind, width: int, ff_width: int) -> int:
 class FeedForward(nn.Module):
     """Two linear maps around GELU (exact, or "gelu_new", GPT-2's tanh form), or SwiGLU (arXiv 2002.05202).
 
-    `std` and `output_std` are the standard deviations that the two maps start with, `backend` that of operator gelu.
+    `std` and `output_std` are the standard deviations that the two maps start with, `backends` those of the operators
+    feedforward, gelu and linear, and of norm_linear and linear_add where no gradient is wanted.
     """
 
     def __init__(
-        self, kind: FeedForwardKind, width: int, ff_width: int, std: float, output_std: float, *, backend: str = "auto"
+        self,
+        kind: FeedForwardKind,
+        width: int,
+        ff_width: int,
+        std: float,
+        output_std: float,
+        backends: Mapping[str, str] | None = None,
     ):
         super().__init__()
-        self.kind, self.backend = kind, backend
+        self.kind: FeedForwardKind = kind
+        chosen = backends or {}
+        products = chosen.get("linear", "auto")
+        self.backends = {
+            "backend": chosen.get("feedforward", "auto"),
+            "gelu_backend": chosen.get("gelu", "auto"),
+            "linear_backend": products,
+        }
+        self.norm_backend, self.add_backend = chosen.get("norm_linear", "auto"), chosen.get("linear_add", "auto")
         gated = kind == "swiglu"
-        self.input = nn.Linear(width, 2 * ff_width if gated else ff_width, bias=not gated)
-        self.output = nn.Linear(ff_width, width, bias=not gated)
+        self.input = Linear(width, 2 * ff_width if gated else ff_width, bias=not gated, backend=products)
+        self.output = Linear(ff_width, width, bias=not gated, backend=products)
         for linear, linear_std in ((self.input, std), (self.output, output_std)):
             nn.init.normal_(linear.weight, std=linear_std)
             if linear.bias is not None:
                 nn.init.zeros_(linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "gelu_new":
+            maps = self.input.weight, self.input.bias, self.output.weight, self.output.bias
+            return feedforward(x, *maps, **self.backends)
         hidden = self.input(x)
         if self.kind == "swiglu":
             gate, up = hidden.chunk(2, dim=-1)
             return self.output(functional.silu(gate) * up)
-        if self.kind == "gelu_new":
-            return self.output(gelu(hidden, backend=self.backend))
         return self.output(functional.gelu(hidden))
+
+    def add_to(self, x: Tensor, norm: nn.Module) -> Tensor:
+        """Return x + self(norm(x)), without gradients."""
+        if self.kind == "swiglu" or any(backend != "auto" for backend in self.backends.values()):
+            return x + self(norm(x))
+        hidden = norm_linear(x, norm, self.input.weight, self.input.bias, self.kind, backend=self.norm_backend)
+        return linear_add(hidden, self.output.weight, self.output.bias, x, backend=self.add_backend)

@@ -16,6 +16,8 @@ from trivium.registry import UserError
 
 PositionKind = Literal["learned", "sinusoidal", "rotary", "block", "coupled", "none"]
 RUNS: tuple[PositionKind, ...] = ("block", "coupled")  # the schemes that number the digits of each run
+RunTable = Literal["learned", "sinusoidal", "rotary"]
+POSITION_BASE = 10_000.0
 
 
 def document_starts(documents_BT: Tensor) -> Tensor:
@@ -43,11 +45,23 @@ def block_ids(digit_BT: Tensor, run_B: Tensor | None = None, starts_BT: Tensor |
     return index_T - last_break_BT
 
 
-def table_rows(kind: PositionKind, max_length: int, block_offset: int = 0) -> int:
+def closing_ids(ids_BT: Tensor, closing_BT: Tensor, run_B: Tensor | None, starts_BT: Tensor | None) -> Tensor:
+    """Return block ids (B, T) in which a symbol that ends a number has the id that its next digit would have.
+
+    `closing_BT` says which tokens are such symbols; the rest as in `block_ids`, which gave `ids_BT`.
+    """
+    first_B1 = torch.zeros_like(ids_BT[:, :1]) if run_B is None else run_B[:, None]
+    before_BT = torch.cat((first_B1, ids_BT[:, :-1]), dim=1)
+    if starts_BT is not None:
+        before_BT = before_BT.masked_fill(starts_BT, 0)
+    return torch.where(closing_BT & (before_BT > 0), before_BT + 1, ids_BT)
+
+
+def table_rows(kind: PositionKind, max_length: int, block_offset: int = 0, run_table: RunTable = "learned") -> int:
     """Return the rows of the scheme's trained table; 0 for schemes without one."""
     if kind == "learned":
         return max_length
-    return max_length + 1 + block_offset if kind in RUNS else 0
+    return max_length + 1 + block_offset if kind in RUNS and run_table == "learned" else 0
 
 
 def check_positions(kind: PositionKind, context: ModelContext) -> None:
@@ -71,17 +85,30 @@ class Positions(nn.Module):
     """Compute the ids of a scheme and the vectors that are added to the embeddings."""
 
     digit_V: Tensor
+    closing_V: Tensor | None
 
     def __init__(
-        self, kind: PositionKind, width: int, max_length: int, context: ModelContext, std: float, block_offset: int = 0
+        self,
+        kind: PositionKind,
+        width: int,
+        max_length: int,
+        context: ModelContext,
+        std: float,
+        block_offset: int = 0,
+        run_table: RunTable = "learned",
+        position_base: float = POSITION_BASE,
+        closing: bool = False,
+        read_offset: int = 0,
     ):
         super().__init__()
         check_positions(kind, context)
         self.kind = kind
         self.width = width
         self.std = std
-        self.block_offset = block_offset
-        self.rows = table_rows(kind, max_length, block_offset)
+        self.block_offset, self.read_offset = block_offset, read_offset
+        self.position_base = position_base
+        self.turns = run_table == "rotary"
+        self.rows = table_rows(kind, max_length, block_offset, run_table)
         if self.rows:
             self.table = nn.Embedding(self.rows, width)
             nn.init.normal_(self.table.weight, std=std)
@@ -89,11 +116,18 @@ class Positions(nn.Module):
             digit_V = torch.tensor([index in context.digit_ids for index in range(context.vocab_size)])
             self.register_buffer("digit_V", digit_V, persistent=False)
         self.digit_ids = context.digit_ids
+        if closing and not context.closing_ids:
+            raise UserError("model.closing: this task says of no symbol that it ends a number; allowed: false")
+        self.closing_ids = context.closing_ids
+        closing_V = torch.tensor([index in context.closing_ids for index in range(context.vocab_size)])
+        self.register_buffer("closing_V", closing_V if closing else None, persistent=False)
 
     def reset_buffers(self) -> None:
         """Fill what is not saved, where transformers has left it without values."""
         if self.kind in RUNS:
             self.digit_V.zero_()[list(self.digit_ids)] = True
+        if self.closing_V is not None:
+            self.closing_V.zero_()[list(self.closing_ids)] = True
 
     def forward(
         self,
@@ -115,8 +149,14 @@ class Positions(nn.Module):
         if self.kind in RUNS:
             ids_BT = block_ids(self.digit_V[tokens_BT], run_B, starts_BT)
             new_run_B = None if run_B is None else _last(ids_BT, run_B, lengths_B)
-            if self.training and self.block_offset and past_B is None:
-                ids_BT = self._shift(ids_BT, starts_BT)
+            if self.closing_V is not None:
+                ids_BT = closing_ids(ids_BT, self.closing_V[tokens_BT], run_B, starts_BT)
+            if self.block_offset:
+                ids_BT = self._shift(ids_BT, starts_BT, drawn=self.training and past_B is None)
+            if self.turns:
+                return None, ids_BT, new_run_B
+            if not self.rows:
+                return self._sinusoid(ids_BT, dtype), None, new_run_B
             return self._look_up(ids_BT, lengths_B, "digits in a run"), None, new_run_B
         if starts_BT is not None:
             ids = document_positions(starts_BT)
@@ -152,23 +192,30 @@ class Positions(nn.Module):
             "train with a larger model.max_length"
         )
 
-    def _shift(self, ids_BT: Tensor, starts_BT: Tensor | None) -> Tensor:
-        """Add one random offset a sequence to the ids of its digits, or of all its tokens where they are coupled."""
+    def _shift(self, ids_BT: Tensor, starts_BT: Tensor | None, drawn: bool) -> Tensor:
+        """Add one offset a sequence to the ids of its digits, or of all its tokens where they are coupled."""
+        if not drawn:
+            return self._moved(ids_BT, self.read_offset) if self.read_offset else ids_BT
         offsets_BT = torch.randint(self.block_offset + 1, ids_BT.shape, device=ids_BT.device)
         if starts_BT is None:
             offsets_BT = offsets_BT[:, :1]
         else:
             index_T = torch.arange(ids_BT.shape[1], device=ids_BT.device)
             offsets_BT = offsets_BT.gather(1, index_T - document_positions(starts_BT))
+        return self._moved(ids_BT, offsets_BT)
+
+    def _moved(self, ids_BT: Tensor, offsets: Tensor | int) -> Tensor:
         if self.kind == "coupled":
-            return ids_BT + offsets_BT
-        return torch.where(ids_BT > 0, ids_BT + offsets_BT, 0)
+            return ids_BT + offsets
+        return torch.where(ids_BT > 0, ids_BT + offsets, 0)
 
     def _sinusoid(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
         """Return the table of "Attention is all you need", section 3.5, at the scale that embeddings start with."""
         half = (self.width + 1) // 2
         precise = torch.float64 if dtype == torch.float64 else torch.float32
-        rate_D = torch.exp(torch.arange(half, device=ids.device, dtype=precise) * (-math.log(10_000.0) / half))
+        rate_D = torch.exp(
+            torch.arange(half, device=ids.device, dtype=precise) * (-math.log(self.position_base) / half)
+        )
         angle = ids[..., None].to(precise) * rate_D
         table = torch.cat([angle.sin(), angle.cos()], dim=-1)[..., : self.width]
         return (table * (math.sqrt(2) * self.std)).to(dtype)

@@ -122,11 +122,17 @@ def look() -> Iterator[None]:
 
 
 def learning_curves(
-    series: Sequence[Series], *, label: str, percent: bool = False, thresholds: Sequence[float] = (), width: float = 5.4
+    series: Sequence[Series],
+    *,
+    label: str,
+    percent: bool = False,
+    thresholds: Sequence[float] = (),
+    width: float = 5.4,
+    axis: str = "training tokens",
 ) -> "Figure":
     """Draw values against training tokens: rates from 0 to 100 %, or a loss on a log axis.
 
-    `width` is in inches. `thresholds` are drawn as thin lines across.
+    `width` is in inches, `axis` says which tokens are counted. `thresholds` are drawn as thin lines across.
     """
     with look():
         names = [curve.name for curve in series]
@@ -145,7 +151,7 @@ def learning_curves(
         tokens = [count for curve in series for count in curve.tokens if count > 0]
         if tokens:
             _tokens_axis(axes, min(tokens), max(tokens))
-        axes.set_xlabel("training tokens")
+        axes.set_xlabel(axis)
         axes.set_title(label, loc="left", fontsize=_FONT + 1, fontweight="bold")
         _label_ends(figure, axes, [curve for curve in series if len(curve.values)])
     return figure
@@ -184,7 +190,7 @@ def length_curves(
             _curve(axes, curve)
         lengths = sorted({length for curve in series for length in curve.tokens})
         axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_locator(FixedLocator(lengths))
+        axes.xaxis.set_major_locator(FixedLocator(_apart(lengths, axes)))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0f}")
         if trained is not None:
@@ -194,6 +200,52 @@ def length_curves(
         axes.set_xlabel("length" if trained is None else f"length (trained on up to {trained:g}, the thin line)")
         axes.set_title(label, loc="left", fontsize=_FONT + 1, fontweight="bold")
         _label_ends(figure, axes, [curve for curve in series if len(curve.values)])
+    return figure
+
+
+def length_map(
+    rates: Mapping[tuple[int, int], float | None],
+    *,
+    label: str,
+    names: tuple[str, str],
+    trained: float | None = None,
+    width: float = 5.0,
+) -> "Figure":
+    """Draw rates at pairs of lengths as a map, the first to the right: the darker, the higher, and the percentage
+    in each cell. `names` are those of the axes; a line bounds the lengths up to `trained`. A missing rate stays empty.
+    """
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.patches import Rectangle
+
+    firsts, seconds = (sorted({pair[axis] for pair in rates}) for axis in (0, 1))
+    shown = [[rates.get((first, second)) for first in firsts] for second in seconds]
+    with look():
+        height = 0.9 + (width - 0.9) * len(seconds) / len(firsts)
+        figure, axes = _axes(width, height, left=0.72, right=0.18)
+        colours = LinearSegmentedColormap.from_list("rates", ["#FFFFFF", "#8FB8D8", _MIXERS["attention"][0]])
+        values = [[math.nan if rate is None else rate for rate in row] for row in shown]
+        axes.imshow(values, cmap=colours, vmin=0, vmax=1, origin="lower", aspect="auto")
+        size = min(_FONT - 2, 0.42 * _POINTS * (width - 0.9) / len(firsts))
+        for y, row in enumerate(shown):
+            for x, rate in enumerate(row):
+                if rate is not None:
+                    # Rounded down, so that 100 stands for all.
+                    text = f"{math.floor(100 * rate + 1e-9)}"
+                    ink = "white" if rate > 0.6 else _INK
+                    axes.text(x, y, text, ha="center", va="center", color=ink, fontsize=size)
+        if trained is not None:
+            inside = [sum(length <= trained for length in lengths) for lengths in (firsts, seconds)]
+            axes.add_patch(
+                Rectangle((-0.5, -0.5), *inside, fill=False, edgecolor=_MIXERS["simplicial"][0], linewidth=2)
+            )
+        axes.set_xticks(range(len(firsts)), [str(length) for length in firsts])
+        axes.set_yticks(range(len(seconds)), [str(length) for length in seconds])
+        axes.tick_params(length=0)
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+        axes.set_xlabel(names[0])
+        axes.set_ylabel(names[1])
+        axes.set_title(label, loc="left", fontsize=_FONT + 1, fontweight="bold")
     return figure
 
 
@@ -282,6 +334,17 @@ def short_count(value: float) -> str:
         if value >= size * 0.9995:
             return f"{value / size:.3g}{unit}"
     return f"{value:.3g}"
+
+
+def _apart(ticks: Sequence[float], axes: "Axes") -> list[float]:
+    """Return those of the ascending `ticks`, on a log axis, whose labels leave each other room; the last is kept."""
+    inches = axes.get_window_extent().width / axes.figure.dpi
+    span = math.log(ticks[-1] / ticks[0]) or 1.0
+    kept: list[float] = []
+    for tick in reversed(ticks):
+        if not kept or math.log(kept[-1] / tick) / span * inches >= 0.3:
+            kept.append(tick)
+    return kept[::-1]
 
 
 def _axes(width: float, height: float, *, left: float, right: float) -> "tuple[Figure, Axes]":

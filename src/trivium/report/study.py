@@ -5,11 +5,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trivium.config import UserError, to_yaml
-from trivium.report.figures import Row, Series, Style, intervals, learning_curves, length_curves, save, styles
+from trivium.registry import nearest
+from trivium.report.figures import (
+    Row,
+    Series,
+    Style,
+    intervals,
+    learning_curves,
+    length_curves,
+    length_map,
+    save,
+    styles,
+)
 from trivium.report.folder import read_json
 from trivium.report.html import Picture, Section, samples_of, write_page
 from trivium.report.tables import (
     cost_table,
+    errors_table,
     fairness_table,
     learning_table,
     length_tables,
@@ -60,6 +72,8 @@ def study_figures(results: Mapping[str, Any]) -> dict[str, "Figure"]:
         ),
         "loss": learning_curves(_series(results, looks, "loss"), label="Validation loss, nats per token"),
     }
+    generated = results["recipe"]["train"].get("generated_tokens") is not None
+    counted = " of chains and answers" if generated else ""
     for level in thresholds:
         rows = []
         for name, variant in results["variants"].items():
@@ -68,23 +82,49 @@ def study_figures(results: Mapping[str, Any]) -> dict[str, "Figure"]:
             shown = note if values["reached"] < values["seeds"] else ""
             ends = (values["mean"], values["low"], values["high"])
             rows.append(Row(name, looks[name], *ends, values["values"], shown))
-        figures[f"tokens_to_{100 * level:g}"] = intervals(rows, label=f"Training tokens to {threshold(level)}")
+        figures[f"tokens_to_{100 * level:g}"] = intervals(rows, label=f"Training tokens{counted} to {threshold(level)}")
     rows = []
     for name, variant in results["variants"].items():
         values = variant["exact_match"]
         rows.append(Row(name, looks[name], values["mean"], values["low"], values["high"], values["values"]))
     figures["final"] = intervals(rows, label="Exact match on test problems", percent=True)
-    trained = results["recipe"]["task"].get("max_length")
+    if generated:
+        figures["exact_match_by_generated"] = learning_curves(
+            _series(results, looks, "exact_match", "generated_tokens"),
+            label="Exact match on validation problems",
+            percent=True,
+            thresholds=thresholds,
+            axis=f"training tokens{counted}",
+        )
+    task = results["recipe"]["task"]
+    trained = task.get("max_length") or task.get("max_digits")
+    unit = "digits" if "max_digits" in task else "length"
     for key, label in (("token_error", "Token error on test problems"), ("exact_match", "Whole problems right")):
         if curves := _by_length(results, looks, key):
             figures[f"{key}_by_length"] = length_curves(curves, label=label, trained=trained)
+    for name, variant in results["variants"].items():
+        if pairs := variant.get("by_pair"):
+            rates = {_pair(text): rate["rate"] for text, rate in pairs.items()}
+            axes = (f"{unit} of the first number", f"{unit} of the second")
+            label = f"{name}: whole answers right, %"
+            figures[f"map_{name}"] = length_map(rates, label=label, names=axes, trained=trained)
     return figures
 
 
-def figure_for_readme(results: Mapping[str, Any], path: Path) -> Path:
-    """Write the study's one picture to `path` (.svg or .png): its token error by length, else its learning curves."""
+def figure_for_readme(results: Mapping[str, Any], path: Path, name: str | None = None) -> Path:
+    """Write one of the study's pictures to `path` (.svg or .png).
+
+    `name` is one of `study_figures`; without it the token error by length or, where the study has none, the learning
+    curves. Raises UserError for a name that it does not have.
+    """
     figures = study_figures(results)
-    return save(figures.get("token_error_by_length", figures["exact_match"]), path)
+    if name is None:
+        name = next(
+            key for key in ("token_error_by_length", "exact_match_by_generated", "exact_match") if key in figures
+        )
+    if name not in figures:
+        raise UserError(f"--picture: this study has no {name!r}; {nearest(name, list(figures))}")
+    return save(figures[name], path)
 
 
 def _sections(results: Mapping[str, Any]) -> list[Section]:
@@ -118,6 +158,9 @@ def _sections(results: Mapping[str, Any]) -> list[Section]:
     ]
     if tuning is not None:
         sections.append(Section("Tuning", tables=[tuning]))
+    errors = errors_table(results)
+    if errors is not None:
+        sections.append(Section("How rare errors are", tables=[errors]))
     slices = tag_tables({name: variant["by_tag"] for name, variant in variants.items()})
     if slices:
         sections.append(Section("Scores by slice", words=["Exact match on test problems."], tables=slices))
@@ -130,6 +173,9 @@ def _sections(results: Mapping[str, Any]) -> list[Section]:
             if key in figures
         ]
         sections.append(Section("Scores by length", words=words, pictures=pictures, tables=lengths))
+    maps = [Picture(figures[key], "Rates are rounded down.") for key in figures if key.startswith("map_")]
+    if maps:
+        sections.append(Section("Scores by both lengths", words=["Means over seeds."], pictures=maps))
     sections.append(
         Section(
             "Right and wrong answers",
@@ -147,7 +193,12 @@ def _sections(results: Mapping[str, Any]) -> list[Section]:
     return sections
 
 
-def _series(results: Mapping[str, Any], looks: Mapping[str, Style], key: str) -> list[Series]:
+def _pair(text: str) -> tuple[int, int]:
+    first, second = text.split("x")
+    return int(first), int(second)
+
+
+def _series(results: Mapping[str, Any], looks: Mapping[str, Style], key: str, against: str = "tokens") -> list[Series]:
     series = []
     for name, variant in results["variants"].items():
         curves = [seed["curve"] for seed in variant["seeds"].values() if seed["status"] == "finished"]
@@ -157,7 +208,7 @@ def _series(results: Mapping[str, Any], looks: Mapping[str, Style], key: str) ->
             places = [(curve, curve["step"].index(step)) for curve in curves if step in curve["step"]]
             found = [curve[key][place] for curve, place in places if curve[key][place] is not None]
             if len(places) == len(curves) and len(found) == len(curves):
-                tokens.append(_mean([curve["tokens"][place] for curve, place in places]))
+                tokens.append(_mean([curve[against][place] for curve, place in places]))
                 values.append(found)
         if tokens:
             means, lows, highs = ([end(found) for found in values] for end in (_mean, min, max))

@@ -64,7 +64,10 @@ def learning_table(results: Mapping[str, Any]) -> Table:
 
 
 def cost_table(results: Mapping[str, Any]) -> Table:
-    """Return what each variant costs: parameters, FLOPs and state bytes per token, tokens/s."""
+    """Return what each variant costs: parameters, FLOPs and state bytes per token, tokens/s, and where variants write
+    problems in different ways the tokens that an answer takes."""
+    lengths = sorted({variant["sizes"].get("length", results["length"]) for variant in results["variants"].values()})
+    differs = len(lengths) > 1
     rows = []
     for name, variant in results["variants"].items():
         sizes, relative = variant["sizes"], variant["relative"]
@@ -75,13 +78,20 @@ def cost_table(results: Mapping[str, Any]) -> Table:
                 _relative(f"{sizes['flops_per_token']:,.0f}", relative["flops_per_token"]),
                 f"{sizes['state_bytes_per_token']:,.0f}",
                 f"{variant['tokens_per_second']:,.0f}" if variant["tokens_per_second"] else MISSING,
+                *([_generated(variant)] if differs else []),
             ]
         )
+    shown = (
+        f"at {lengths[0]} tokens"
+        if not differs
+        else f"at the longest problem of each, {lengths[0]}–{lengths[-1]} tokens"
+    )
     note = (
-        f"× is against {results['baseline']}. Forward FLOPs and decoding-state bytes at {results['length']} tokens; "
+        f"× is against {results['baseline']}. Forward FLOPs and decoding-state bytes {shown}; "
         f"training tokens/s is the median over seeds, with {results['jobs']} runs side by side."
     )
     columns = ["variant", "parameters", "FLOPs/token", "state bytes/token", "tokens/s"]
+    columns += ["generated tokens/problem"] if differs else []
     return Table("What each variant costs", columns, rows, note)
 
 
@@ -98,7 +108,7 @@ def fairness_table(results: Mapping[str, Any]) -> Table:
             [
                 name,
                 changes,
-                f"{UNITS[match['by']]} of {match['to']}" if match["by"] else "the reference",
+                _matched(match),
                 " to ".join(f"{count:,}" for count in (tokens[:1] + tokens[1:][-1:])) or MISSING,
                 ", ".join(variant["seeds"]),
                 str(variant["precision"] or MISSING),
@@ -129,6 +139,27 @@ def tuning_table(results: Mapping[str, Any]) -> Table | None:
         return None
     note = "Mean over the tuning seeds at the end of training, on the validation split; best exact match, then loss."
     return Table("Tuning", ["variant", "learning rate", "exact match", "loss", ""], rows, note)
+
+
+def errors_table(results: Mapping[str, Any]) -> Table | None:
+    """Return the errors of each run and a bound on their rate; None where no run is as good as to need it."""
+    rows = []
+    rare = False
+    for name, variant in results["variants"].items():
+        for seed, run in variant["seeds"].items():
+            if not (found := run.get("errors")):
+                continue
+            rare |= found["errors"] <= found["n"] / 100
+            bound = f"{found['upper']:.2g}" if found["upper"] is not None else MISSING
+            rows.append([f"{name}, seed {seed}", f"{found['errors']:,}", f"{found['n']:,}", bound])
+            for title, scores in (run.get("published") or {}).items():
+                match = scores["exact_match"]
+                wrong = match["n"] - match["successes"]
+                rows.append([f"{name}, seed {seed}: {title}", f"{wrong:,}", f"{match['n']:,}", MISSING])
+    if not rare:
+        return None
+    note = "With 95 % confidence the rate of errors is at most this (Clopper and Pearson's one-sided bound)."
+    return Table("Errors", ["run", "errors", "problems", "rate at most"], rows, note)
 
 
 def tag_tables(slices: Mapping[str, Mapping[str, Any]]) -> list[Table]:
@@ -212,6 +243,17 @@ def _tokens(values: Mapping[str, Any]) -> str:
     if not values["reached"]:
         return "not reached" if values["seeds"] else MISSING
     return short_count(values["mean"]) + _share(values["reached"], range(values["seeds"]))
+
+
+def _matched(match: Mapping[str, Any]) -> str:
+    if match["by"] == "none":
+        return "nothing, sizes differ"
+    return f"{UNITS[match['by']]} of {match['to']}" if match["by"] else "the reference"
+
+
+def _generated(variant: Mapping[str, Any]) -> str:
+    mean = (variant.get("generated_tokens_per_problem") or {}).get("mean")
+    return MISSING if mean is None else f"{mean:.1f}"
 
 
 def _share(number: int, seeds: Sized) -> str:

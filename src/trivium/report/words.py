@@ -35,12 +35,16 @@ def _setting(results: Mapping[str, Any]) -> str:
     variants = results["variants"]
     seeds = [_finished(variant) for variant in variants.values()]
     number = f"{seeds[0]}" if len(set(seeds)) == 1 else f"{min(seeds)} to {max(seeds)}"
+    text = f"{_count(len(variants), 'variant')}, {_count_text(number, 'finished seed')} each, "
+    if results["matched"]["by"] == "none":
+        return f"{text}each at a size of its own: sizes are what is compared."
     others = [
-        f"{name} is matched in {UNITS[variant['match']['by']]} to {variant['match']['to']}"
+        f"{name} is matched to nothing"
+        if variant["match"]["by"] == "none"
+        else f"{name} is matched in {UNITS[variant['match']['by']]} to {variant['match']['to']}"
         for name, variant in variants.items()
         if variant["match"]["by"] and (variant["match"]["by"], variant["match"]["to"]) != _common(results)
     ]
-    text = f"{_count(len(variants), 'variant')}, {_count_text(number, 'finished seed')} each, "
     text += f"matched within 1 % in {UNITS[results['matched']['by']]} to {results['baseline']}"
     return f"{text}; {', '.join(others)}." if others else f"{text}."
 

@@ -62,7 +62,11 @@ def compare(
         if name not in recipe.compare.variants:
             raise UserError(f"only: no variant {name!r}; {nearest(name, list(recipe.compare.variants))}")
     choose_device(recipe.train.device)
-    prepare(variants[0].config)  # what they share, checked before the first of many runs
+    checked: list[Any] = []
+    for variant in variants:
+        if variant.config.task not in checked:
+            prepare(variant.config)  # what is wrong shows before the first of many runs
+            checked.append(variant.config.task)
     folder = Path(runs_dir) / recipe.folder_name
     on_event = on_progress or (lambda event: None)
     with _hold(folder) as lock:
@@ -102,7 +106,7 @@ class _Study:
         self.only = set(only) or {variant.name for variant in variants}
         self.entries = [Entry(variant, variant.config.train.learning_rate) for variant in variants]
         self.tuning_failures: list[dict[str, Any]] = []
-        self.notes = nearly_equal(variants, recipe.task.build().max_length)
+        self.notes = nearly_equal(variants)
         for note in self.notes:
             _log.warning("%s", note)
 

@@ -22,8 +22,9 @@ class CompareConfig:
 
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Name of each variant, and the dotted keys that it changes; `match` and `to` may stand among them."""
-    match: Literal["parameters", "flops"] = "parameters"
-    """What is matched within 1 % by solving the feed-forward width: parameters, or FLOPs per token."""
+    match: Literal["parameters", "flops", "none"] = "parameters"
+    """What is matched within 1 % by solving the feed-forward width: parameters, or FLOPs per token; none leaves each
+    variant at its own size, where sizes are what is compared."""
     to: str | None = None
     """Variant that the others are matched to and measured against (default: the first)."""
     seeds: tuple[int, ...] = (0, 1, 2)

@@ -14,11 +14,13 @@ from trivium.study.recipe import Recipe
 from trivium.study.variants import Variant
 
 SCHEMA = 1
-CURVE = ("step", "tokens", "loss", "token_accuracy", "exact_match")
+CURVE = ("step", "tokens", "generated_tokens", "loss", "token_accuracy", "exact_match")
 TOKENS_RULE = (
     "Tokens to a threshold: the validation exact match, read as straight lines between evaluations, first meets it; "
     "a run that is at or above it at its first evaluation counts that evaluation's tokens."
 )
+
+GENERATED_RULE = " Tokens are those of chains and answers, as the budget of each run is; prompts are not counted."
 
 
 @dataclass
@@ -37,7 +39,9 @@ def collect(recipe: Recipe, entries: Sequence[Entry], *, length: int) -> dict[st
     compare = recipe.compare
     assert compare is not None
     thresholds = compare.thresholds
-    variants = {entry.variant.name: _variant(entry, thresholds, length) for entry in entries}
+    generated = recipe.train.generated_tokens is not None
+    counted = "generated_tokens" if generated else "tokens"
+    variants = {entry.variant.name: _variant(entry, thresholds, counted) for entry in entries}
     baseline = variants[compare.baseline]
     for name, results in variants.items():
         sizes, reference = results["sizes"], baseline["sizes"]
@@ -57,16 +61,18 @@ def collect(recipe: Recipe, entries: Sequence[Entry], *, length: int) -> dict[st
         "baseline": compare.baseline,
         "length": length,
         "thresholds": list(thresholds),
-        "tokens_rule": TOKENS_RULE,
+        "tokens_rule": TOKENS_RULE + (GENERATED_RULE if generated else ""),
         "variants": variants,
         "not_run": [name for name, results in variants.items() if not _any_finished(results["seeds"])],
         "failed": failed,
     }
 
 
-def _variant(entry: Entry, thresholds: Sequence[float], length: int) -> dict[str, Any]:
+def _variant(entry: Entry, thresholds: Sequence[float], counted: str) -> dict[str, Any]:
     variant = entry.variant
-    seeds = {str(seed): _seed(folder, entry.errors.get(seed), thresholds) for seed, folder in entry.folders.items()}
+    seeds = {
+        str(seed): _seed(folder, entry.errors.get(seed), thresholds, counted) for seed, folder in entry.folders.items()
+    }
     done = [seed for seed in seeds.values() if seed["status"] == "finished"]
     first = done[0] if done else None
     train = variant.run(0, entry.learning_rate).train
@@ -76,7 +82,7 @@ def _variant(entry: Entry, thresholds: Sequence[float], length: int) -> dict[str
         "changes": {key: to_dict(value) for key, value in variant.overrides.items()},
         "match": {"by": variant.match, "to": variant.to},
         "model": to_dict(variant.config.model),
-        "sizes": {**sizes, "state_bytes_per_token": sizes["state_bytes"] / length},
+        "sizes": {**sizes, "length": variant.length, "state_bytes_per_token": sizes["state_bytes"] / variant.length},
         "learning_rate": entry.learning_rate,
         "optimizer": {
             "name": "AdamW",
@@ -90,12 +96,14 @@ def _variant(entry: Entry, thresholds: Sequence[float], length: int) -> dict[str
         "tokens_per_second": median(seed["tokens_per_second"] for seed in done) if done else None,
         "by_tag": _by_tag([seed["by_tag"] for seed in done]),
         "by_length": _by_length([seed["by_length"] for seed in done]),
+        "by_pair": _by_pair([seed["by_pair"] for seed in done]),
+        "generated_tokens_per_problem": interval([seed["generated_tokens_per_problem"] for seed in done]),
         "samples": first["samples"] if first else {"right": [], "wrong": []},
         "tuning": entry.tuning,
     }
 
 
-def _seed(folder: Path, error: str | None, thresholds: Sequence[float]) -> dict[str, Any]:
+def _seed(folder: Path, error: str | None, thresholds: Sequence[float], counted: str) -> dict[str, Any]:
     result = read_result(folder)
     rows = read_metrics(folder)
     validation = [row for row in rows if row.get("split") == "validation"]
@@ -107,7 +115,7 @@ def _seed(folder: Path, error: str | None, thresholds: Sequence[float]) -> dict[
         "error": None if result else error,
         "curve": curve,
         "training": {key: [_finite(row.get(key)) for row in training] for key in ("tokens", "loss")},
-        "tokens_to": {_key(level): tokens_to(curve["tokens"], curve["exact_match"], level) for level in thresholds},
+        "tokens_to": {_key(level): tokens_to(curve[counted], curve["exact_match"], level) for level in thresholds},
     }
     if result is None:
         return head
@@ -116,10 +124,15 @@ def _seed(folder: Path, error: str | None, thresholds: Sequence[float]) -> dict[
         **head,
         "exact_match": evaluation["exact_match"],
         "by_tag": evaluation.get("by_tag") or {},
+        "errors": evaluation.get("errors"),
         "by_length": evaluation.get("by_length") or {},
+        "by_pair": evaluation.get("by_pair") or {},
+        "published": evaluation.get("published") or {},
+        "generated_tokens_per_problem": evaluation["generated_tokens_per_problem"],
         "samples": evaluation.get("samples") or {"right": [], "wrong": []},
         **{
-            key: result.get(key) for key in ("tokens", "seconds", "tokens_per_second", "precision", "threads", "device")
+            key: result.get(key)
+            for key in ("tokens", "generated_tokens", "seconds", "tokens_per_second", "precision", "threads", "device")
         },
     }
 
@@ -206,6 +219,15 @@ def _by_length(scores: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]
             key: interval([score[length][key]["rate"] for score in scores]) for key in ("exact_match", "token_error")
         }
         for length in shared
+    }
+
+
+def _by_pair(scores: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Average the exact match at each pair of lengths, `AxB`, over seeds; they were all asked the same problems."""
+    return {
+        pair: {"rate": math.fsum(score[pair]["rate"] for score in scores) / len(scores), "n": first["n"]}
+        for pair, first in (scores[0] if scores else {}).items()
+        if all(pair in score for score in scores)
     }
 
 

@@ -15,11 +15,12 @@ from trivium.study.recipe import CompareConfig, Recipe
 from trivium.train.config import ChainRemovalConfig, RolloutConfig, RunConfig
 from trivium.train.objectives import has_chain
 
-MATCHES = ("parameters", "flops")
+MATCHES = ("parameters", "flops", "none")
 TOLERANCE = 0.01
 
-# Beyond the model, a variant may change what is minimised. Anything else of a run (its length, batch, optimizer,
-# precision, seed ...) is held equal, or the comparison would not be of these.
+# Beyond the model, a variant may change how the problems are written (the task's `written_by`) and what is minimised.
+# Anything else of a run (its length, batch, optimizer, precision, seed ...) is held equal, or the comparison would not
+# be of these.
 _TRAIN_KEYS = (
     "train.chain_loss",
     "train.prompt_loss",
@@ -37,12 +38,14 @@ _SHARED = ("width", "heads", "feedforward", "norm", "tied", "dropout", "max_leng
 
 @dataclass(frozen=True)
 class Variant:
-    """One side of a comparison: its sized run, what that costs, and what it was matched to."""
+    """One side of a comparison: its sized run, what that costs at `length` tokens, the longest of its task, and what it
+    was matched to."""
 
     name: str
     config: RunConfig
     sizes: Mapping[str, float]
     mixer: str
+    length: int = 0
     overrides: Mapping[str, Any] = field(default_factory=dict)
     match: str | None = None
     to: str | None = None
@@ -70,23 +73,24 @@ def expand(recipe: Recipe) -> list[Variant]:
     base = recipe.run
     if len(compare.learning_rates) == 1:
         base = replace(base, train=replace(base.train, learning_rate=compare.learning_rates[0]))
-    task = base.task.build()
-    length = task.max_length
-    plans = {name: _plan(name, overrides, compare) for name, overrides in compare.variants.items()}
+    written = base.task.written_by
+    plans = {name: _plan(name, overrides, compare, written) for name, overrides in compare.variants.items()}
     sized: dict[str, Variant] = {}
     for name in _order(plans):
         plan = plans[name]
         config = _resolve(base, plan)
         with _naming(name):
-            context = model_context(task, config.model, config.evaluate.lengths)
+            task = config.task.build()
+            length = task.max_length
+            context = model_context(task, config.model, config.evaluate.longest)
             if plan.to is not None:
                 config = replace(config, model=_match(config.model, context, plan, sized[plan.to], length))
             sizes = describe(config.model, context, length)
-        sized[name] = replace(plan, config=config, sizes=sizes, mixer=_mixer(config.model))
+        sized[name] = replace(plan, config=config, sizes=sizes, mixer=_mixer(config.model), length=length)
     variants = [sized[name] for name in plans]
-    chains = has_chain(task)
     for one, other in combinations(variants, 2):
-        if _equal(one, other, length, chains):
+        length = one.length
+        if _equal(one, other, has_chain(one.config.task.build())):
             raise UserError(
                 f"compare.variants: {one.name!r} and {other.name!r} are the same at this task's {length} tokens, so "
                 "one is no control for the other; change its window, its mixer or its match"
@@ -94,15 +98,15 @@ def expand(recipe: Recipe) -> list[Variant]:
     return variants
 
 
-def nearly_equal(variants: Sequence[Variant], length: int) -> list[str]:
-    """Return a sentence for each variant that, at `length` tokens, is another one but for a little feed-forward width.
+def nearly_equal(variants: Sequence[Variant]) -> list[str]:
+    """Return a sentence for each variant that, on its task, is another one but for a little feed-forward width.
 
     Such a control is allowed, since it was asked for, but it says little that the other does not. Two variants that are
     each within the match's tolerance of a third differ by up to twice that: so much counts as hardly.
     """
     sentences = []
     for one, other in combinations(variants, 2):
-        if not _equal(_without_width(one), _without_width(other), length, chains=True):
+        if not _equal(_without_width(one), _without_width(other), chains=True):
             continue
         more = {key: other.sizes[key] / one.sizes[key] - 1 for key in ("flops_per_token", "parameters")}
         if max(map(abs, more.values())) <= 2 * TOLERANCE:
@@ -121,7 +125,7 @@ def _without_width(variant: Variant) -> Variant:
     return replace(variant, config=replace(variant.config, model=replace(model, ff_width=None)))
 
 
-def _plan(name: str, overrides: Mapping[str, Any], compare: CompareConfig) -> Variant:
+def _plan(name: str, overrides: Mapping[str, Any], compare: CompareConfig, fields_written: tuple[str, ...]) -> Variant:
     where = f"compare.variants.{name}"
     changes = dict(overrides)
     how, to = changes.pop("match", compare.match), changes.pop("to", compare.baseline)
@@ -132,16 +136,19 @@ def _plan(name: str, overrides: Mapping[str, Any], compare: CompareConfig) -> Va
     for key in changes:
         if key == "model.preset":
             raise UserError(f"{where}.{key}: a variant keeps the recipe's preset; change model.layers or another key")
-        if not key.startswith("model.") and key not in _TRAIN_KEYS:
+        written = tuple(f"task.{field}" for field in fields_written)
+        if not key.startswith("model.") and key not in (*_TRAIN_KEYS, *written):
             hint = " (a grid for all of them: compare.learning_rates)" if key == "train.learning_rate" else ""
-            allowed = f"model.*, {', '.join(_TRAIN_KEYS)}, match, to"
+            allowed = f"model.*, {', '.join((*written, *_TRAIN_KEYS))}, match, to"
             raise UserError(f"{where}.{key}: a variant may not change it, all share it{hint}; allowed: {allowed}")
+    if how == "none":
+        return Variant(name, RunConfig(), {}, "", 0, changes, how)
     reference = to == name
     if reference and name != compare.baseline:
         raise UserError(f"{where}.to: a variant cannot be matched to itself; name another")
     if not reference and changes.get("model.ff_width") is not None:
         raise UserError(f"{where}.model.ff_width: it is solved, to match {how} to {to!r}; leave it out")
-    return Variant(name, RunConfig(), {}, "", changes, None if reference else how, None if reference else str(to))
+    return Variant(name, RunConfig(), {}, "", 0, changes, None if reference else how, None if reference else str(to))
 
 
 def _order(plans: Mapping[str, Variant]) -> list[str]:
@@ -197,7 +204,9 @@ def _match(model: ModelConfig, context: ModelContext, plan: Variant, reference: 
     return matched
 
 
-def _equal(one: Variant, other: Variant, length: int, chains: bool) -> bool:
+def _equal(one: Variant, other: Variant, chains: bool) -> bool:
+    if one.config.task != other.config.task:
+        return False
     trains = [one.config.train, other.config.train]
     if not chains:  # then it makes no difference whether the chain is scored
         trains = [replace(train, chain_loss=True) for train in trains]
@@ -205,7 +214,7 @@ def _equal(one: Variant, other: Variant, length: int, chains: bool) -> bool:
         return False
     equals_at = getattr(one.config.model, "equals_at", None)
     if equals_at is not None and type(one.config.model) is type(other.config.model):
-        return bool(equals_at(other.config.model, length))
+        return bool(equals_at(other.config.model, one.length))
     return one.config.model == other.config.model
 
 

@@ -1,10 +1,11 @@
 """Addition: sums in any base, checked by arithmetic. Formats and their worked examples are in `addition_formats`."""
 
+import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -26,6 +27,8 @@ BLOCK_TOKENS = 2**20
 class AdditionConfig(TaskConfig):
     """Sums of numbers of min_digits to max_digits digits."""
 
+    written_by: ClassVar[tuple[str, ...]] = ("format", "zero_pad", "align", "separator")
+
     format: Format = "reversed"
     """How a sum is written: plain, reversed, delimited, column (a chain of thought) or reversed_chain."""
     base: int = 10
@@ -36,8 +39,12 @@ class AdditionConfig(TaskConfig):
     """Digits of the shortest number."""
     max_digits: int = 3
     """Digits of the longest number."""
+    digits: tuple[int, ...] = ()
+    """Digits of each number of a sum, where they are not drawn from min_digits to max_digits."""
     zero_pad: bool = False
     """Zero-fill each number to max_digits, and the answer to as many digits as any sum can need."""
+    align: bool = False
+    """Zero-fill each number to the digits of the longest in its sum, and the answer to as many as that can need."""
     stratify: Literal["uniform", "carry"] = "uniform"
     """Draw digit counts uniformly, or draw the longest carry chain uniformly over the feasible lengths."""
     separator: str = " "
@@ -58,6 +65,8 @@ class AdditionConfig(TaskConfig):
             )
         if self.stratify not in ("uniform", "carry"):
             raise UserError(f"stratify: {self.stratify!r} is not allowed; allowed: uniform, carry")
+        if self.align and self.zero_pad:
+            raise UserError("align: given beside zero_pad, which fills to max_digits; give only one of them")
         if not 2 <= self.base <= 36:
             raise UserError(f"base: expected 2 to 36, got {self.base}")
         if not 2 <= self.operands <= 100:
@@ -66,6 +75,13 @@ class AdditionConfig(TaskConfig):
             raise UserError(f"min_digits: expected 1 or more, got {self.min_digits}")
         if not self.min_digits <= self.max_digits <= 10_000:
             raise UserError(f"max_digits: expected min_digits ({self.min_digits}) to 10000, got {self.max_digits}")
+        if self.digits and (len(self.digits) != self.operands or not 1 <= min(self.digits) <= max(self.digits)):
+            raise UserError(f"digits: expected {self.operands} counts of 1 or more, got {list(self.digits)}")
+        if self.digits and (max(self.digits) > self.max_digits or self.min_digits > 1 or self.stratify != "uniform"):
+            raise UserError(
+                f"digits: {list(self.digits)} needs max_digits {max(self.digits)} or more, min_digits 1 and "
+                "stratify uniform"
+            )
         if self.train_examples is not None and self.train_examples < 1:
             raise UserError(f"train_examples: expected 1 or more, or null, got {self.train_examples}")
         for name in ("validation_fraction", "test_fraction"):
@@ -93,11 +109,22 @@ class AdditionConfig(TaskConfig):
             self.stratify == "carry",
             self.validation_fraction,
             self.test_fraction,
+            self.digits,
         )
+
+    def of_pair(self, first: int, second: int) -> "AdditionConfig":
+        """Return this task with sums of a number of `first` and one of `second` digits."""
+        if self.operands != 2:
+            raise UserError(f"sums of {self.operands} numbers have no two lengths to choose")
+        longest = max(first, second)
+        width = max(self.max_digits, longest) if self.zero_pad else longest
+        return replace(self, digits=(first, second), min_digits=1, max_digits=width, stratify="uniform")
 
     def of_lengths(self, shortest: int | None, longest: int) -> "AdditionConfig":
         """Return this task with numbers of `shortest` to `longest` digits."""
-        return replace(self, min_digits=self.min_digits if shortest is None else shortest, max_digits=longest)
+        return replace(
+            self, digits=(), min_digits=self.min_digits if shortest is None else shortest, max_digits=longest
+        )
 
     def build(self) -> "Addition":
         return Addition(self)
@@ -109,6 +136,9 @@ class AdditionConfig(TaskConfig):
             cls(format="reversed", max_digits=4),
             cls(format="reversed", zero_pad=True),
             cls(format="delimited", base=16),
+            cls(format="plain", align=True, base=3, operands=3, max_digits=5),
+            cls(format="column", align=True),
+            cls(format="reversed", align=True, digits=(5, 2), max_digits=5),
             cls(format="delimited", base=2, max_digits=9, operands=3),
             cls(format="column"),
             cls(format="column", base=36, operands=4, max_digits=2, separator="<sep>"),
@@ -131,13 +161,14 @@ class Addition(Task):
             config.operands,
             config.max_digits if config.zero_pad else 0,
             config.separator,
+            config.align,
         )
         self.alphabet = self.notation.alphabet
         self.least_first = self.notation.least_first
+        self.closing = () if config.format == "delimited" else ("+",)
         # Every length grows with the digits and with the carries, and the largest operands have the most of both.
-        self.max_length = len(
-            self.alphabet.encode(self.render(*[config.base**config.max_digits - 1] * config.operands))
-        )
+        most = config.digits or (config.max_digits,) * config.operands
+        self.max_length = len(self.alphabet.encode(self.render(*(config.base**count - 1 for count in most))))
         if config.zero_pad and not self.notation.has_chain:
             self.answer_tokens = self.notation.answer_width(config.max_digits)
         self._encoder = Encoder(self.notation, config.max_digits)
@@ -154,6 +185,21 @@ class Addition(Task):
 
     def size(self, split: Split) -> int | None:
         return self.config.train_examples if split == "train" else None
+
+    def published(self, name: str) -> Sequence[Example]:
+        """Return the test set `adderboard`: the ten edge cases and ten thousand pairs below 10^10 of a public contest.
+
+        Source: github.com/anadim/AdderBoard. The pairs are of `random.Random(2025)`, both numbers of one drawn in turn.
+        """
+        if name != "adderboard":
+            raise UserError(f"no test set {name!r}; allowed: adderboard")
+        if (self.config.base, self.config.operands) != (10, 2) or self.config.max_digits < 10:
+            raise UserError("adderboard: its sums are of two numbers of up to 10 digits, in base 10")
+        largest, drawn = 10**10 - 1, random.Random(2025)
+        edges = [(0, 0), (0, 1), (largest, 0), (largest, 1), (largest, largest), (5 * 10**9, 5 * 10**9)]
+        edges += [(1111111111, 8888888889), (1234567890, 9876543210), (largest, largest), (1, largest)]
+        pairs = [(drawn.randint(0, largest), drawn.randint(0, largest)) for _ in range(10_000)]
+        return [self.example_of(pair) for pair in (*edges, *pairs)]
 
     def render(self, *operands: int) -> str:
         """Return the whole text of one problem, such as `99+21=120<end>`."""

@@ -90,6 +90,13 @@ class Encoder:
             slot[0, ~present_B] = EMPTY
         return slot
 
+    def _answer_counts(self, problems: Problems, counts_B: np.ndarray) -> np.ndarray:
+        """Return how many digits each answer is written with, of which it needs `counts_B`."""
+        if not self.notation.aligned:
+            return counts_B
+        widths = np.array([self.notation.answer_width(width) for width in range(len(problems.digits_NKB) + 1)])
+        return widths[problems.widths]
+
     def _number(self, digits_NB: np.ndarray, counts_B: np.ndarray, least_first: bool) -> np.ndarray:
         slots = digits_NB.astype(np.int8)
         if not self.notation.width:
@@ -100,6 +107,7 @@ class Encoder:
         rows = problems.counts_KB.shape[1]
         slots = []
         for k, counts_B in enumerate(problems.counts_KB):
+            counts_B = problems.widths if self.notation.aligned else counts_B
             slots += [self._symbol("+", rows)] if k else []
             slots.append(self._number(problems.digits_NKB[:, k], counts_B, least_first))
         return slots
@@ -161,6 +169,7 @@ class Encoder:
         """Return the batch of `problems`."""
         alphabet = self.notation.alphabet
         answer_MB, counts_B = answer_digits(problems, self.places)
+        counts_B = self._answer_counts(problems, counts_B)
         prompt = self._prompt(problems)
         chain = self._chain(problems, answer_MB, counts_B)
         answer = [

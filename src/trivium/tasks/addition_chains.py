@@ -71,7 +71,7 @@ def answer_from_steps(notation: Notation, text: str) -> str | None:
         answer = results[0][::-1]
     else:
         answer = results[-1] + "".join(result[-1] for result in results[-2::-1])
-    if notation.width:
+    if notation.width or notation.aligned:
         return answer.rjust(notation.answer_width(max(notation.width, len(results))), "0")
     return answer.lstrip("0") or "0"
 

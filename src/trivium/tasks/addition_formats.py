@@ -10,6 +10,7 @@ from trivium.tasks.alphabet import Alphabet
 from trivium.tasks.answers import THINK, THINK_END
 
 DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+PRINTED_BITS = 12_000  # Python refuses to print numbers of more than 4,300 digits, and larger ones take it long
 NOOP, END, PAD_SYMBOL = "<noop>", "<end>", "<pad>"
 
 Format = Literal["plain", "reversed", "delimited", "column", "reversed_chain"]
@@ -17,6 +18,8 @@ Format = Literal["plain", "reversed", "delimited", "column", "reversed_chain"]
 
 def digits_of(number: int, base: int) -> list[int]:
     """Return the digits of `number`, least significant first; 0 has one."""
+    if base == 10 and number.bit_length() < PRINTED_BITS:
+        return [ord(character) - ord("0") for character in reversed(str(number))]
     digits = []
     while True:
         number, digit = divmod(number, base)
@@ -48,7 +51,8 @@ def columns_of(operands: Sequence[int], base: int, width: int = 0) -> list[tuple
 
 @dataclass(frozen=True)
 class Notation:
-    """One format in one base. `width` zero-fills operands to that many digits and the answer to enough for any sum.
+    """One format in one base. `width` zero-fills operands to that many digits and the answer to enough for any sum;
+    `aligned` does so to the digits of the longest operand.
 
     Numbers are Python integers of any size; texts are as a model reads and writes them.
     """
@@ -58,6 +62,7 @@ class Notation:
     operands: int
     width: int = 0
     separator: str = " "
+    aligned: bool = False
 
     @property
     def has_chain(self) -> bool:
@@ -101,7 +106,9 @@ class Notation:
 
     def _operand_width(self, operands: Sequence[int]) -> int:
         """Return the width of zero-filled operands: longer ones than the format was made for widen all."""
-        return max(self.width, *(len(digits_of(operand, self.base)) for operand in operands)) if self.width else 0
+        if not self.width and not self.aligned:
+            return 0
+        return max(self.width, *(len(digits_of(operand, self.base)) for operand in operands))
 
     def _sum(self, operands: Sequence[int], least_first: bool) -> str:
         width = self._operand_width(operands)

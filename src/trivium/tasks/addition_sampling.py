@@ -6,6 +6,7 @@ Shapes as in `addition_arrays`: B problems, K operands, N digit places.
 
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from math import prod
 
 import numpy as np
 
@@ -35,12 +36,18 @@ class Space:
     stratified: bool
     validation_fraction: float
     test_fraction: float
+    digits: tuple[int, ...] = ()
+
+    @property
+    def ranges(self) -> list[range]:
+        """The values that each operand may have."""
+        spans = [(count, count) for count in self.digits] or [(self.min_digits, self.max_digits)] * self.operands
+        return [range(self.base ** (fewest - 1) if fewest > 1 else 0, self.base**most) for fewest, most in spans]
 
     @property
     def ordered_size(self) -> int:
         """The number of problems, different orders of the operands counted as different."""
-        lowest = self.base ** (self.min_digits - 1) if self.min_digits > 1 else 0
-        return (self.base**self.max_digits - lowest) ** self.operands
+        return prod(values.stop - values.start for values in self.ranges)
 
     def fraction(self, split: Split) -> float:
         """Return the share of all problems that belongs to `split`."""
@@ -106,6 +113,8 @@ def draw_uniform(states_B: np.ndarray, space: Space) -> Problems:
     per_operand = 1 + -(-(places - 1) // group)
     words_WKB = words(states_B, 0, per_operand * operands).reshape(per_operand, operands, -1)
     counts_KB = below_high(words_WKB[0], places - space.min_digits + 1).astype(np.int16) + np.int16(space.min_digits)
+    if space.digits:
+        counts_KB[:] = np.array(space.digits, dtype=np.int16)[:, None]
     leading_KB = (below_low(words_WKB[0], base - 1) + np.uint64(1)).astype(np.uint8)
     digits_NKB = np.zeros((places, *counts_KB.shape), dtype=np.uint8)
     for word, start in enumerate(range(0, places - 1, group), start=1):
@@ -186,13 +195,12 @@ def problems_from(operands: np.ndarray, base: int, places: int) -> Problems:
 
 def _enumerate(space: Space) -> tuple[Problems, np.ndarray]:
     """Return every ordered problem of a small space, and the probability (B,) with which one is drawn uniformly."""
-    lowest = space.base ** (space.min_digits - 1) if space.min_digits > 1 else 0
-    values = np.arange(lowest, space.base**space.max_digits)
-    grids = np.meshgrid(*[values] * space.operands, indexing="ij")
+    grids = np.meshgrid(*(np.arange(values.start, values.stop) for values in space.ranges), indexing="ij")
     problems = problems_from(np.stack([grid.ravel() for grid in grids], axis=1), space.base, space.max_digits)
     counts = problems.counts_KB.astype(np.float64)
     per_count = np.where(counts == 1, float(space.base), (space.base - 1.0) * space.base ** (counts - 1))
-    return problems, (1.0 / ((space.max_digits - space.min_digits + 1) * per_count)).prod(axis=0)
+    choices = 1 if space.digits else space.max_digits - space.min_digits + 1
+    return problems, (1.0 / (choices * per_count)).prod(axis=0)
 
 
 @lru_cache(maxsize=256)

@@ -161,6 +161,7 @@ class TaskConfig(ABC):
     registry: ClassVar[Registry] = TASKS
     kind: ClassVar[str]
     extra: ClassVar[str | None] = None  # what must be installed for the task, if anything
+    written_by: ClassVar[tuple[str, ...]] = ()  # the fields that say how problems are written, but not which they are
 
     @abstractmethod
     def build(self) -> "Task": ...
@@ -176,6 +177,10 @@ class TaskConfig(ABC):
         length to choose or none of these.
         """
         raise UserError(f"the problems of task {self.kind!r} have no length to choose")
+
+    def of_pair(self, first: int, second: int) -> "TaskConfig":
+        """Return this task with problems of two numbers of these lengths; UserError when it has none."""
+        raise UserError(f"the problems of task {self.kind!r} have no two lengths to choose")
 
     @classmethod
     def examples(cls, folder: Path | None = None) -> Sequence["TaskConfig"]:
@@ -199,7 +204,8 @@ class Task(ABC):
     compares values, so that what stands around an answer, or another way to write it, does not count.
     `packs_documents` says that batches tell documents apart (`Batch.documents_BT`).
     `least_first` says that every number is written least significant digit first, so that digits of equal significance
-    are equally far from the starts of their runs. `answer_tokens` is the number of tokens of every answer, its end
+    are equally far from the starts of their runs. `closing` are the symbols that end a number of the prompt, where that
+    which ends the last is another one. `answer_tokens` is the number of tokens of every answer, its end
     symbol not counted, where all have as many.
 
     A `stage` is that of a curriculum: 0 is the whole task, any other is the longest length that problems may have.
@@ -212,6 +218,7 @@ class Task(ABC):
     labels: ClassVar[bool] = False
     packs_documents: bool = False
     least_first: bool = False
+    closing: tuple[str, ...] = ()
     answer_tokens: int | None = None
     config: Any
     alphabet: Vocabulary
@@ -247,6 +254,14 @@ class Task(ABC):
         last k - m tokens of the prompt have been read.
         """
         return 0, f"a task of kind {self.config.kind!r} does not say what of its answers an unfinished prompt decides"
+
+    def published(self, name: str) -> Sequence[Example]:
+        """Return the problems of a test set that others published; UserError where the task has none of that name."""
+        raise UserError(f"no test set {name!r}: task {self.config.kind!r} has none")
+
+    def at_pair(self, first: int, second: int) -> "Task":
+        """Return this task with numbers of exactly `first` and `second` digits; UserError when it has no two."""
+        return self.config.of_pair(first, second).build()
 
     def at_length(self, length: int) -> "Task":
         """Return this task with problems of exactly `length`, also beyond its own; UserError when it has none."""

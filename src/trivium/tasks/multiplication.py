@@ -9,8 +9,9 @@ Shapes: B problems, N and M digit places of the numbers.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -28,6 +29,8 @@ from trivium.tasks.number_pairs import EMPTY, NumberPairConfig, NumberPairTask, 
 class MultiplicationConfig(NumberPairConfig):
     """Products of two numbers, the first of min_length to max_length digits; a length counts digits."""
 
+    written_by: ClassVar[tuple[str, ...]] = ("reversed", "zero_pad", "chain")
+
     second_length: int | None = None
     """Digits of the second number; null draws them as those of the first, from min_length to max_length."""
     chain: bool = False
@@ -43,6 +46,10 @@ class MultiplicationConfig(NumberPairConfig):
         if self.second_length is None:
             return self.min_length, self.max_length
         return self.second_length, self.second_length
+
+    def of_pair(self, first: int, second: int) -> "MultiplicationConfig":
+        """Return this task with products of a number of `first` and one of `second` digits."""
+        return replace(self, min_length=first, max_length=first, second_length=second)
 
     def make(self) -> "Multiplication":
         return Multiplication(self)

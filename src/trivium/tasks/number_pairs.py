@@ -24,6 +24,8 @@ EMPTY = -1
 class NumberPairConfig(DrawnConfig):
     """Two numbers of min_length to max_length digits each; a length counts digits."""
 
+    written_by: ClassVar[tuple[str, ...]] = ("reversed", "zero_pad")
+
     max_length: int = 4
     """Digits of the longest number."""
     base: int = 10
@@ -52,6 +54,7 @@ class NumberPairTask(DrawnTask):
     def __init__(self, config: NumberPairConfig, extra_symbols: tuple[str, ...] = ()):
         self.config = config
         self.least_first = config.reversed
+        self.closing = (self.sign,)
         digits = tuple(DIGITS[: config.base])
         self.alphabet = Alphabet((*digits, self.sign, "=", END, *extra_symbols), digits, end=END, pad=END)
         self.prompt_room = config.max_length + config.second_lengths[1] + 2

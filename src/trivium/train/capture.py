@@ -7,7 +7,6 @@ the device, which a graph cannot; from the third on there is a graph. Every one 
 
 import logging
 import traceback
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from torch import Tensor
 
 import trivium
 from trivium.config import UserError
+from trivium.generate.captured import no_waiting
 from trivium.train.distributed import World
 from trivium.train.precision import Precision
 from trivium.train.step import Read, Step
@@ -170,7 +170,7 @@ class CapturedSteps:
         """Run a step that may not wait for the device; if it does, say where, and take it again."""
         random = torch.cuda.get_rng_state(self.device)
         try:
-            with _no_waiting():
+            with no_waiting():
                 return self._run(layout, buffer, each)
         except torch.OutOfMemoryError:
             raise
@@ -276,18 +276,6 @@ def _views(buffer: Tensor, layout: Layout) -> Iterator[Tensor]:
 
 
 _TORCH = {"int64": torch.int64, "float32": torch.float32}
-
-
-@contextmanager
-def _no_waiting() -> Iterator[None]:
-    """Raise RuntimeError where an operation waits for the device."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch says that it does not find every such operation
-        torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 def _innermost(error: BaseException) -> str:

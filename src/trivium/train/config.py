@@ -150,11 +150,13 @@ class TrainConfig:
     """
 
     steps: int | None = None
-    """Length in optimizer steps (1000 when steps, epochs and tokens are all left out)."""
+    """Length in optimizer steps (1000 when epochs and both lengths in tokens are left out too)."""
     epochs: float | None = None
     """Length in passes over a finite training set."""
     tokens: int | None = None
     """Length in training tokens, padding not counted."""
+    generated_tokens: int | None = None
+    """Length in tokens of answers and chains of thought, which a model would generate; prompts are not counted."""
     batch: int | None = None
     """Examples a step, over all devices together (256 when batch_tokens is left out too)."""
     batch_tokens: int | None = None
@@ -227,7 +229,7 @@ class TrainConfig:
     """Newest checkpoints to keep."""
 
     def __post_init__(self):
-        for names in (("steps", "epochs", "tokens"), ("batch", "batch_tokens")):
+        for names in (("steps", "epochs", "tokens", "generated_tokens"), ("batch", "batch_tokens")):
             given = [name for name in names if getattr(self, name) is not None]
             if len(given) > 1:
                 raise UserError(f"{given[1]}: given beside {given[0]}; give only one of {', '.join(names)}")
@@ -274,6 +276,7 @@ _POSITIVE = (
     "steps",
     "epochs",
     "tokens",
+    "generated_tokens",
     "batch",
     "batch_tokens",
     "micro_batch",

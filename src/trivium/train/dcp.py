@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
 
 from trivium.config import UserError
 from trivium.model.base import LanguageModel
@@ -50,8 +52,8 @@ def model_of_dcp(
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is what is meant
-            dcp.load(named, storage_reader=dcp.FileSystemReader(folder), no_dist=True)
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError, dcp.CheckpointException) as error:
+            load(named, storage_reader=FileSystemReader(folder), no_dist=True)
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError, CheckpointException) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         raise UserError(f"{folder}: damaged: {reason}") from None
     model.load_state_dict(tensors, assign=True)
@@ -60,7 +62,7 @@ def model_of_dcp(
 
 def _stored(folder: Path) -> dict[str, Any]:
     try:
-        return dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+        return FileSystemReader(folder).read_metadata().state_dict_metadata
     except Exception as error:  # of a pickle that is cut short or of other classes, anything
         raise UserError(f"{folder / METADATA}: damaged or not DCP's: {type(error).__name__}: {error}") from None
 

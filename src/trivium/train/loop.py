@@ -22,7 +22,7 @@ from trivium.model.base import LanguageModel, ModelContext
 from trivium.model.card import training_record
 from trivium.model.folder import record_training, save_model
 from trivium.ops.dispatch import chosen, forget
-from trivium.tasks.base import Task
+from trivium.tasks.base import ANSWER, CHAIN, Task
 from trivium.train.capture import CapturedSteps, EagerSteps, choose_capture
 from trivium.train.checkpoint import CheckpointError, newest_good, remove_leftovers, save_checkpoint
 from trivium.train.config import RunConfig
@@ -107,7 +107,8 @@ def train(
         forget()  # what an earlier run of this process chose
         torch.manual_seed(options.seed)
         model = config.model.build(made.context).to(device).train()
-        optimizer = build_optimizer(model, options)
+        backends: dict[str, str] = getattr(config.model, "backends", {})
+        optimizer = build_optimizer(model, options, backends.get("adamw", "auto"))
         named = grouped(model, options)
         mixtures = mixtures_of(model, options)
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -186,7 +187,8 @@ def train(
         def write_row(row: dict[str, Any]) -> None:
             assert tracker is not None
             try:
-                tracker.log({"step": at.step, "tokens": at.tokens, "examples": at.examples, **row})
+                counts = {"tokens": at.tokens, "examples": at.examples, "generated_tokens": at.generated}
+                tracker.log({"step": at.step, **counts, **row})
             except OSError as error:
                 raise StorageFailed(f"step {at.step}: {run.metrics}: {error.strerror}", at.step, checkpoint) from error
 
@@ -232,8 +234,11 @@ def train(
                 write_row(plateau_row)
             return {name: getattr(at, name) for name in ("stage", "stage_evaluations", "chain_removed", "mixture")}
 
+        def spent() -> int:
+            return at.tokens if options.generated_tokens is None else at.generated
+
         clock = time.perf_counter()
-        while length.fraction(at.step, at.tokens) < 1:
+        while length.fraction(at.step, spent()) < 1:
             batch = stream.batch(at.step, world.rank, world.size, at.stage)
             batch = model.decoding.view(batch, task.alphabet.pad_id)
             weights = objective.weights(batch)
@@ -242,9 +247,10 @@ def train(
                 float(weights.sum(dtype="float64")),
                 float(batch.lengths_B.sum()),
                 float(len(batch)),
+                float(np.isin(batch.regions_BT, (CHAIN, ANSWER)).sum()),
                 float(heard),
             ]
-            weight, tokens, examples, stop = sum_over_processes(counts, world, device)
+            weight, tokens, examples, generated, stop = sum_over_processes(counts, world, device)
             if stop:
                 read_losses()
                 save()
@@ -256,17 +262,18 @@ def train(
             switched = mixtures.advance(at.step, optimizer)
             if set_training(named, at.step) or switched:
                 steps.renew(make_step())
-            rate = set_learning_rates(optimizer, options, at.step, length.fraction(at.step, at.tokens))
-            objective.begin_step(length.fraction(at.step, at.tokens), device)
+            rate = set_learning_rates(optimizer, options, at.step, length.fraction(at.step, spent()))
+            objective.begin_step(length.fraction(at.step, spent()), device)
             pad_id = task.alphabet.pad_id
             passes = objective.reads(batch, weights, options.micro_batch, longest=longest, pad_id=pad_id)
             unread.append((at.step, *steps(passes, weight)))
             at.step += 1
             at.tokens += int(tokens)
             at.examples += int(examples)
+            at.generated += int(generated)
             at.row_steps += 1
             at.row_tokens += int(tokens)
-            ended = length.fraction(at.step, at.tokens) >= 1
+            ended = length.fraction(at.step, spent()) >= 1
             log_due = ended or at.step % options.log_every == 0
             eval_due = ended or at.step % options.eval_every == 0
             save_due = ended or at.step % options.save_every == 0
@@ -310,11 +317,12 @@ def train(
                 run.write_environment(record)
             if on_progress is not None and world.first and (ended or now - shown >= PROGRESS_SECONDS):
                 shown = now
-                done = length.fraction(at.step, at.tokens)
+                done = length.fraction(at.step, spent())
+                newest = tokens if options.generated_tokens is None else generated
                 on_progress(
                     Progress(
                         step=at.step,
-                        steps=length.expected_steps(at.step, at.tokens, tokens),
+                        steps=length.expected_steps(at.step, spent(), newest),
                         tokens=at.tokens,
                         loss=loss_value,
                         exact_match=at.validation["exact_match"] if at.validation else None,
@@ -350,6 +358,7 @@ def _finish(
         "step": at.step,
         "tokens": at.tokens,
         "examples": at.examples,
+        "generated_tokens": at.generated,
         "seconds": at.seconds,
         "tokens_per_second": at.tokens / at.seconds,
         "parameters": config.model.num_params(context),

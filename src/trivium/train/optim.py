@@ -1,6 +1,6 @@
 """AdamW with weight-decay groups, and the clipping of gradients.
 
-The fused kernel updates every parameter of a group in one call, on CPU as on CUDA.
+On a CPU one call clips and updates all parameters, on CUDA PyTorch's fused kernel those of a group.
 """
 
 import math
@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trivium.config import UserError
+from trivium.ops.adamw import Parameters, adamw, facts
+from trivium.ops.dispatch import choose
 from trivium.train.config import TrainConfig
 from trivium.train.groups import grouped
 from trivium.train.schedule import learning_rate
@@ -24,11 +27,51 @@ def decays(model: nn.Module) -> set[str]:
     }
 
 
-def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """Return fused AdamW over the parameters of `model` that ever train, each group with and without weight decay.
+class OneCallAdamW(torch.optim.AdamW):
+    """AdamW on a CPU, with PyTorch's names for its state, whose clipping and update are one call of operator adamw."""
 
-    A group of the optimizer has the keys "peak" and "begins_at" of its group in the configuration. Raises UserError for
-    groups that do not fit the model.
+    backend = "auto"
+
+    def clipped_step(self, limit: float | None) -> Tensor:
+        """Clip the gradients to a global norm of at most `limit` and update; return the norm before clipping."""
+        rows = []
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is None:
+                    continue
+                state = self.state[weight]
+                if not state:
+                    state["step"] = torch.zeros(())
+                    state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(weight), torch.zeros_like(weight)
+                moments = (state["exp_avg"], state["exp_avg_sq"], state["step"])
+                rows.append((weight, weight.grad, *moments, group["weight_decay"]))
+        group = self.param_groups[0]
+        return adamw(
+            Parameters(*zip(*rows, strict=True)),
+            rate=group["lr"],
+            betas=group["betas"],
+            epsilon=group["eps"],
+            limit=math.inf if limit is None else limit,
+            backend=self.backend,
+        )
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients, without what PyTorch's tells its profiler about it."""
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if set_to_none:
+                    weight.grad = None
+                elif weight.grad is not None:
+                    weight.grad.zero_()
+
+
+def build_optimizer(model: nn.Module, config: TrainConfig, backend: str = "auto") -> torch.optim.AdamW:
+    """Return AdamW over the parameters of `model` that ever train, each group with and without weight decay.
+
+    It is PyTorch's fused one, or where `backend` of operator adamw comes to another, as "auto" does on a CPU with a
+    compiler and one learning rate for all, one that calls that. A group of the optimizer has the keys "peak" and
+    "begins_at" of its group in the configuration. Raises UserError for groups that do not fit the model, or that have
+    rates of their own with a named backend which knows one rate alone.
     """
     decayed = decays(model)
     device = next(model.parameters()).device
@@ -49,8 +92,18 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
         made.setdefault((each.pattern, each.name in decayed), new)["params"].append(each.weight)
     # Those that decay come first, as they did before there were patterns.
     groups = [made[key] for key in sorted(made, key=lambda key: not key[1])]
+    if len({(group["peak"], group["begins_at"]) for group in groups}) > 1:
+        if backend not in ("auto", "torch"):
+            raise UserError(f"backends.adamw: {backend!r} is not allowed with train.groups; allowed: auto, torch")
+        backend = "torch"
+    weights = [weight for group in groups for weight in group["params"]]
+    chosen = choose("adamw", backend, device.type, facts(weights))
+    kind = torch.optim.AdamW if chosen == "torch" else OneCallAdamW
     betas = (config.beta1, config.beta2)
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True, capturable=captured)
+    optimizer = kind(groups, lr=config.learning_rate, betas=betas, fused=True, capturable=captured)
+    if isinstance(optimizer, OneCallAdamW):
+        optimizer.backend = backend
+    return optimizer
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, config: TrainConfig, step: int, fraction: float) -> float:
@@ -67,6 +120,19 @@ def set_learning_rates(optimizer: torch.optim.Optimizer, config: TrainConfig, st
 def clip_gradients(parameters: list[nn.Parameter], limit: float | None) -> Tensor:
     """Scale the gradients to a global norm of at most `limit`; return the norm before, as a tensor on the device."""
     return nn.utils.clip_grad_norm_(parameters, math.inf if limit is None else limit, foreach=True)
+
+
+def clip_and_update(
+    optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, parameters: list[nn.Parameter], limit: float | None
+) -> Tensor:
+    """Clip the gradients and let the optimizer take a step; return the norm before clipping."""
+    if isinstance(optimizer, OneCallAdamW) and not scaler.is_enabled():
+        return optimizer.clipped_step(limit)
+    scaler.unscale_(optimizer)
+    norm = clip_gradients(parameters, limit)
+    scaler.step(optimizer)
+    scaler.update()
+    return norm
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -6,6 +6,8 @@ import numpy as np
 
 from trivium.config import UserError
 from trivium.data.stream import TrainStream
+from trivium.evaluate.lengths import sized_by_pair
+from trivium.evaluate.published import check_published
 from trivium.model.base import ModelContext
 from trivium.model.context import model_context
 from trivium.tasks.base import Task
@@ -42,7 +44,7 @@ def prepare(config: RunConfig, processes: int = 1) -> Prepared:
     """
     options = config.train
     task = config.task.build()
-    context = model_context(task, config.model, config.evaluate.lengths)
+    context = model_context(task, config.model, config.evaluate.longest)
     batch = options.batch_examples(task.max_length - 1)
     if batch < processes:
         raise UserError(f"train.batch: {batch} examples cannot be shared by {processes} processes")
@@ -51,11 +53,14 @@ def prepare(config: RunConfig, processes: int = 1) -> Prepared:
     validation_indices = task.distinct("validation", options.eval_examples)
     gpt2_weights(config, context)
     task.distinct("test", 1)  # what is missing would else be noticed after training
+    check_published(task, config.evaluate.published, context.max_length)
     load_extras(config.track)
     if options.init_from is not None:
         weights_of(options.init_from)
     check_groups(options, config.model, context)
     curriculum = Curriculum(options.curriculum, task, options.eval_examples, options.chain_removal)
-    objective = make_objective(options, task, config.model, processes, config.evaluate.lengths)
+    objective = make_objective(options, task, config.model, processes, config.evaluate.longest)
+    for _, sized in sized_by_pair(task, config.evaluate.pairs, objective.decoding, context.max_length):
+        sized.example("test", 0)
     plateau = Plateau(options.plateau, task, batch)
     return Prepared(task, context, stream, length, validation_indices, curriculum, plateau, objective)

@@ -209,7 +209,7 @@ def load(folder: str | Path) -> tuple[LanguageModel, Tokenizer, Task]:
     _log.warning("%s: this run has not finished; using its newest good checkpoint, %s", folder, path.name)
     task = config.task.build()
     with torch.random.fork_rng(devices=[]):
-        model = config.model.build(model_context(task, config.model, config.evaluate.lengths))
+        model = config.model.build(model_context(task, config.model, config.evaluate.longest))
     tensors, scalars = read_checkpoint(path)
     model.decoding = replace(decoding_of(config.train, task), chain_removed=scalars.get("chain_removed", 0))
     load_model_tensors(model, tensors, path)

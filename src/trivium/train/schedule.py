@@ -11,7 +11,7 @@ DEFAULT_STEPS = 1000
 
 @dataclass(frozen=True)
 class Length:
-    """The end of a run, in optimizer steps or in training tokens; exactly one of them is set."""
+    """The end of a run, in optimizer steps or in training tokens (all, or those to generate); one of them is set."""
 
     steps: int | None
     tokens: int | None = None
@@ -40,8 +40,8 @@ def run_length(config: TrainConfig, batch: int, examples_in_epoch: int | None) -
                 "train.epochs: this task's problems never run out; give train.steps or train.tokens instead"
             )
         return Length(steps=max(1, math.ceil(config.epochs * examples_in_epoch / batch)))
-    if config.tokens is not None:
-        return Length(steps=None, tokens=config.tokens)
+    if config.tokens is not None or config.generated_tokens is not None:
+        return Length(steps=None, tokens=config.tokens or config.generated_tokens)
     return Length(steps=config.steps or DEFAULT_STEPS)
 
 

@@ -22,15 +22,16 @@ class Position:
     """Where a run is. `row_*` is what has come since the last row of metrics, `stage` the stage of a curriculum.
 
     `stage` is the longest length that problems may have, 0 for the whole task, and `stage_evaluations` counts the
-    evaluations since it began. `chain_removed` counts the tokens that chains of thought are shortened by. Seconds are
-    those of training; evaluations and checkpoints are not counted. `plateau_best` is the best score that a plateau is
-    told from (larger is better), `plateau_stale` the evaluations since, `mixture` the weights that plateaus have set,
-    [first training index, {source: weight}] each.
+    evaluations since it began. `chain_removed` counts the tokens that chains of thought are shortened by, `generated`
+    the tokens of answers and chains that were trained on. Seconds are those of training; evaluations and checkpoints
+    are not counted. `plateau_best` is the best score that a plateau is told from (larger is better), `plateau_stale`
+    the evaluations since, `mixture` the weights that plateaus have set, [first training index, {source: weight}] each.
     """
 
     step: int = 0
     tokens: int = 0
     examples: int = 0
+    generated: int = 0
     stage: int = 0
     stage_evaluations: int = 0
     chain_removed: int = 0

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from trivium.train.distributed import World, exchange, sum_tensor
 from trivium.train.mixtures import Mixtures
 from trivium.train.objectives import NextToken
-from trivium.train.optim import clip_gradients
+from trivium.train.optim import clip_and_update
 from trivium.train.precision import Precision
 from trivium.train.reads import Read
 
@@ -42,9 +42,6 @@ class Step:
                 minimised = part_loss * self.world.size + self.mixtures.penalty() / len(passes)
                 self.scaler.scale(minimised).backward()
                 loss += part_loss.detach()
-        self.scaler.unscale_(self.optimizer)
-        norm = clip_gradients(self.parameters, self.clip)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        norm = clip_and_update(self.optimizer, self.scaler, self.parameters, self.clip)
         self.optimizer.zero_grad(set_to_none=True)
         return sum_tensor(loss, self.world), norm

@@ -106,8 +106,7 @@ def _forward(
         )
     out, softmaxes = _shapes(packed, query, heads)
     described, offsets = _describe(packed, query, places, heads, window)
-    addresses = (_Pointer(each.data_ptr()) for each in (out, softmaxes))
-    call("attention_forward", packed.dtype, ctypes.byref(described), *addresses)
+    call("attention_forward", packed.dtype, ctypes.addressof(described), out.data_ptr(), softmaxes.data_ptr())
     del offsets
     return out, softmaxes
 
@@ -131,8 +130,8 @@ def _backward(
     grad_query = grad_packed.new_empty(0) if query is None else torch.empty_like(query)
     described, offsets = _describe(packed, query, places, heads, window)
     gradients = _Gradients(*_pointers(grad_packed, None if query is None else grad_query, heads))
-    addresses = (_Pointer(each.data_ptr()) for each in (grad, softmaxes))
-    call("attention_backward", packed.dtype, ctypes.byref(described), *addresses, ctypes.byref(gradients))
+    addresses = (ctypes.addressof(described), grad.data_ptr(), softmaxes.data_ptr(), ctypes.addressof(gradients))
+    call("attention_backward", packed.dtype, *addresses)
     del offsets
     return grad_packed, grad_query
 
@@ -172,6 +171,26 @@ torch.library.register_autograd("trivium::native_attention", _differentiate, set
 once("trivium::native_attention_backward", _library)
 
 
+class _Attention(torch.autograd.Function):
+    """The same without what an operator of PyTorch's costs a call, which no one but torch.compile asks for."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, packed: Tensor, query: Tensor | None, places: Tensor | None, heads: int, window: int
+    ) -> Tensor:
+        out, softmaxes = _forward(packed, query, places, heads, window)
+        ctx.heads, ctx.window = heads, window
+        ctx.save_for_backward(softmaxes, packed, query, places)
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        softmaxes, packed, query, places = ctx.saved_tensors
+        found = _backward(grads[0].contiguous(), softmaxes, packed, query, places, ctx.heads, ctx.window)
+        return found[0], None if query is None else found[1], None, None, None
+
+
 def native(
     x_BTND: Tensor,
     kv_heads: int,
@@ -185,5 +204,7 @@ def native(
     heads = x_BTND.shape[2] - 2 * kv_heads if query_MHD is None else query_MHD.shape[1]
     query_MHD = None if query_MHD is None else query_MHD.to(x_BTND.dtype).contiguous()
     places_M = None if places_M is None else places_M.contiguous()
-    out, _ = torch.ops.trivium.native_attention(x_BTND, query_MHD, places_M, heads, min(window or _EVERY, _EVERY))
+    arguments = (x_BTND, query_MHD, places_M, heads, min(window or _EVERY, _EVERY))
+    compiling = torch.compiler.is_compiling()
+    out = torch.ops.trivium.native_attention(*arguments)[0] if compiling else _Attention.apply(*arguments)
     return out if query_MHD is not None else out.unflatten(0, x_BTND.shape[:2])

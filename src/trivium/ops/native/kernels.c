@@ -39,6 +39,11 @@
 #include "vectors.h"
 #include "attention.h"
 #include "pointwise.h"
+#if !STORED_BFLOAT16
+#include "linear.h"
+#include "adamw.h"
+#include "norm.h"
+#endif
 #undef STORE
 #undef SUFFIX
 
@@ -65,3 +70,8 @@
 #include "vectors.h"
 #include "attention.h"
 #include "pointwise.h"
+#if !STORED_BFLOAT16
+#include "linear.h"
+#include "adamw.h"
+#include "norm.h"
+#endif

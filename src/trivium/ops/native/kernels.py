@@ -22,10 +22,25 @@ import torch
 
 _log = logging.getLogger("trivium")
 
-SOURCES = ("kernels.c", "vectors.h", "attention.h", "pointwise.h")
+SOURCES = ("kernels.c", "vectors.h", "attention.h", "pointwise.h", "linear.h", "adamw.h", "norm.h")
 FLAGS = ("-std=gnu11", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fwrapv", "-fPIC", "-fopenmp")
 PATIENCE = 120.0  # seconds for the compiler, which needs 5
 SUFFIX = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float64: "float64"}
+# What each kernel takes: addresses, integers and doubles.
+KINDS = {
+    "attention_forward": "aaa",
+    "attention_backward": "aaaa",
+    "gelu_forward": "aaii",
+    "gelu_backward": "aaaii",
+    "linear_forward": "aaaaiiii",
+    "linear_backward": "aaaaaaiiii",
+    "feedforward_forward": "aaa",
+    "feedforward_backward": "a" * 8,
+    "norm_forward": "aaaaaaaiidi",
+    "norm_backward": "aaaaaaaaiii",
+    "adamw": "aaaaaaaidddddai",
+}
+_TYPES = {"a": ctypes.c_void_p, "i": ctypes.c_int64, "d": ctypes.c_double}
 
 
 class KernelsMissingError(RuntimeError):
@@ -62,9 +77,19 @@ def library() -> ctypes.CDLL:
 
 
 def call(name: str, dtype: torch.dtype, *arguments: Any) -> None:
-    """Call kernel `name` for `dtype`; raise MemoryError when it found no memory for its buffers."""
-    if getattr(library(), f"{name}_{SUFFIX[dtype]}")(*arguments):
+    """Call kernel `name` for `dtype` with the kinds of arguments that KINDS tells; an address may be None.
+
+    Raises MemoryError when it found no memory for its buffers.
+    """
+    if _kernel(name, dtype)(*arguments):
         raise MemoryError(f"{name}: no memory for the buffers of its threads")
+
+
+@cache
+def _kernel(name: str, dtype: torch.dtype) -> Any:
+    kernel = getattr(library(), f"{name}_{SUFFIX[dtype]}")
+    kernel.argtypes = [_TYPES[kind] for kind in KINDS[name]]
+    return kernel
 
 
 def once(backward: str, owner: torch.library.Library) -> None:

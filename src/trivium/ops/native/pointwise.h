@@ -10,9 +10,13 @@ INLINE VECTOR NAMED(rest)(VECTOR x) { /* exp(-2 u), (1 - s) / s */
 /* Of numbers so low that `rest` is cut off, nothing is left. */
 INLINE VECTOR NAMED(gelu)(VECTOR x) { return NAMED(select)((WHOLE)(x < -10), x * 0, x / (1 + NAMED(rest)(x))); }
 
+/* Beyond 9 the slope is 0 or 1 to the last digit, and the powers of x would overflow what is cut off. */
+INLINE VECTOR NAMED(near)(VECTOR x) {
+    return NAMED(select)((WHOLE)(x > 9), NAMED(all)(9), NAMED(select)((WHOLE)(x < -9), NAMED(all)(-9), x));
+}
+
 INLINE VECTOR NAMED(gelu_slope)(VECTOR x) {
-    /* Beyond 9 it is 0 or 1 to the last digit, and the powers of x would overflow what is cut off. */
-    x = NAMED(select)((WHOLE)(x > 9), NAMED(all)(9), NAMED(select)((WHOLE)(x < -9), NAMED(all)(-9), x));
+    x = NAMED(near)(x);
     const VECTOR rest = NAMED(rest)(x), gate = 1 / (1 + rest);
     return gate + x * (rest * gate) * gate * ((REAL)1.5957691216057308 + (REAL)0.2140644488178 * (x * x));
 }
@@ -40,3 +44,23 @@ int NAMED(gelu_backward)(const STORE *x, const STORE *grad_y, STORE *grad_x, int
                       count - done);
     return 0;
 }
+
+#if !STORED_BFLOAT16
+/* active = gelu(x), and grad becomes that of x. */
+INLINE void NAMED(gelu_both)(const REAL *x, REAL *active, REAL *grad, int64_t count) {
+    for (int64_t place = 0; place < count; place += LANES) {
+        const int64_t left = count - place < LANES ? count - place : LANES;
+        const VECTOR here = left < LANES ? NAMED(load_part)(x + place, left) : NAMED(load)(x + place);
+        const VECTOR given = left < LANES ? NAMED(load_part)(grad + place, left) : NAMED(load)(grad + place);
+        const VECTOR near = NAMED(near)(here), rest = NAMED(rest)(near), gate = 1 / (1 + rest);
+        const VECTOR slope =
+            gate + near * (rest * gate) * gate * ((REAL)1.5957691216057308 + (REAL)0.2140644488178 * (near * near));
+        /* As far out as -9 gelu is less than the rounding of what it is added to; it is the identity beyond 9. */
+        const VECTOR value = here * gate, moved = given * slope;
+        if (left < LANES)
+            NAMED(store_part)(active + place, value, left), NAMED(store_part)(grad + place, moved, left);
+        else
+            NAMED(store)(active + place, value), NAMED(store)(grad + place, moved);
+    }
+}
+#endif

@@ -1,7 +1,5 @@
 """GELU in its tanh form by the kernels in C, as an operator that autograd and torch.compile know."""
 
-import ctypes
-
 import torch
 from torch import Tensor
 
@@ -14,8 +12,8 @@ _library.define("native_gelu_backward(Tensor x, Tensor grad) -> Tensor")
 
 def _run(name: str, *given: Tensor) -> Tensor:
     result = torch.empty_like(given[0])
-    places = [ctypes.c_void_p(tensor.data_ptr()) for tensor in (*given, result)]
-    call(name, result.dtype, *places, ctypes.c_int64(result.numel()), ctypes.c_int64(torch.get_num_threads()))
+    places = (tensor.data_ptr() for tensor in (*given, result))
+    call(name, result.dtype, *places, result.numel(), torch.get_num_threads())
     return result
 
 

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from trivium.ops.simplicial import operators
 from trivium.ops.simplicial import triton_decode as kernels
 from trivium.ops.simplicial.triton_support import interpreted
 
@@ -76,12 +77,7 @@ def decode(
     return o
 
 
-_decode = torch.library.custom_op("trivium::simplicial_triton_decode", decode, mutates_args=())
-
-
-@_decode.register_fake
-def _(q: Tensor, *rest: Any) -> Tensor:
-    return torch.empty(q.shape, dtype=q.dtype, device=q.device)
+_decode = operators.Operator("simplicial_triton_decode", decode, operators.output_fake)
 
 
 def triton_decode(
@@ -100,11 +96,7 @@ def triton_decode(
     """Return o (B, T, H, D); arguments as in `simplicial_decode`, already checked, and none that are refused."""
     if q.device.type == "cpu" and not interpreted():
         raise ValueError("q: on cpu; backend triton needs tensors on a GPU")
-    for name, tensor in {"q": q, "k1": k1, "k2": k2, "v1": v1, "v2": v2}.items():
-        if tensor.stride(3) != 1 and tensor.shape[3] > 1:
-            raise ValueError(
-                f"{name}: stride {tensor.stride(3)} of the head width; backend triton needs 1: give {name}.contiguous()"
-            )
+    operators.check_rows("triton", q=q, k1=k1, k2=k2, v1=v1, v2=v2)
     sign = 1 if form == "determinant" else 0
     rings = (k1, v1, k2, v2, lengths, window1, window2)
     if k1.shape[1] < k2.shape[1]:

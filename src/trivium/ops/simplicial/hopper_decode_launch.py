@@ -3,16 +3,16 @@
 # Triton's types know neither launches in brackets nor compile-time layouts.
 # pyright: reportArgumentType=false, reportIndexIssue=false, reportCallIssue=false
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from trivium.ops.simplicial import operators
 from trivium.ops.simplicial.decode_support import HOPPER_ROWS, padded_short
 from trivium.ops.simplicial.hopper_decode import bounds, decode
-from trivium.ops.simplicial.hopper_launch import BOUND, LOG2E, _processors
+from trivium.ops.simplicial.hopper_describe import described, laid_out, processors
+from trivium.ops.simplicial.hopper_launch import BOUND, LOG2E
 
 PARTS = 4  # programs that share a row's keys in `bounds`
 
@@ -40,7 +40,7 @@ def run(
     bound: float | None = None,
 ) -> Tensor:
     """Return o (B, 1, H, D); rings no longer than their windows. `plan` and `bound` are for measurements."""
-    q, k_long, v_long, k_short, v_short = (x.contiguous() for x in (q, k_long, v_long, k_short, v_short))
+    q, k_long, v_long, k_short, v_short, lengths = laid_out(q, k_long, v_long, k_short, v_short, lengths)
     batch, _, heads, width = q.shape
     slots1, slots2, kv_heads = k_long.shape[1], k_short.shape[1], k_long.shape[2]
     group, plan = heads // kv_heads, plan or Plan()
@@ -50,24 +50,15 @@ def run(
     limit = bound if bound is not None else BOUND if q.dtype == torch.bfloat16 else -1.0
     o = torch.empty_like(q)
     norms = torch.empty(batch * kv_heads, PARTS, device=q.device, dtype=torch.float32)
+    heads_a_load = min(64, 1 << (group - 1).bit_length())
     bounds[(batch * kv_heads, PARTS)](
         *(q, k_short, k_long, lengths, norms, slots1, slots2, group, kv_heads, scale * LOG2E),
-        BQ=min(64, 1 << (group - 1).bit_length()),
-        BS=W,
-        BL=64,
-        PARTS=PARTS,
-        D=width,
+        *(heads_a_load, W, 64, PARTS, width),
     )
-    layout = gl.NVMMASharedLayout.get_default_for(
-        [1, plan.N, width], gl.bfloat16 if q.dtype == torch.bfloat16 else gl.float16
-    )
-    keys, values = (
-        TensorDescriptor.from_tensor(x.view(batch, slots1, kv_heads * width), [1, plan.N, width], layout)
-        for x in (k_long, v_long)
-    )
+    keys, values = (described(x.view(batch, slots1, kv_heads * width), 1, plan.N, width) for x in (k_long, v_long))
     blocks = group // (2 * NH)
     steps = batch * kv_heads * blocks
-    each = -(-steps // _processors(q.device.index or 0))
+    each = -(-steps // processors(q.device.index))
     decode[(-(-steps // each),)](
         *(q, k_short, v_short, keys, values, o, lengths, norms),
         *(steps, each, blocks, heads, kv_heads, slots1, slots2, scale * LOG2E),
@@ -79,23 +70,12 @@ def run(
 
 
 def _run(
-    q: Tensor,
-    k_long: Tensor,
-    v_long: Tensor,
-    k_short: Tensor,
-    v_short: Tensor,
-    lengths: Tensor,
-    scale: float,
+    q: Tensor, k_long: Tensor, v_long: Tensor, k_short: Tensor, v_short: Tensor, lengths: Tensor, scale: float
 ) -> Tensor:
     return run(q, k_long, v_long, k_short, v_short, lengths, scale)
 
 
-_decode = torch.library.custom_op("trivium::simplicial_hopper_decode", _run, mutates_args=())
-
-
-@_decode.register_fake
-def _(q: Tensor, *rest: Any) -> Tensor:
-    return torch.empty(q.shape, dtype=q.dtype, device=q.device)
+_decode = operators.Operator("simplicial_hopper_decode", _run, operators.output_fake)
 
 
 def hopper_decode(
@@ -112,5 +92,6 @@ def hopper_decode(
     form: str,
 ) -> Tensor:
     """Return o (B, 1, H, D); arguments as in `simplicial_decode`, checked, and none that `hopper_refuses` names."""
+    operators.check_rows("hopper", q=q, k1=k1, k2=k2, v1=v1, v2=v2)
     rings = (k1, v1, k2, v2) if k1.shape[1] >= k2.shape[1] else (k2, v2, k1, v1)
     return _decode(q, *rings, lengths, scale)

@@ -3,17 +3,15 @@
 # Triton's types know neither launches in brackets nor compile-time layouts.
 # pyright: reportArgumentType=false, reportIndexIssue=false, reportCallIssue=false
 
-import functools
 from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from trivium.ops.simplicial.hopper_backward import backward
+from trivium.ops.simplicial.hopper_describe import described, laid_out, processors
 from trivium.ops.simplicial.triton_launch import narrowed_parts
 
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
@@ -98,11 +96,6 @@ def finish(sums, dq, tokens, heads, kv_heads, units, HB, scale, NI: tl.constexpr
     tl.store(dq + at[:, None] + tl.arange(0, D)[None, :], x.to(dq.dtype.element_ty), mask=(t < tokens)[:, None])
 
 
-@functools.cache
-def _processors(index: int) -> int:
-    return torch.cuda.get_device_properties(index).multi_processor_count
-
-
 def hopper_backward(
     do: Tensor,
     q: Tensor,
@@ -122,7 +115,7 @@ def hopper_backward(
 
     Sums run in the order in which programs come: not the same bits twice. `plan` is for measurements.
     """
-    do, q, k1, v1, k2, v2, o, lse = (x.contiguous() for x in (do, q, k1, v1, k2, v2, o, lse))
+    do, q, k1, v1, k2, v2, o, lse = laid_out(do, q, k1, v1, k2, v2, o, lse)
     batch, tokens, heads, width = q.shape
     kv_heads = k1.shape[2]
     group = heads // kv_heads
@@ -137,12 +130,9 @@ def hopper_backward(
     d_keys = torch.zeros(4, *k1.shape, dtype=torch.float32, device=q.device)
     rows = batch * units * plan.NI * heads
     statistics[(-(-rows // 32),)](do, o, lse, stats, rows, *sizes, plan.NI, plan.NH, width, 32)
-    layout = gl.NVMMASharedLayout.get_default_for(
-        [1, plan.NI, plan.NH, width], gl.bfloat16 if q.dtype == torch.bfloat16 else gl.float16
-    )
-    queries, gradients = (TensorDescriptor.from_tensor(x, [1, plan.NI, plan.NH, width], layout) for x in (q, do))
+    queries, gradients = (described(x, 1, plan.NI, plan.NH, width) for x in (q, do))
     total = batch * kv_heads * work.each
-    backward[(min(total, _processors(q.device.index or 0)),)](
+    backward[(min(total, processors(q.device.index)),)](
         queries, gradients, stats, k1, k2, v1, v2, sums, *d_keys,
         total, work.each, work.full, work.rest, work.together,
         tokens, kv_heads, group, units, long, short, blocks, scale,

@@ -6,15 +6,13 @@ The backward pass is `hopper_gradients`', or the Triton backend's where that one
 # Triton's types know neither launches in brackets nor compile-time layouts.
 # pyright: reportArgumentType=false, reportIndexIssue=false, reportCallIssue=false
 
-import functools
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from trivium.ops.simplicial import hopper_support, triton_launch
+from trivium.ops.simplicial import hopper_support, operators, triton_launch
+from trivium.ops.simplicial.hopper_describe import described, laid_out, processors
 from trivium.ops.simplicial.hopper_forward import bounds, forward
 from trivium.ops.simplicial.hopper_gradients import hopper_backward
 
@@ -56,11 +54,6 @@ def tiles(group: int, width: int, window2: int) -> Tiles:
     return Tiles(NI, NH, 0 if split_heads else NI, NH if split_heads else 0, W, *rest)
 
 
-@functools.cache
-def _processors(index: int) -> int:
-    return torch.cuda.get_device_properties(index).multi_processor_count
-
-
 def hopper_forward(
     q: Tensor,
     k1: Tensor,
@@ -78,35 +71,29 @@ def hopper_forward(
 
     `plan` and `bound` are for measurements.
     """
-    q, k1, k2, v1, v2 = (x.contiguous() for x in (q, k1, k2, v1, v2))
+    q, k1, k2, v1, v2 = laid_out(q, k1, k2, v1, v2)
     batch, tokens, heads, width = q.shape
     kv_heads = k1.shape[2]
     group = heads // kv_heads
     plan = plan or tiles(group, width, window2)
-    o = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    lse = torch.empty(batch, heads, tokens, device=q.device, dtype=torch.float32)
     # float16 has not the range for weights without a maximum.
     limit = bound if bound is not None else BOUND if q.dtype == torch.bfloat16 else -1.0
-    norms = torch.zeros(batch, kv_heads, 3, device=q.device, dtype=torch.float32)
+    o = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    lse = torch.empty(batch, heads, tokens, device=q.device, dtype=torch.float32)
     heads_a_load = min(8, 1 << (group - 1).bit_length())
     block = 128 // heads_a_load
+    norms = torch.zeros(batch, kv_heads, 3, device=q.device, dtype=torch.float32)
     bounds[(-(-tokens // block), batch * kv_heads)](
         q, k2, k1, norms, tokens, group, kv_heads, block, heads_a_load, width, width
     )  # fmt: skip
-    layout = gl.NVMMASharedLayout.get_default_for(
-        [1, plan.N, width], gl.bfloat16 if q.dtype == torch.bfloat16 else gl.float16
-    )
-    keys, values = (
-        TensorDescriptor.from_tensor(x.view(batch, tokens, kv_heads * width), [1, plan.N, width], layout)
-        for x in (k1, v1)
-    )
+    keys, values = (described(x.view(batch, tokens, kv_heads * width), 1, plan.N, width) for x in (k1, v1))
     units_i = -(-tokens // (plan.NI + plan.WGI))
     units = batch * kv_heads * units_i
-    forward[(min(units, plan.ctas * _processors(q.device.index or 0)),)](
+    forward[(min(units, plan.ctas * processors(q.device.index)),)](
         q, k2, v2, keys, values, o, lse, norms,
         units, group // (plan.NH + plan.WGH), units_i, heads, kv_heads, tokens, window1, window2, scale * LOG2E,
-        plan.NI, plan.NH, plan.WGI, plan.WGH, plan.W, plan.K_STAGES, plan.V_STAGES,
-        limit, plan.registers, num_warps=4, maxnreg=plan.maxnreg,
+        plan.NI, plan.NH, plan.WGI, plan.WGH, plan.W, plan.K_STAGES, plan.V_STAGES, limit, plan.registers,
+        num_warps=4, maxnreg=plan.maxnreg,
     )  # fmt: skip
     return o, lse
 
@@ -142,21 +129,7 @@ def _run_backward(
     return hopper_backward(do, q, k_long, v_long, k_short, v_short, o, lse, long, short, scale)
 
 
-# The arguments of the Triton backend's operator, whose backward takes them; documents and sign are always None and 0.
-_forward = torch.library.custom_op("trivium::simplicial_hopper_forward", _run, mutates_args=())
-_backward = torch.library.custom_op("trivium::simplicial_hopper_backward", _run_backward, mutates_args=())
-
-
-@_forward.register_fake
-def _(q: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    batch, tokens, heads, _ = q.shape
-    o = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    return o, torch.empty(batch, heads, tokens, dtype=torch.float32, device=q.device)
-
-
-@_backward.register_fake
-def _(do: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
-    return tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in inputs[:5])
+_backward = operators.Operator("simplicial_hopper_backward", _run_backward, operators.gradients_fake)
 
 
 def _gradients(ctx: Any, do: Tensor | None, dlse: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -170,12 +143,15 @@ def _gradients(ctx: Any, do: Tensor | None, dlse: Tensor | None) -> tuple[Tensor
         "window2": short,
     }
     if do is None or hopper_support.refuses_backward(facts) is not None:
-        return triton_launch._gradients(ctx, do, dlse)
+        return triton_launch.gradients(ctx, do, dlse)
     found = _backward(do, q, k_long, v_long, k_short, v_short, o, lse, long, short, scale)
     return (*found, None, None, None, None, None)
 
 
-_forward.register_autograd(_gradients, setup_context=triton_launch._setup_context)
+# The arguments of the Triton backend's operator, whose backward takes them; documents and sign are always None and 0.
+_forward = operators.Operator(
+    "simplicial_hopper_forward", _run, operators.attention_fake, _gradients, operators.remember
+)
 
 
 def hopper_simplicial(
@@ -193,8 +169,8 @@ def hopper_simplicial(
     documents: Tensor | None,
 ) -> Tensor:
     """Return o (B, T, H, D); arguments as in `simplicial_attention`, checked, and none that `refuses` names."""
-    if bias is not None:
-        k2, v2 = (k2 + bias[0]).to(k2.dtype), (v2 + bias[1]).to(v2.dtype)
+    operators.check_rows("hopper", q=q, k1=k1, k2=k2, v1=v1, v2=v2)
+    k2, v2 = operators.biased(k2, v2, bias)
     pairs = (k1, v1, k2, v2, None, window1, window2)
     if window1 < window2:
         pairs = (k2, v2, k1, v1, None, window2, window1)

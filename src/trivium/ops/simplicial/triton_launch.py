@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from trivium.ops.simplicial import triton_backward, triton_forward
+from trivium.ops.simplicial import operators, triton_backward, triton_forward
 from trivium.ops.simplicial.triton_support import interpreted
 
 # Bytes of the deterministic backward's workspace at a time; more rows and heads are done one after the other.
@@ -260,36 +260,20 @@ def _gradients_of_long(
     return [share.sum(0).to(q.dtype) for share in shares]
 
 
-_forward = torch.library.custom_op("trivium::simplicial_triton_forward", forward, mutates_args=())
-_backward = torch.library.custom_op("trivium::simplicial_triton_backward", backward, mutates_args=())
+_backward = operators.Operator("simplicial_triton_backward", backward, operators.gradients_fake)
 
 
-@_forward.register_fake
-def _(q: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    rows, tokens, heads, _ = q.shape
-    o = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    return o, torch.empty(rows, heads, tokens, dtype=torch.float32, device=q.device)
-
-
-@_backward.register_fake
-def _(do: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
-    return tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in inputs[:5])
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*inputs[:6], *output)
-    ctx.rest = inputs[6:]
-    ctx.set_materialize_grads(False)
-
-
-def _gradients(ctx: Any, do: Tensor | None, dlse: Tensor | None) -> tuple[Tensor | None, ...]:
+def gradients(ctx: Any, do: Tensor | None, dlse: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Return the gradients of `forward`'s arguments, of which `remember` kept what is needed."""
     if do is None:
         return (None,) * 10
     deterministic = torch.are_deterministic_algorithms_enabled()
     return (*_backward(do, *ctx.saved_tensors, *ctx.rest, deterministic), None, None, None, None, None)
 
 
-_forward.register_autograd(_gradients, setup_context=_setup_context)
+_forward = operators.Operator(
+    "simplicial_triton_forward", forward, operators.attention_fake, gradients, operators.remember
+)
 
 
 def triton_simplicial(
@@ -309,14 +293,8 @@ def triton_simplicial(
     """Return o (B, T, H, D); arguments as in `simplicial_attention`, already checked."""
     if q.device.type == "cpu" and not interpreted():
         raise ValueError("q: on cpu; backend triton needs tensors on a GPU")
-    for name, tensor in {"q": q, "k1": k1, "k2": k2, "v1": v1, "v2": v2}.items():
-        if tensor.stride(3) != 1 and tensor.shape[3] > 1:
-            raise ValueError(
-                f"{name}: stride {tensor.stride(3)} of the head width; backend triton needs 1: give {name}.contiguous()"
-            )
-    if bias is not None:
-        # One pass over tensors without the query heads; its gradients come from those of k2 and v2.
-        k2, v2 = (k2 + bias[0]).to(k2.dtype), (v2 + bias[1]).to(v2.dtype)
+    operators.check_rows("triton", q=q, k1=k1, k2=k2, v1=v1, v2=v2)
+    k2, v2 = operators.biased(k2, v2, bias)
     if documents is not None:
         documents = documents.contiguous()
     sign = 1 if form == "determinant" else 0

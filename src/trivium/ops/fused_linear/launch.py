@@ -1,0 +1,145 @@
+"""Launch the kernels of fused linear maps, as operators that torch.compile knows."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from trivium.ops.fused_linear import Activation, kernels
+from trivium.ops.simplicial.triton_support import interpreted
+
+_ACTIVATIONS = {"none": 0, "gelu": 1, "gelu_new": 2}
+
+
+class _Kernels(NamedTuple):
+    """The kernels, whose launch syntax no type checker follows."""
+
+    norm_linear: Any = kernels.norm_linear_kernel
+    linear_add: Any = kernels.linear_add_kernel
+
+
+class Tiles(NamedTuple):
+    """Rows, columns and, in `linear_add`, the part of a row that a program multiplies at once; its column tiles."""
+
+    rows: int
+    columns: int
+    part: int
+    tiles: int
+    warps: int
+    stages: int
+
+
+_kernels = _Kernels()
+
+
+def _ceil(count: int, size: int) -> int:
+    return -(-count // size)
+
+
+def _power_of_two(count: int) -> int:
+    return max(16, 1 << max(count - 1, 0).bit_length())
+
+
+def norm_linear_tiles(rows: int, inner: int, outer: int) -> Tiles:
+    """Return the tiles for (rows, inner) times (inner, outer): few rows are spread by their columns."""
+    padded = _power_of_two(inner)
+    if rows <= 256:
+        return Tiles(16, 16, padded, 1, 4, 1)
+    if rows <= 4096:
+        return Tiles(64, 64 if padded <= 512 else 32, padded, 1, 4, 1)
+    wide = 128 if padded <= 256 else 64 if padded <= 512 else 32
+    return Tiles(128 if padded <= 512 else 64, wide, padded, _ceil(outer, wide), 8, 3 if padded <= 256 else 2)
+
+
+def linear_add_tiles(rows: int, inner: int, outer: int) -> Tiles:
+    """Return the tiles of `linear_add` for such sizes."""
+    part = min(256, _power_of_two(inner))
+    if rows <= 256:
+        return Tiles(16, 16, part, 1, 4, 3)
+    if rows <= 4096:
+        return Tiles(64, 32, min(part, 128), 1, 4, 3)
+    return Tiles(128, min(256, _power_of_two(outer)), min(part, 64), 1, 8, 3)
+
+
+def _norm_linear(
+    x: Tensor, gamma: Tensor, beta: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, activation: int
+) -> Tensor:
+    rows, inner, outer = x.numel() // x.shape[-1], x.shape[-1], weight.shape[0]
+    y = torch.empty(*x.shape[:-1], outer, dtype=x.dtype, device=x.device)
+    if not y.numel():
+        return y
+    tiles = norm_linear_tiles(rows, inner, outer)
+    _kernels.norm_linear[(_ceil(rows, tiles.rows), _ceil(outer, tiles.columns * tiles.tiles))](
+        *(x, gamma, gamma if beta is None else beta, weight, weight if bias is None else bias, y),
+        *(rows, outer, eps),
+        D=inner,
+        BD=tiles.part,
+        BM=tiles.rows,
+        BN=tiles.columns,
+        TILES=tiles.tiles,
+        CENTRED=beta is not None,
+        BIASED=bias is not None,
+        ACTIVATION=activation,
+        PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
+        num_warps=tiles.warps,
+        num_stages=tiles.stages,
+    )
+    return y
+
+
+def _linear_add(x: Tensor, weight: Tensor, bias: Tensor | None, stream: Tensor) -> Tensor:
+    rows, inner, outer = x.numel() // x.shape[-1], x.shape[-1], weight.shape[0]
+    y = torch.empty(stream.shape, dtype=stream.dtype, device=x.device)
+    if not y.numel():
+        return y
+    tiles = linear_add_tiles(rows, inner, outer)
+    _kernels.linear_add[(_ceil(rows, tiles.rows), _ceil(outer, tiles.columns))](
+        *(x, weight, weight if bias is None else bias, stream, y),
+        *(rows, outer),
+        D=inner,
+        BM=tiles.rows,
+        BN=tiles.columns,
+        BK=tiles.part,
+        BIASED=bias is not None,
+        PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
+        num_warps=tiles.warps,
+        num_stages=tiles.stages,
+    )
+    return y
+
+
+_norm_linear_operator = torch.library.custom_op("trivium::norm_linear", _norm_linear, mutates_args=())
+_linear_add_operator = torch.library.custom_op("trivium::linear_add", _linear_add, mutates_args=())
+
+
+@_norm_linear_operator.register_fake
+def _(
+    x: Tensor, gamma: Tensor, beta: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, activation: int
+) -> Tensor:
+    return torch.empty(*x.shape[:-1], weight.shape[0], dtype=x.dtype, device=x.device)
+
+
+@_linear_add_operator.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, stream: Tensor) -> Tensor:
+    return torch.empty(stream.shape, dtype=stream.dtype, device=x.device)
+
+
+def _check(x: Tensor) -> None:
+    if x.device.type == "cpu" and not interpreted():
+        raise ValueError("x: on cpu; backend triton needs tensors on a GPU")
+
+
+def norm_linear(x: Tensor, norm: nn.Module, weight: Tensor, bias: Tensor | None, activation: Activation) -> Tensor:
+    """Return activation(norm(x) weight^T + bias); arguments as in `ops.fused_linear.norm_linear`."""
+    _check(x)
+    own: Any = norm
+    beta = own.bias if isinstance(norm, nn.LayerNorm) else None
+    return _norm_linear_operator(
+        *(x.contiguous(), own.weight, beta, weight.contiguous(), bias, own.eps, _ACTIVATIONS[activation])
+    )
+
+
+def linear_add(x: Tensor, weight: Tensor, bias: Tensor | None, stream: Tensor) -> Tensor:
+    """Return stream + x weight^T + bias; arguments as in `ops.fused_linear.linear_add`."""
+    _check(x)
+    return _linear_add_operator(x.contiguous(), weight.contiguous(), bias, stream.contiguous())

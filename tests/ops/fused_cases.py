@@ -1,0 +1,74 @@
+"""What the tests of fused kernels compute, on a GPU here or in the process in which Triton interprets."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tests.ops.triton_cases import DEVICE, settings
+
+
+def draw(*shape: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype).to(DEVICE)
+
+
+def make_norm(kind: str, width: int, dtype: torch.dtype) -> nn.Module:
+    """Return a norm with weights (and biases) that are not 1 and 0."""
+    norm: Any = (nn.LayerNorm if kind == "layernorm" else nn.RMSNorm)(width, eps=1e-5)
+    for seed, parameter in enumerate(norm.parameters()):
+        parameter.data = 1 + 0.3 * draw(width, dtype=torch.float32, seed=seed + 5)
+    return norm.to(dtype).to(DEVICE)
+
+
+@torch.no_grad()
+def linear_errors(
+    rows: int, inner: int, outer: int, kind: str, activation: Any, biased: bool, dtype: torch.dtype, backend: str
+) -> dict[str, float]:
+    """Return the distances of both operators from the float64 formula, relative to its size."""
+    from trivium.ops.fused_linear import linear_add, norm_linear
+
+    x, weight = draw(rows, 3, inner, dtype=dtype), draw(outer, inner, dtype=dtype, seed=1) * inner**-0.5
+    bias = draw(outer, dtype=dtype, seed=2) if biased else None
+    stream, norm = draw(rows, 3, outer, dtype=dtype, seed=3), make_norm(kind, inner, dtype)
+    with settings():
+        found = {
+            "norm_linear": norm_linear(x, norm, weight, bias, activation, backend=backend),
+            "linear_add": linear_add(x, weight, bias, stream, backend=backend),
+        }
+    wide = [None if tensor is None else tensor.double() for tensor in (x, weight, bias, stream)]
+    x, weight, bias, stream = wide  # type: ignore[assignment]
+    wanted = {
+        "norm_linear": norm_linear(x, norm.double(), weight, bias, activation, backend="reference"),
+        "linear_add": linear_add(x, weight, bias, stream, backend="reference"),
+    }
+    return {name: float((found[name].double() - y).norm() / y.norm()) for name, y in wanted.items()}
+
+
+@torch.no_grad()
+def step_errors(
+    rows: int, slots: int, heads: int, kv_heads: int, width: int, masked: bool, dtype: torch.dtype, backend: str
+) -> dict[str, float]:
+    """Return the distances of what `cached_step` gives and leaves from the float64 formula, over steps in which rows
+    stand at different places, some past the end of their ring, some finished; what no row holds is NaN.
+    """
+    from trivium.ops.cached_attention.step import cached_step
+
+    length = torch.tensor([[0, slots - 1, slots, 2 * slots + 1, 1][row % 5] for row in range(rows)], device=DEVICE)
+    rings = [draw(rows, slots, kv_heads, width, dtype=dtype, seed=seed) for seed in (1, 2)]
+    empty = torch.arange(slots, device=DEVICE) >= length[:, None].clamp(min=1)
+    if backend == "triton":  # the mask of the others does not keep a NaN behind a weight of 0 away
+        rings = [ring.masked_fill(empty[..., None, None], torch.nan) for ring in rings]
+    mine = [ring.clone() for ring in rings]
+    theirs = [ring.double().nan_to_num() for ring in rings]
+    counts = [length.clone(), length.clone()]
+    worst = {"o": 0.0, "keys": 0.0, "values": 0.0, "length": 0.0}
+    for step in range(3):
+        packed = draw(rows, heads + 2 * kv_heads, width, dtype=dtype, seed=10 + step)
+        added = (torch.arange(rows, device=DEVICE) % 3 != step).long() if masked else None
+        with settings():
+            o = cached_step(packed, *mine, counts[0], added, backend=backend)
+        wanted = cached_step(packed.double(), *theirs, counts[1], added, backend="reference")
+        pairs = (o, wanted), *((x.nan_to_num(), y) for x, y in zip(mine, theirs, strict=True)), tuple(counts)
+        for name, (x, y) in zip(worst, pairs, strict=True):
+            worst[name] = max(worst[name], float((x.double() - y.double()).norm() / y.double().norm().clamp_min(1e-9)))
+    return worst

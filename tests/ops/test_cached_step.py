@@ -1,0 +1,45 @@
+"""One token written into a cache and attended from: each backend against the formula in float64."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from tests.ops import fused_cases, triton_cases
+from tests.ops.test_fused_linear import run as run
+from trivium.ops import dispatch
+
+# Rows, slots, heads, key heads, width, whether rows are finished.
+SHAPES = [(5, 6, 4, 2, 16, True), (6, 18, 3, 3, 5, False), (5, 1, 2, 1, 8, True), (5, 40, 6, 3, 4, True)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_a_step_by_its_parts_equals_the_formula_and_leaves_the_same_cache(shape: tuple[Any, ...]):
+    errors = fused_cases.step_errors(*shape, torch.float64, "torch")
+    assert max(errors.values()) < 1e-12, errors
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_a_step_in_one_kernel_equals_the_formula_and_reads_no_slot_that_is_empty(
+    run: Callable[..., Any], shape: tuple[Any, ...]
+):
+    errors = run(fused_cases.step_errors, *shape, torch.float32, "triton")
+    assert max(errors.values()) < 1e-5, errors
+
+
+@pytest.mark.skipif(not triton_cases.GPU, reason="needs a GPU")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("shape", [*SHAPES, (1000, 18, 4, 4, 64, True), (7, 500, 8, 2, 128, True)], ids=str)
+def test_steps_equal_the_formula_on_a_gpu(shape: tuple[Any, ...], dtype: torch.dtype):
+    errors = fused_cases.step_errors(*shape, dtype, "triton")
+    assert max(errors.values()) < (1e-5 if dtype == torch.float32 else 1e-2), errors
+
+
+def test_what_the_kernel_cannot_do_is_refused():
+    refuses = dispatch._registered["cached_step"]["triton"].refuses
+    assert refuses({}) is None
+    assert "gradients are on" in (refuses({"gradient": True}) or "")
+    assert "512 slots" in (refuses({"fits": "no"}) or "")
+    assert "reference" in (refuses({"attention": "reference"}) or "")
+    assert "another dtype" in (refuses({"one dtype": "no"}) or "")

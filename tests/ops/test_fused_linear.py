@@ -1,0 +1,71 @@
+"""Linear maps with their norm, activation and residual add: each backend against the formula in float64."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tests.ops import fused_cases, triton_cases
+from trivium.ops import dispatch
+from trivium.ops.fused_linear import linear_add, norm_linear
+from trivium.registry import UserError
+
+# Rows (three tokens each), numbers in, numbers out, norm, activation, whether there is a bias.
+SHAPES = [
+    (1, 16, 11, "layernorm", "none", False),
+    (7, 40, 33, "rmsnorm", "gelu", True),
+    (100, 24, 50, "layernorm", "gelu_new", True),
+]
+GPU_SHAPES = [
+    (rows, inner, outer, "layernorm", "gelu_new", True)
+    for rows in (1, 50, 333, 2000, 40_000)
+    for inner, outer in ((256, 768), (256, 1024), (1024, 256), (256, 14), (200, 120))
+]
+on_a_gpu = pytest.mark.skipif(not triton_cases.GPU, reason="needs a GPU")
+
+
+@pytest.fixture(scope="module")
+def run() -> Iterator[Callable[..., Any]]:
+    pytest.importorskip("triton")
+    if triton_cases.GPU:
+        yield lambda function, *arguments: triton_cases.call(None, function, *arguments)
+        return
+    with triton_cases.interpreter() as pool:
+        yield lambda function, *arguments: triton_cases.call(pool, function, *arguments)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_parts_of_pytorch_equal_the_formula(shape: tuple[Any, ...]):
+    errors = fused_cases.linear_errors(*shape, torch.float64, "torch")
+    assert max(errors.values()) < 1e-12, errors
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_fused_kernels_equal_the_formula_as_closely_as_float16_can(run: Callable[..., Any], shape: tuple[Any, ...]):
+    errors = run(fused_cases.linear_errors, *shape, torch.float16, "triton")
+    assert max(errors.values()) < 1e-3, errors
+
+
+@on_a_gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", GPU_SHAPES, ids=str)
+def test_every_tiling_equals_the_formula_on_a_gpu(shape: tuple[Any, ...], dtype: torch.dtype):
+    errors = fused_cases.linear_errors(*shape, dtype, "triton")
+    assert max(errors.values()) < (1e-2 if dtype == torch.bfloat16 else 1e-3), errors
+
+
+def test_what_the_kernels_cannot_do_is_refused_and_auto_takes_pytorch():
+    refuses = dispatch._registered["norm_linear"]["triton"].refuses
+    assert refuses({}) is None
+    assert "gradients are on" in (refuses({"gradient": True}) or "")
+    assert "float32" in (refuses({"dtype": torch.float32}) or "")
+    assert "another dtype" in (refuses({"one dtype": "no"}) or "")
+    assert "wider than 1024" in (refuses({"wide": "yes"}) or "")
+    x, norm, weight = torch.randn(2, 4), nn.LayerNorm(4), torch.randn(3, 4)
+    with torch.no_grad(), pytest.raises(UserError, match="backend 'triton'"):
+        norm_linear(x, norm, weight, backend="triton")
+    with torch.no_grad():
+        torch.testing.assert_close(norm_linear(x, norm, weight), norm(x) @ weight.T)
+        torch.testing.assert_close(linear_add(x, weight, None, torch.ones(2, 3)), 1 + x @ weight.T)
