@@ -8,13 +8,15 @@ import json
 import re
 import zlib
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from trivium.registry import UserError
 from trivium.tasks.download import require_extra
 
-TEXT_ENDINGS = (".txt", ".md", ".tokens", ".raw")
+WIKITEXT_ENDINGS = (".tokens", ".raw")
+TEXT_ENDINGS = (".txt", ".md", *WIKITEXT_ENDINGS)
 ROW_ENDINGS = (".jsonl", ".ndjson")
 PARQUET = ".parquet"
 KNOWN = (*TEXT_ENDINGS, *ROW_ENDINGS, PARQUET)
@@ -51,7 +53,7 @@ def files_in(place: Path) -> list[Path]:
     return found
 
 
-def _open(path: Path) -> IO[bytes]:
+def _open(path: Path) -> gzip.GzipFile | BufferedReader:
     return gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb")
 
 

@@ -159,7 +159,7 @@ def prepare_text(
     progress = progress or Progress()
     make_folder(folder, INDEX)
     began = time.perf_counter()
-    encoder = Encoder(tokenizer)
+    encoder, plan = Encoder(tokenizer), None
     if tokenizer is None:
         plan = make_plan(name, sources, key, held_out, characters=True)
         encoder = Encoder(symbols=(*plan.symbols, "<end>"))
@@ -167,8 +167,7 @@ def prepare_text(
     made_from = [source.record() for source in sources]
     fingerprint, vocabulary = encoder.fingerprint, encoder.vocabulary
     with tokenisers(encoder, jobs) as pool:
-        if tokenizer is not None:
-            plan = make_plan(name, sources, key, held_out)
+        plan = plan or make_plan(name, sources, key, held_out)
         seed = json.dumps([FORMAT, name, made_from, fingerprint, key, held_out])
         words = name in KNOWN and KNOWN[name].shape == "articles"
         progress.total = plan.bytes
