@@ -279,9 +279,12 @@ class TriviumForCausalLM(PreTrainedModel, GenerationMixin):
 
     def _init_weights(self, module: nn.Module) -> None:
         # Weights start as `build` made them, and come whole from a folder; buffers that no file holds are filled here.
-        reset = getattr(module, "reset_buffers", None)
-        if callable(reset):
-            with torch.no_grad():
+        with torch.no_grad():
+            for name in module._non_persistent_buffers_set:  # such as the load of a mixture's experts: nothing yet
+                if (buffer := getattr(module, name)) is not None:
+                    buffer.zero_()
+            reset = getattr(module, "reset_buffers", None)
+            if callable(reset):
                 reset()
 
     def get_input_embeddings(self) -> nn.Module:
