@@ -23,6 +23,8 @@ COMMANDS = {
     "chat": ("trivium.commands.chat:chat", "give a trained run problems of your own and watch its steps"),
     "data show": ("trivium.commands.data:show", "print examples with their tokens, positions and what is scored"),
     "data write": ("trivium.commands.data:write", "write a recipe's problems to JSONL files"),
+    "data prepare": ("trivium.commands.prepare:prepare", "make a corpus or a file of problems that tasks read"),
+    "data tokenizer": ("trivium.commands.prepare:tokenizer", "train byte pairs on your own text"),
     "report": ("trivium.commands.report:report", "draw report.html again from run or study folders"),
     "bench train": ("trivium.commands.bench:train", "time our training step beside transformers' Trainer"),
     "bench generate": (

@@ -42,6 +42,9 @@ def check_example_is_a_pure_function_of_its_index(task: Task) -> None:
 def assert_equal(batch: Batch, expected: Batch) -> None:
     for name in Batch.__dataclass_fields__:
         ours, theirs = getattr(batch, name), getattr(expected, name)
+        if ours is None or theirs is None:
+            assert ours is theirs, name
+            continue
         assert ours.dtype == theirs.dtype, name
         assert ours.shape == theirs.shape, name
         assert (ours == theirs).all(), name
@@ -73,9 +76,10 @@ def check_a_batch_holds_what_encode_gives(task: Task) -> None:
                 assert labels == task.alphabet.encode(example.answer)[:-1], "the answer is the labels, in order"
             else:
                 assert target_regions == regions[1:]
-                assert tokens + targets[-1:] == task.alphabet.encode(example.prompt) + task.alphabet.encode(
-                    example.answer
-                )
+                whole = tokens + targets[-1:]
+                if task.checks_answers:
+                    assert whole == task.alphabet.encode(example.prompt) + task.alphabet.encode(example.answer)
+                assert task.alphabet.decode(whole) == example.prompt + example.answer
                 assert targets[:-1] == tokens[1:], "each target is the token that follows"
             assert batch.tokens_BT[b].tolist() == tokens + [task.alphabet.pad_id] * (width - length)
             assert batch.targets_BT[b].tolist() == targets + [task.alphabet.pad_id] * (width - length)
@@ -102,6 +106,9 @@ def check_only_the_whole_answer_is_right(task: Task) -> None:
     for split in splits_of(task):
         for example in examples_of(task, split):
             answer = example.answer
+            if not task.checks_answers:
+                assert not task.verify(example, answer).correct, "text has no right answer"
+                continue
             assert answer.endswith(end)
             body = answer.removesuffix(end)
             # The answer's own symbols, without a chain of thought before it.
@@ -118,7 +125,8 @@ def check_only_the_whole_answer_is_right(task: Task) -> None:
             assert not task.verify(example, "").correct
             assert not task.verify(example, head + end).correct
             assert not task.verify(example, head + "".join(symbols[:-1]) + end).correct, "a prefix is wrong"
-            assert not task.verify(example, head + "".join([*symbols, symbols[-1]]) + end).correct, "too long"
+            longer = task.verify(example, head + "".join([*symbols, symbols[-1]]) + end)
+            assert task.reads_values or not longer.correct, "too long"
             for place in range(len(symbols)):
                 wrong = [*symbols[:place], other[place], *symbols[place + 1 :]]
                 assert not task.verify(example, head + "".join(wrong) + end).correct, wrong

@@ -6,7 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.checkpoint import checkpoint
 
+from trivium.ops.simplicial import hopper_support, operators
+from trivium.ops.simplicial.launches import aligned, launch
 from trivium.ops.simplicial.operators import Operator, check_rows
 
 
@@ -53,6 +57,8 @@ def test_gradients_of_gradients_are_refused_not_wrong():
         dx.sum().backward()
 
 
+# torch 2.11's compiler runs into its own deprecation.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 def test_a_compiled_graph_holds_the_operator():
     found = []
 
@@ -79,3 +85,94 @@ def test_a_head_width_that_is_not_contiguous_is_refused_by_name():
     good, turned = torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 4, 3).transpose(2, 3)
     with pytest.raises(ValueError, match=r"k1: stride 3 of the head width; backend hopper needs 1: give k1\.contig"):
         check_rows("hopper", q=good, k1=turned)
+
+
+def _attend(q: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return q * 2, q.sum(3).transpose(1, 2).contiguous()
+
+
+@pytest.mark.parametrize(("name", "short"), [("hopper", 8), ("hopper", 64), ("triton", 8)])
+def test_backward_passes_read_what_was_saved_once_as_checkpoints_ask(
+    name: str, short: int, monkeypatch: pytest.MonkeyPatch
+):
+    pytest.importorskip("triton.experimental.gluon")
+    from trivium.ops.simplicial import hopper_launch, triton_launch
+
+    # Rows times the short window of 8 are too few for the Hopper backward, so that it gives way to Triton's.
+    called: list[str] = []
+
+    def backward(named: str) -> Any:
+        def found(do: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+            called.append(named)
+            return tuple(do.sum() * x for x in inputs[:5])
+
+        return found
+
+    monkeypatch.setattr(triton_launch, "_backward", backward("triton"))
+    monkeypatch.setattr(hopper_launch, "_backward", backward("hopper"))
+    gradients = hopper_launch._gradients if name == "hopper" else triton_launch.gradients
+    members = {"forward": _attend, "setup_context": operators.remember, "backward": gradients}
+    function: Any = type("function", (torch.autograd.Function,), {k: staticmethod(v) for k, v in members.items()})
+    generator = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(1, 3, n, 64, generator=generator, requires_grad=True) for n in (8, 1, 1, 1, 1)]
+
+    def attend(*inputs: Tensor) -> Tensor:
+        return function.apply(*inputs, None, 64, short, 0.125, 0)[0]
+
+    results = (attend(*tensors), checkpoint(attend, *tensors, use_reentrant=False))
+    plain, again = (torch.autograd.grad(o.sum(), tensors) for o in results)
+    assert all(torch.equal(x, y) for x, y in zip(plain, again, strict=True))
+    assert called == ["hopper" if (name, short) == ("hopper", 64) else "triton"] * 2
+
+
+def test_sizes_of_dynamic_shapes_choose_the_hopper_backward():
+    answers = []
+
+    def choose(q: Tensor) -> Tensor:
+        facts = {"width": q.shape[3], "group": q.shape[2], "window1": 64, "window2": 32}
+        answers.append(hopper_support.refuses_backward(facts))
+        return q + 1
+
+    for width, heads in ((64, 16), (128, 4), (32, 64)):
+        make_fx(choose, tracing_mode="symbolic")(torch.zeros(2, 5, heads, width))
+    assert answers[0] is None
+    assert "rows (query heads" in str(answers[1])
+    assert str(answers[2]).startswith("head width")
+
+
+class _Kernel:
+    """A kernel that notes how it was launched, first by Triton, then at hand."""
+
+    arg_names = ("x", "y", "SIZE")
+
+    def __init__(self):
+        self.calls: list[tuple[str, tuple[int, ...], tuple[Any, ...]]] = []
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        def start(*arguments: Any, **options: Any) -> Any:
+            self.calls.append(("looked at", grid, arguments))
+            return _AtHand(self.calls)
+
+        return start
+
+
+class _AtHand:
+    def __init__(self, calls: list[tuple[str, tuple[int, ...], tuple[Any, ...]]]):
+        self._calls = calls
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        return lambda *arguments: self._calls.append(("at hand", grid, arguments))
+
+
+def test_the_second_launch_under_a_key_skips_the_look_at_arguments_and_another_key_does_not():
+    kernel = _Kernel()
+    for key in (("a",), ("a",), ("b",), None, None):
+        launch(kernel, key, (7,), 1, 2, constants={"SIZE": 16}, num_warps=4)
+    assert [how for how, _, _ in kernel.calls] == ["looked at", "at hand", "looked at", "looked at", "looked at"]
+    assert kernel.calls[1] == ("at hand", (7, 1, 1), (1, 2, 16))
+
+
+def test_addresses_that_are_no_multiple_of_16_are_told():
+    x = torch.zeros(64)
+    assert aligned(x, x[4:])
+    assert not aligned(x, x[1:])

@@ -10,7 +10,6 @@ from trivium.tasks.base import ANSWER, CHAIN, PAD, PROMPT, Batch
 from trivium.train import objectives
 from trivium.train.config import TrainConfig
 from trivium.train.objectives import NextToken, make_objective
-from trivium.train.reads import Read
 
 REGIONS = np.array([[PROMPT, CHAIN, ANSWER, PAD]], dtype=np.uint8)
 BATCH = Batch(
@@ -52,7 +51,7 @@ def test_a_large_vocabulary_is_trained_without_logits_and_with_the_same_gradient
     for large in (False, True):
         objective = NextToken(prompt_loss=prompt_loss, large=large)
         (read,) = objective.reads(batch, objective.weights(batch), None, longest=None, pad_id=task.alphabet.pad_id)
-        loss = objective.read_loss(model, Read(*(torch.from_numpy(x) for x in read)))
+        loss = objective.read_loss(model, read.each(torch.from_numpy))
         gradients.append([loss.detach().double(), *torch.autograd.grad(loss, list(model.parameters()))])
     for mine, wanted in zip(*gradients, strict=True):
         torch.testing.assert_close(mine, wanted, rtol=1e-6, atol=1e-6)

@@ -28,7 +28,7 @@ def small_model(layers: str = "attention*2", **options):
 
 
 def tensors(read: Read) -> Read:
-    return Read(*(torch.from_numpy(array) for array in read))
+    return read.each(torch.from_numpy)
 
 
 def drawn(objective: NextToken, count: int = 6, micro_batch: int | None = None) -> list[Read]:
@@ -40,7 +40,7 @@ def drawn(objective: NextToken, count: int = 6, micro_batch: int | None = None) 
 
 def test_prompts_and_answers_are_taken_apart():
     objective = Rollout()
-    prompts_BP, lengths_B, targets_BA, weights_BA = drawn(objective)[0]
+    prompts_BP, lengths_B, targets_BA, weights_BA = drawn(objective)[0][:4]
     for b, example in enumerate(TASK.examples("train", np.arange(6))):
         assert TASK.alphabet.decode(prompts_BP[b, : lengths_B[b]].tolist()) == example.prompt
         assert TASK.alphabet.decode(targets_BA[b, weights_BA[b] > 0].tolist()) == example.answer

@@ -53,12 +53,15 @@ def train(arguments: Sequence[str]) -> int:
     except TrainingStopped as stop:
         return fail(str(stop)) if first else 1
     if first:
-        exact = result["evaluation"]["exact_match"]
-        print(
-            f"{exact['successes']} of {exact['n']} unseen problems right ({exact['rate']:.1%}, 95 % interval "
-            f"{exact['low']:.1%} to {exact['high']:.1%}) after {result['step']} steps, {result['tokens']:,} tokens, "
-            f"{result['seconds']:.0f} s"
-        )
+        exact, perplexity = result["evaluation"]["exact_match"], result["evaluation"].get("perplexity")
+        if perplexity is None:
+            score = (
+                f"{exact['successes']} of {exact['n']} unseen problems right ({exact['rate']:.1%}, 95 % interval "
+                f"{exact['low']:.1%} to {exact['high']:.1%})"
+            )
+        else:
+            score = f"perplexity {perplexity:.2f} on {exact['n']} unseen rows of text"
+        print(f"{score} after {result['step']} steps, {result['tokens']:,} tokens, {result['seconds']:.0f} s")
         print(f"run folder: {folder}")
         print(f"report:     {write_report(folder)}")
         print(f"talk to it: trivium chat {folder}")

@@ -1,5 +1,6 @@
 """Score a model by the answers that it generates: every rate with its interval, sliced by the problems' tags."""
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -7,13 +8,15 @@ from itertools import compress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from trivium.config import UserError
 from trivium.evaluate.chain import chain_scores
 from trivium.evaluate.config import EvaluateConfig
 from trivium.evaluate.lengths import scores_by_length, scores_by_pair
 from trivium.evaluate.published import scores_of_published
 from trivium.evaluate.statistics import errors_of, rate
-from trivium.evaluate.teacher import score_batches
+from trivium.evaluate.teacher import score_batches, teacher_forced
 from trivium.generate.engine import check_length, generate, longest_input
 from trivium.generate.labels import read_labels
 from trivium.model.base import LanguageModel
@@ -41,9 +44,11 @@ def evaluate(
     `chain_loss` says whether the chain's tokens count for it. "chain" is None without a chain. "by_length", "by_pair"
     and "published" have the scores that `config` asks for, see `scores_by_length`, `scores_by_pair` and
     `scores_of_published`. The answers of a task that labels what it reads are its labels, all read in one pass: no
-    token is generated.
+    token is generated. Of a task of mere text nothing is, see `text_scores`.
     """
     indices = task.distinct(split, config.examples, stage)
+    if not task.checks_answers:
+        return text_scores(model, task, indices, config, split)
     examples = task.examples(split, indices, stage)
     batches = (
         task.gather(split, indices[start : start + config.batch], stage)
@@ -55,6 +60,38 @@ def evaluate(
     scores["by_pair"] = scores_by_pair(model, task, config, split=split)
     scores["published"] = scores_of_published(model, task, config.published, batch=config.batch)
     return scores
+
+
+def text_scores(
+    model: LanguageModel, task: Task, indices: np.ndarray, config: EvaluateConfig, split: Split
+) -> dict[str, Any]:
+    """Return what `evaluate` does for rows of a text: "loss" (nats a token) and "perplexity" over all their tokens.
+
+    A row matches exactly when the most probable token is right at every place. Documents are read as in training, and
+    the end symbols behind them count; `evaluate.perplexity` scores whole texts by other forms.
+    """
+    forced = teacher_forced(model, task, split, indices, batch=config.batch)
+    right = round(forced["exact_match"] * len(indices))
+    return {
+        "task": task.config.kind,
+        "task_version": task.version,
+        "split": split,
+        "examples": len(indices),
+        "asked": config.examples,
+        "temperature": 0.0,
+        "exact_match": rate(right, len(indices)),
+        "errors": errors_of(len(indices) - right, len(indices)),
+        "token_accuracy": forced["token_accuracy"],
+        "loss": forced["loss"],
+        "perplexity": math.exp(min(forced["loss"], 700.0)),
+        "generated_tokens_per_problem": 0.0,
+        "by_tag": {},
+        "by_length": {},
+        "by_pair": {},
+        "published": {},
+        "chain": None,
+        "samples": {"right": [], "wrong": []},
+    }
 
 
 def evaluate_file(

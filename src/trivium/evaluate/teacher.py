@@ -42,13 +42,14 @@ def teacher_forced(
     autocast: AbstractContextManager[Any] | None = None,
     stage: int = 0,
 ) -> dict[str, Any]:
-    """Return {"loss", "token_accuracy", "exact_match", "count"} on the problems at `indices` of `split`.
+    """Return {"loss", "answer_loss", "token_accuracy", "exact_match", "count"} on the problems at `indices` of `split`.
 
-    The loss (nats) is the mean over scored targets, weighted as in training. Accuracy counts the targets of the
-    answer, and of the chain unless `chain_loss` is false; a row matches exactly when the most probable token is
-    right at all of them. The prompt never counts for either. `batch` rows are read at a time and do not change
-    the result; the model is put into eval mode and back. `autocast` is entered around the forward passes. What is
-    read and asked for is what the model was trained on, see `Decoding`.
+    The loss (nats) is the mean over scored targets, weighted as in training, and "answer_loss" that over the answers'
+    own tokens, behind any chain of thought, their end symbol included; None where no answer is asked for. Accuracy
+    counts the targets of the answer, and of the chain unless `chain_loss` is false; a row matches exactly when the most
+    probable token is right at all of them. The prompt never counts for either. `batch` rows are read at a time and do
+    not change the result; the model is put into eval mode and back. `autocast` is entered around the forward passes.
+    What is read and asked for is what the model was trained on, see `Decoding`.
     """
     indices = np.asarray(indices, dtype=np.int64)
     batches = (
@@ -75,9 +76,10 @@ def score_batches(
         ]
     if not rows:
         raise ValueError("there is no problem to score")
-    loss_sum, weight_sum, right, scored = torch.cat(rows, dim=1).cpu().unbind()
+    loss_sum, weight_sum, right, scored, answer_sum, answers = torch.cat(rows, dim=1).cpu().unbind()
     return {
         "loss": float(loss_sum.sum() / weight_sum.sum()),
+        "answer_loss": float(answer_sum.sum() / answers.sum()) if answers.any() else None,
         "token_accuracy": float(right.sum() / scored.sum()),
         "exact_match": float((right == scored).double().mean()),
         "count": len(right),
@@ -93,17 +95,22 @@ def _parts(batch: Batch, vocab_size: int) -> list[Batch]:
 
 
 def _score(model: LanguageModel, batch: Batch, chain_loss: bool, prompt_loss: bool) -> Tensor:
-    """Return (4, B): the weighted loss of each row, its weights, its right targets and its scored targets."""
+    """Return (6, B): the weighted loss of each row, its weights, its right targets and its scored targets; the loss of
+    the answer's own tokens, and how many they are."""
     device = device_of(model)
     tokens_BT = torch.from_numpy(batch.tokens_BT).to(device)
     targets_BT = torch.from_numpy(batch.targets_BT).to(device)
     weights_BT = torch.from_numpy(loss_weights(batch, chain_loss=chain_loss, prompt_loss=prompt_loss)).to(device)
     regions = (ANSWER, CHAIN) if chain_loss else (ANSWER,)
     counted_BT = torch.from_numpy(np.isin(batch.regions_BT, regions) & (batch.weights_BT > 0)).to(device)
-    logits_BTV, _ = model(tokens_BT)
+    packed = {} if batch.documents_BT is None else {"documents_BT": torch.from_numpy(batch.documents_BT).to(device)}
+    logits_BTV, _ = model(tokens_BT, **packed)
     # Double sums, so that the order of the rows and their padding stay below what a reader sees.
     losses_BT = cross_entropy(logits_BTV.float().flatten(0, 1), targets_BT.flatten(), reduction="none")
-    losses_BT = losses_BT.view_as(weights_BT).double() * weights_BT
+    losses_BT = losses_BT.view_as(weights_BT).double()
+    answer_BT = torch.from_numpy((batch.regions_BT == ANSWER) & (batch.weights_BT > 0)).to(device)
+    answer_B = torch.where(answer_BT, losses_BT, 0).sum(1)
+    losses_BT = losses_BT * weights_BT
     right_BT = (logits_BTV.argmax(-1) == targets_BT) & counted_BT
     sums = (losses_BT.sum(1), weights_BT.double().sum(1), right_BT.sum(1).double(), counted_BT.sum(1).double())
-    return torch.stack(sums)
+    return torch.stack((*sums, answer_B, answer_BT.sum(1).double()))

@@ -21,6 +21,11 @@ def model_context(task: Task, config: ModelConfig, lengths: Sequence[int] = ()) 
     if wanted is not None and wanted < needed:
         whose = "the task's longest sequence" if needed == task.max_length else "the longest of evaluate.lengths"
         raise UserError(f"model.max_length: {wanted} is shorter than {whose}; allowed: {needed} or more")
+    if task.packs_documents and config.document_multiple > 1:
+        raise UserError(
+            f"task.separate: this model begins documents at multiples of {config.document_multiple} tokens only, and "
+            "those of a text begin anywhere; allowed: false"
+        )
     context = ModelContext(
         vocab_size=len(task.alphabet),
         max_length=wanted or needed,

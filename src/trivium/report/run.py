@@ -75,6 +75,7 @@ def _numbers(result: Mapping[str, Any] | None, rows: list[dict[str, Any]]) -> Se
             f"exact match on {match['n']:,} {evaluation['split']} problems",
             f"{percent(match['rate'])} ({100 * match['low']:.1f} to {100 * match['high']:.1f})",
         ),
+        *([("perplexity of the text", f"{evaluation['perplexity']:.4g}")] if "perplexity" in evaluation else []),
         ("token accuracy, given the right answer so far", percent(evaluation["token_accuracy"])),
         ("generated tokens a problem", f"{evaluation['generated_tokens_per_problem']:.3g}"),
         ("training tokens", f"{result['tokens']:,}"),

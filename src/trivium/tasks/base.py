@@ -56,7 +56,8 @@ class Batch:
     The logits at place t are trained to predict ``targets_BT[:, t]`` with weight ``weights_BT[:, t]``: the next token,
     or the label of token t in a task that labels what it reads. `regions_BT` classifies each target (PROMPT, CHAIN,
     ANSWER, PAD); PROMPT and PAD have weight 0 here.
-    `lengths_B` counts the input tokens of a row, `prompt_lengths_B` those of its prompt.
+    `lengths_B` counts the input tokens of a row, `prompt_lengths_B` those of its prompt. `documents_BT` numbers the
+    documents that are packed into a row, which a model has to keep apart; None: each row is one.
     """
 
     tokens_BT: np.ndarray  # int64
@@ -65,6 +66,7 @@ class Batch:
     regions_BT: np.ndarray  # uint8
     lengths_B: np.ndarray  # int64
     prompt_lengths_B: np.ndarray  # int64
+    documents_BT: np.ndarray | None = None  # int64
 
     def __len__(self) -> int:
         return len(self.tokens_BT)
@@ -80,6 +82,7 @@ class Batch:
             self.regions_BT[:, :longest].take(rows, axis=0),
             lengths_B,
             self.prompt_lengths_B[rows],
+            None if self.documents_BT is None else self.documents_BT[:, :longest].take(rows, axis=0),
         )
 
     def without_chain(self, count: int, pad_id: int) -> "Batch":
@@ -108,6 +111,9 @@ class Batch:
         none_B1 = np.zeros((len(self), 1), dtype=np.int64)
         text_BT = moved(self.tokens_BT[:, :1], self.targets_BT, pad_id)
         inside_BT = np.arange(width - 1) < lengths_B[:, None]
+        documents_BT = self.documents_BT
+        if documents_BT is not None:
+            documents_BT = moved(documents_BT[:, :1], np.roll(documents_BT, -1, axis=1), 0)[:, :-1]
         return Batch(
             np.where(inside_BT, text_BT[:, :-1], pad_id),
             text_BT[:, 1:],
@@ -115,16 +121,19 @@ class Batch:
             moved((none_B1 + PROMPT).astype(np.uint8), self.regions_BT, PAD)[:, 1:],
             lengths_B,
             self.prompt_lengths_B,
+            documents_BT,
         )
 
     def shifted(self, shift: int, whole: bool = False) -> "Batch":
         """Return the batch whose targets lie `shift` tokens further ahead: place t is to predict token t + 1 + shift.
 
         With `whole`, one pass over the prompt is to give the whole answer: what is read ends with the prompt, and what
-        its places do not reach, the end symbol, is not asked for.
+        its places do not reach, the end symbol, is not asked for. Raises ValueError for packed documents.
         """
         if shift == 0:
             return self
+        if self.documents_BT is not None:
+            raise ValueError("documents_BT: a target further ahead may lie in another document")
         places = max(self.tokens_BT.shape[1] - shift, 0)
         lengths_B = self.prompt_lengths_B if whole else np.maximum(self.lengths_B - shift, 0)
         if whole:
@@ -190,6 +199,10 @@ class Task(ABC):
     can judge an example without answer, once the generated text has completed its problem. `labels` says that the
     answer is not generated but read at the places of the prompt, all in one pass: the input is the prompt alone, and
     the answer's symbols are the targets of the places that are scored, in order, and then the end symbol.
+    `checks_answers` is false for a task of mere text, whose examples are stretches of it that `encode` knows by more
+    than their words: nothing is generated, and what is scored is each next token. `reads_values` says that `verify`
+    compares values, so that what stands around an answer, or another way to write it, does not count.
+    `packs_documents` says that batches tell documents apart (`Batch.documents_BT`).
     `least_first` says that every number is written least significant digit first, so that digits of equal significance
     are equally far from the starts of their runs. `closing` are the symbols that end a number of the prompt, where that
     which ends the last is another one. `answer_tokens` is the number of tokens of every answer, its end
@@ -200,7 +213,10 @@ class Task(ABC):
 
     version: ClassVar[int] = 1
     checks_half_problems: ClassVar[bool] = False
+    checks_answers: ClassVar[bool] = True
+    reads_values: ClassVar[bool] = False
     labels: ClassVar[bool] = False
+    packs_documents: bool = False
     least_first: bool = False
     closing: tuple[str, ...] = ()
     answer_tokens: int | None = None

@@ -8,7 +8,7 @@ that training may change weights (`reweighted`) and a resumed run sees the same 
 import dataclasses
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -103,7 +103,9 @@ class Mixture(Task):
                     raise UserError(f"sources.{name}: its {told} is not that of {self.main}, and a model has one")
         self.alphabet, self.least_first = first.alphabet, first.least_first
         self.labels = first.labels  # pyright: ignore[reportAttributeAccessIssue]
-        self.checks_half_problems = first.checks_half_problems  # pyright: ignore[reportAttributeAccessIssue]
+        for told in ("checks_half_problems", "checks_answers", "reads_values"):
+            setattr(self, told, getattr(first, told))
+        self.packs_documents = any(task.packs_documents for task in self.sources.values())
         counts = {task.answer_tokens for task in self.sources.values()}
         self.answer_tokens = counts.pop() if len(counts) == 1 else None
         self.max_length = max(task.max_length for task in self.sources.values())
@@ -111,10 +113,13 @@ class Mixture(Task):
             name: dataclasses.replace(source, task=self.sources[name].config) for name, source in config.sources.items()
         }
         self.config = dataclasses.replace(config, sources=resolved)
-        tags = [set(task.example("train", 0).tags) for task in self.sources.values()] if len(self.names) > 1 else []
-        self._shared_tags = set.intersection(*tags) if tags else None
         self.segments: Segments = ((0, tuple(source.weight for source in config.sources.values())),)
         self._reweighted: dict[Segments, Mixture] = {}
+
+    @cached_property
+    def _shared_tags(self) -> set[str] | None:
+        tags = [set(task.example("train", 0).tags) for task in self.sources.values()] if len(self.names) > 1 else []
+        return set.intersection(*tags) if tags else None
 
     def reweighted(self, segments: Sequence[tuple[int, Weights]]) -> "Mixture":
         """Return this mixture with other weights: each pair says from which training index on which are in force.
@@ -169,7 +174,7 @@ class Mixture(Task):
 
     def _named(self, name: str, example: Example) -> Example:
         tags = example.tags if self._shared_tags is None else {tag: example.tags[tag] for tag in self._shared_tags}
-        return Example(example.prompt, example.answer, {**tags, SOURCE: name})
+        return dataclasses.replace(example, tags={**tags, SOURCE: name})
 
     def _of(self, example: Example) -> Task:
         return self.sources[str(example.tags.get(SOURCE, self.main))]
@@ -236,6 +241,11 @@ def join(parts: Sequence[tuple[np.ndarray, Batch]], pad_id: int) -> Batch:
                 array[places[:, None], np.arange(values.shape[1])] = values
             else:
                 array[places] = values
+    if any(batch.documents_BT is not None for _, batch in parts):
+        made["documents_BT"] = np.zeros((count, width), dtype=np.int64)
+        for places, batch in parts:
+            if batch.documents_BT is not None:
+                made["documents_BT"][places[:, None], np.arange(batch.documents_BT.shape[1])] = batch.documents_BT
     return Batch(**made)
 
 

@@ -74,7 +74,7 @@ class EagerSteps:
 
     def __call__(self, passes: Sequence[Read], weight: float) -> Losses:
         """Return (loss, gradient norm), on the device."""
-        on_device = [Read(*(torch.from_numpy(x).to(self.device, non_blocking=True) for x in read)) for read in passes]
+        on_device = [read.each(lambda x: torch.from_numpy(x).to(self.device, non_blocking=True)) for read in passes]
         return self.step(on_device, weight)
 
     def renew(self, step: Step) -> None:
@@ -91,6 +91,7 @@ class EagerSteps:
 class _Shape:
     """What is known of one shape of batch."""
 
+    each: int  # arrays of a pass
     steps: int = 0
     buffer: Tensor | None = None
     replay: Callable[[], Losses] | None = None
@@ -114,7 +115,7 @@ class CapturedSteps:
     ):
         self.step, self.device, self.choice, self.required = step, device, choice, required
         self._record = record or self._graph
-        self._shapes: dict[Layout, _Shape] = {}
+        self._shapes: dict[tuple[Layout, int], _Shape] = {}
         self._slots = [_Slot(device) for _ in range(SLOTS)]
         self._taken = 0
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -137,9 +138,10 @@ class CapturedSteps:
 
     def __call__(self, passes: Sequence[Read], weight: float) -> Losses:
         """Return (loss, gradient norm), on the device."""
-        arrays = [x for read in passes for x in read] + [np.array(weight, dtype=np.float32)]
+        arrays = [x for read in passes for x in read if x is not None] + [np.array(weight, dtype=np.float32)]
         layout = tuple((array.shape, array.dtype) for array in arrays)
-        shape = self._shapes.setdefault(layout, _Shape())
+        each = (len(arrays) - 1) // len(passes)  # packed documents are one more; the passes of a step are alike in that
+        shape = self._shapes.setdefault((layout, each), _Shape(each))
         shape.steps += 1
         if shape.steps == 3 and self.choice.captured and self._num_graphs() < MOST_GRAPHS:
             self._capture(layout, shape)
@@ -150,8 +152,8 @@ class CapturedSteps:
             loss, norm = shape.replay()
             return loss.clone(), norm.clone()
         if shape.steps == 2 and self.choice.captured and self.device.type == "cuda":
-            return self._watched(layout, buffer)
-        return self._run(layout, buffer)
+            return self._watched(layout, buffer, each)
+        return self._run(layout, buffer, each)
 
     def renew(self, step: Step) -> None:
         """Take `step` from here on: what trains, or what the model computes, has changed. Graphs are made anew."""
@@ -160,16 +162,16 @@ class CapturedSteps:
         self.step = step
         self._shapes.clear()
 
-    def _run(self, layout: Layout, buffer: Tensor) -> Losses:
+    def _run(self, layout: Layout, buffer: Tensor, each: int) -> Losses:
         *tensors, weight = (x for x in _views(buffer, layout))
-        return self.step([Read(*tensors[i : i + 4]) for i in range(0, len(tensors), 4)], weight)
+        return self.step([Read(*tensors[i : i + each]) for i in range(0, len(tensors), each)], weight)
 
-    def _watched(self, layout: Layout, buffer: Tensor) -> Losses:
+    def _watched(self, layout: Layout, buffer: Tensor, each: int) -> Losses:
         """Run a step that may not wait for the device; if it does, say where, and take it again."""
         random = torch.cuda.get_rng_state(self.device)
         try:
             with no_waiting():
-                return self._run(layout, buffer)
+                return self._run(layout, buffer, each)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
@@ -177,13 +179,13 @@ class CapturedSteps:
         # The update itself waits for nothing: what failed came before it, and the weights are as they were.
         self.step.optimizer.zero_grad(set_to_none=True)
         torch.cuda.set_rng_state(random, self.device)
-        return self._run(layout, buffer)
+        return self._run(layout, buffer, each)
 
     def _capture(self, layout: Layout, shape: _Shape) -> None:
         shape.buffer = torch.empty(_size(layout), dtype=torch.uint8, device=self.device)
         buffer = shape.buffer
         try:
-            shape.replay = self._record(lambda: self._run(layout, buffer))
+            shape.replay = self._record(lambda: self._run(layout, buffer, shape.each))
         except RuntimeError as error:
             self._give_up(error)  # nothing was computed
             self.step.optimizer.zero_grad(set_to_none=True)

@@ -56,12 +56,12 @@ class NextToken:
             return self.loss_sum(*self.predict(forward, read))
         # Where every place is scored they are in order: there is nothing to pick.
         wanted_N = None if len(read.wanted_N) == read.tokens_BT.numel() else read.wanted_N
-        x, weight_VD = forward(read.tokens_BT, wanted_N=wanted_N, hidden=True)
+        x, weight_VD = forward(read.tokens_BT, wanted_N=wanted_N, hidden=True, **read.given())
         return vocabulary_loss(x.view(-1, x.shape[-1]), weight_VD, read.targets_N, read.weights_N)
 
     def predict(self, forward: nn.Module, read: Read) -> tuple[Tensor, Tensor, Tensor]:
         """Return (logits_NV, targets_N, weights_N) of one forward pass."""
-        logits_NV, _ = forward(read.tokens_BT, wanted_N=read.wanted_N)
+        logits_NV, _ = forward(read.tokens_BT, wanted_N=read.wanted_N, **read.given())
         return logits_NV, read.targets_N, read.weights_N
 
     def loss_sum(self, logits_NV: Tensor, targets_N: Tensor, weights_N: Tensor) -> Tensor:
@@ -123,7 +123,7 @@ class Rollout(NextToken):
         ]
 
     def predict(self, forward: nn.Module, read: Read) -> tuple[Tensor, Tensor, Tensor]:
-        prompts_BP, lengths_B, targets_BA, weights_BA = read
+        prompts_BP, lengths_B, targets_BA, weights_BA = read[:4]
         model: Any = forward
         rows, answers = targets_BA.shape
         state = model.init_state(rows, max_length=prompts_BP.shape[1] + answers)

@@ -28,7 +28,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from trivium.ops.simplicial.hopper_forward import ROWS, _rows_layout, _weigh
+from trivium.ops.simplicial.hopper_forward import ROWS, masked, ring, rows_layout, weigh
 
 
 @triton.jit
@@ -36,7 +36,7 @@ def bounds(
     q, k2, k1, lengths, out, slots1, slots2, group, kv_heads, scale,
     BQ: tl.constexpr, BS: tl.constexpr, BL: tl.constexpr, PARTS: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
-    """Write to out (B, Hkv, PARTS) the largest scale |q|_4 |k2|_4 |k1|_2, each part with its share of k1's slots."""
+    """Write to out (B, Hkv, PARTS) the largest scale |q|_4 |k2|_4 |k1|_2, each part for its share of k1's slots."""
     unit = tl.program_id(0)
     part = tl.program_id(1)
     row = (unit // kv_heads).to(tl.int64)
@@ -44,24 +44,31 @@ def bounds(
     length = tl.load(lengths + row).to(tl.int32)
     d = tl.arange(0, D)
     s = tl.arange(0, BS)
+    h = tl.arange(0, BQ)
+    j = part * BL + tl.arange(0, BL)
+    end = tl.minimum(slots1, length)
+    # All loads are under way before the first sum.
     x_at = (row * slots2 + s) * kv_heads + kv_head
     x_there = s < tl.minimum(slots2, length)
     x = tl.load(k2 + x_at[:, None] * D + d[None, :], mask=x_there[:, None], other=0.0).to(tl.float32)
-    loudest = tl.sqrt(tl.sqrt(tl.max(tl.sum(x * x * (x * x), 1), 0)))
-    top = 0.0
-    for first in range(0, group, BQ):
-        h = first + tl.arange(0, BQ)
-        z_at = row * kv_heads * group + kv_head * group + h
-        z = tl.load(q + z_at[:, None] * D + d[None, :], mask=(h < group)[:, None], other=0.0).to(tl.float32)
+    z_at = (row * kv_heads + kv_head) * group + h
+    z = tl.load(q + z_at[:, None] * D + d[None, :], mask=(h < group)[:, None], other=0.0).to(tl.float32)
+    y_at = (row * slots1 + j) * kv_heads + kv_head
+    y = tl.load(k1 + y_at[:, None] * D + d[None, :], mask=(j < end)[:, None], other=0.0).to(tl.float32)
+    loudest = tl.max(tl.sum(x * x * (x * x), 1), 0)
+    top = tl.max(tl.sum(z * z * (z * z), 1), 0)
+    longest = tl.max(tl.sum(y * y, 1), 0)
+    for first in range(BQ, group, BQ):
+        h_on = first + h
+        z_on = (row * kv_heads + kv_head) * group + h_on
+        z = tl.load(q + z_on[:, None] * D + d[None, :], mask=(h_on < group)[:, None], other=0.0).to(tl.float32)
         top = tl.maximum(top, tl.max(tl.sum(z * z * (z * z), 1), 0))
-    longest = 0.0
-    end = tl.minimum(slots1, length)
-    for first in range(part * BL, end, PARTS * BL):
-        j = first + tl.arange(0, BL)
-        y_at = (row * slots1 + j) * kv_heads + kv_head
-        y = tl.load(k1 + y_at[:, None] * D + d[None, :], mask=(j < end)[:, None], other=0.0).to(tl.float32)
+    for first in range((PARTS + part) * BL, end, PARTS * BL):
+        j_on = first + tl.arange(0, BL)
+        y_on = (row * slots1 + j_on) * kv_heads + kv_head
+        y = tl.load(k1 + y_on[:, None] * D + d[None, :], mask=(j_on < end)[:, None], other=0.0).to(tl.float32)
         longest = tl.maximum(longest, tl.max(tl.sum(y * y, 1), 0))
-    bound = tl.sqrt(tl.sqrt(top)) * loudest * tl.sqrt(longest) * tl.abs(scale)
+    bound = tl.sqrt(tl.sqrt(top) * tl.sqrt(loudest) * longest) * tl.abs(scale)
     tl.store(out + unit * PARTS + part, bound)
 
 
@@ -97,7 +104,7 @@ def _produce(desc, full, empty, buffers, lengths, first, last, HB, kv_heads, slo
 @gluon.jit
 def _ring(ptr, b, kv_head, length, slots, kv_heads, NH: gl.constexpr, W: gl.constexpr, D: gl.constexpr):
     """Return k2 or v2 (1, W, D) of a row's short ring; 0 where a slot is empty."""
-    L: gl.constexpr = _rows_layout(NH, W, D)
+    L: gl.constexpr = rows_layout(NH, W, D)
     w = gl.expand_dims(gl.expand_dims(gl.arange(0, W, gl.SliceLayout(0, gl.SliceLayout(2, L))), 0), 2)
     d = gl.expand_dims(gl.expand_dims(gl.arange(0, D, gl.SliceLayout(0, gl.SliceLayout(1, L))), 0), 1)
     row = ((b * slots + w).to(gl.int64) * kv_heads + kv_head) * D
@@ -107,7 +114,7 @@ def _ring(ptr, b, kv_head, length, slots, kv_heads, NH: gl.constexpr, W: gl.cons
 @gluon.jit
 def _queries(ptr, b, head, heads, NH: gl.constexpr, W: gl.constexpr, D: gl.constexpr):
     """Return q (NH, 1, D) of the heads head.."""
-    L: gl.constexpr = _rows_layout(NH, W, D)
+    L: gl.constexpr = rows_layout(NH, W, D)
     g = gl.expand_dims(gl.expand_dims(gl.arange(0, NH, gl.SliceLayout(1, gl.SliceLayout(2, L))), 1), 2)
     d = gl.expand_dims(gl.expand_dims(gl.arange(0, D, gl.SliceLayout(0, gl.SliceLayout(1, L))), 0), 1)
     return gl.load(ptr + (b * heads + head + g).to(gl.int64) * D + d)
@@ -119,7 +126,7 @@ def _attend(
     k_full, k_empty, k_buffers, v_full, v_empty, v_buffers,
     first, last, HB, heads, kv_heads, slots1, slots2, scale, NH: gl.constexpr, W: gl.constexpr,
 ):  # fmt: skip
-    """Do the steps first..last of this warpgroup's rows as one pipeline over tiles."""
+    """Do the steps first..last of this warpgroup's rows as one pipeline; the first two have their u already."""
     K_STAGES: gl.constexpr = k_buffers.type.shape[0]
     V_STAGES: gl.constexpr = v_buffers.type.shape[0]
     N: gl.constexpr = k_buffers.type.shape[2]
@@ -129,7 +136,7 @@ def _attend(
     P: gl.constexpr = gl.DotOperandLayout(0, OUT, 2)
     LS: gl.constexpr = gl.SliceLayout(1, S)
     LO: gl.constexpr = gl.SliceLayout(1, OUT)
-    L: gl.constexpr = _rows_layout(NH, W, D)
+    L: gl.constexpr = rows_layout(NH, W, D)
     group = heads // kv_heads
     nothing = gl.zeros([ROWS, N], gl.float32, S)
     row = gl.arange(0, ROWS, LS)
@@ -138,26 +145,15 @@ def _attend(
 
     b, kv_head, block, length, tiles, start = _place(lengths, first, HB, kv_heads, slots1, N)
     head = kv_head * group + block * (2 * NH) + GROUP * NH
-    q = _queries(q_ptr, b, head, heads, NH, W, D)
-    k2 = _ring(k2_ptr, b, kv_head, length, slots2, kv_heads, NH, W, D)
-    u = (q.to(gl.float32) * scale) * k2.to(gl.float32)
-    u_buffers.index(GROUP).store(u.to(k_buffers.dtype).reshape([ROWS, D]))
     next_step = gl.minimum(first + 1, last - 1)
     n_b, n_kv, n_block, n_length, n_tiles, n_start = _place(lengths, next_step, HB, kv_heads, slots1, N)
     n_head = n_kv * group + n_block * (2 * NH) + GROUP * NH
-    q = _queries(q_ptr, n_b, n_head, heads, NH, W, D)
-    k2 = _ring(k2_ptr, n_b, n_kv, n_length, slots2, kv_heads, NH, W, D)
-    u_buffers.index(2 + GROUP).store(
-        ((q.to(gl.float32) * scale) * k2.to(gl.float32)).to(k_buffers.dtype).reshape([ROWS, D])
-    )
-    fence_async_shared()
-
     mbarrier.wait(k_full.index(0), 0)
     k_tile = k_buffers.index(0).reshape([N, D]).permute([1, 0])
     s_now = warpgroup_mma(u_buffers.index(GROUP), k_tile, nothing, use_acc=False, is_async=True)
     s = warpgroup_mma_wait(0, deps=[s_now])
     mbarrier.arrive(k_empty.index(0), count=1)
-    p, m, total, _ = _weigh(s, never, none, start, 0, row, 0, FAST, 1, S)
+    p, m, total, _ = weigh(masked(s, start, 0, row, 0, 1, S), never, none, FAST, False)
     p16 = gl.convert_layout(p.to(k_buffers.dtype), P)
     count = 0
     mbarrier.wait(k_full.index(1 % K_STAGES), 1 // K_STAGES & 1, pred=(tiles > 1) | (first + 1 < last))
@@ -182,7 +178,7 @@ def _attend(
             o = warpgroup_mma(p16, v_buffers.index(v_stage).reshape([N, D]), o, is_async=True)
             s = warpgroup_mma_wait(1, deps=[s_now])
             mbarrier.arrive(k_empty.index(stage), count=1)
-            p, m, total, alpha = _weigh(s, m, total, start + tile * N, 0, row, 0, FAST, 0, S)
+            p, m, total, alpha = weigh(s, m, total, FAST, False)
             # As in the forward kernel, this branch keeps the wait for the product behind the exponentials.
             mbarrier.wait(
                 k_full.index((at + 1) % K_STAGES), (at + 1) // K_STAGES & 1, pred=(tile + 1 < tiles) | more
@@ -204,7 +200,7 @@ def _attend(
         o = warpgroup_mma(p16, v_buffers.index(v_stage).reshape([N, D]), o, is_async=True)
         s = warpgroup_mma_wait(1, deps=[s_now])
         mbarrier.arrive(k_empty.index(stage), count=1, pred=more)
-        p, n_m, n_total, _ = _weigh(s, never, none, n_start, 0, row, 0, FAST, 1, S)
+        p, n_m, n_total, _ = weigh(masked(s, n_start, 0, row, 0, 1, S), never, none, FAST, False)
         mbarrier.wait(
             k_full.index((count + 1) % K_STAGES), (count + 1) // K_STAGES & 1,
             pred=((n_tiles > 1) & more) | (step + 2 < last),
@@ -254,6 +250,16 @@ def _consume(
     for unit in range(first // HB, (last - 1) // HB + 1):
         for part in gl.static_range(PARTS):
             bound = gl.maximum(bound, gl.load(bound_ptr + unit * PARTS + part))
+    D: gl.constexpr = k_buffers.type.shape[3]
+    group = heads // kv_heads
+    for slot in gl.static_range(2):
+        step = gl.minimum(first + slot, last - 1)
+        b, kv_head, block, length, _, _ = _place(lengths, step, HB, kv_heads, slots1, k_buffers.type.shape[2])
+        q = _queries(q_ptr, b, kv_head * group + block * (2 * NH) + GROUP * NH, heads, NH, W, D)
+        k2 = _ring(k2_ptr, b, kv_head, length, slots2, kv_heads, NH, W, D)
+        u = (q.to(gl.float32) * scale) * k2.to(gl.float32)
+        u_buffers.index(2 * slot + GROUP).store(u.to(k_buffers.dtype).reshape([ROWS, D]))
+    fence_async_shared()
     if bound < LIMIT:
         _attend(
             GROUP, True, q_ptr, k2_ptr, v2_ptr, o_ptr, lengths, u_buffers,
@@ -276,22 +282,11 @@ def decode(
     LIMIT: gl.constexpr, REGISTERS: gl.constexpr,
 ):  # fmt: skip
     """Write o (B, 1, Hq, D); a program does `each` of the steps. `scale` holds log2(e), LIMIT bounds the logits."""
-    N: gl.constexpr = k1_desc.block_type.shape[1]
     D: gl.constexpr = k1_desc.block_type.shape[2]
-    k_buffers = gl.allocate_shared_memory(k1_desc.dtype, [K_STAGES, 1, N, D], k1_desc.layout)
-    v_buffers = gl.allocate_shared_memory(k1_desc.dtype, [V_STAGES, 1, N, D], v1_desc.layout)
+    k_buffers, k_full, k_empty = ring(k1_desc, K_STAGES)
+    v_buffers, v_full, v_empty = ring(v1_desc, V_STAGES)
     u_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([ROWS, D], k1_desc.dtype)
     u_buffers = gl.allocate_shared_memory(k1_desc.dtype, [4, ROWS, D], u_layout)
-    k_full = gl.allocate_shared_memory(gl.int64, [K_STAGES, 1], mbarrier.MBarrierLayout())
-    k_empty = gl.allocate_shared_memory(gl.int64, [K_STAGES, 1], mbarrier.MBarrierLayout())
-    v_full = gl.allocate_shared_memory(gl.int64, [V_STAGES, 1], mbarrier.MBarrierLayout())
-    v_empty = gl.allocate_shared_memory(gl.int64, [V_STAGES, 1], mbarrier.MBarrierLayout())
-    for stage in gl.static_range(K_STAGES):
-        mbarrier.init(k_full.index(stage), count=1)
-        mbarrier.init(k_empty.index(stage), count=2)
-    for stage in gl.static_range(V_STAGES):
-        mbarrier.init(v_full.index(stage), count=1)
-        mbarrier.init(v_empty.index(stage), count=2)
     first = gl.program_id(0) * each
     last = gl.minimum(first + each, steps)
     gl.warp_specialize(

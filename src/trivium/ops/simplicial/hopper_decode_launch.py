@@ -13,16 +13,17 @@ from trivium.ops.simplicial.decode_support import HOPPER_ROWS, padded_short
 from trivium.ops.simplicial.hopper_decode import bounds, decode
 from trivium.ops.simplicial.hopper_describe import described, laid_out, processors
 from trivium.ops.simplicial.hopper_launch import BOUND, LOG2E
+from trivium.ops.simplicial.launches import launch
 
-PARTS = 4  # programs that share a row's keys in `bounds`
+PARTS = 8  # programs that share a row's keys in `bounds`
 
 
 class Plan(NamedTuple):
     """Long slots a tile; buffers of keys and of values; a consumer's registers, and those at entry."""
 
-    N: int = 128
-    K_STAGES: int = 2
-    V_STAGES: int = 2
+    N: int = 64
+    K_STAGES: int = 4
+    V_STAGES: int = 4
     registers: int = 240
     maxnreg: int = 168
 
@@ -50,8 +51,10 @@ def run(
     limit = bound if bound is not None else BOUND if q.dtype == torch.bfloat16 else -1.0
     o = torch.empty_like(q)
     norms = torch.empty(batch * kv_heads, PARTS, device=q.device, dtype=torch.float32)
+    key = (q.shape, slots1, slots2, kv_heads, plan, PARTS, limit, q.dtype, lengths.dtype, q.device.index)
     heads_a_load = min(64, 1 << (group - 1).bit_length())
-    bounds[(batch * kv_heads, PARTS)](
+    launch(
+        *(bounds, key, (batch * kv_heads, PARTS)),
         *(q, k_short, k_long, lengths, norms, slots1, slots2, group, kv_heads, scale * LOG2E),
         *(heads_a_load, W, 64, PARTS, width),
     )
@@ -59,7 +62,8 @@ def run(
     blocks = group // (2 * NH)
     steps = batch * kv_heads * blocks
     each = -(-steps // processors(q.device.index))
-    decode[(-(-steps // each),)](
+    launch(
+        *(decode, key, (-(-steps // each),)),
         *(q, k_short, v_short, keys, values, o, lengths, norms),
         *(steps, each, blocks, heads, kv_heads, slots1, slots2, scale * LOG2E),
         *(NH, W, plan.K_STAGES, plan.V_STAGES, PARTS, limit, plan.registers),

@@ -12,6 +12,8 @@ from torch import Tensor
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from trivium.ops.simplicial.launches import aligned
+
 
 @functools.cache
 def processors(index: int | None) -> int:
@@ -28,7 +30,7 @@ def laid_out(*tensors: Tensor) -> Iterator[Tensor]:
     """Yield the tensors contiguous, at addresses that the copy engine takes: multiples of 16."""
     for x in tensors:
         x = x.contiguous()
-        yield x if x.data_ptr() % 16 == 0 else x.clone()
+        yield x if aligned(x) else x.clone()
 
 
 def described(x: Tensor, *block: int) -> TensorDescriptor:

@@ -31,9 +31,10 @@ ROWS = gl.constexpr(64)  # rows of one warpgroup's tile
 
 @triton.jit
 def bounds(
-    q, k2, k1, out, tokens, group, kv_heads, BT: tl.constexpr, BG: tl.constexpr, D: tl.constexpr, BD: tl.constexpr
-):
-    """Raise out (B, Hkv, 3), zeros before, to the largest |q|_4, |k2|_4 and |k1|_2 of each key/value head."""
+    q, k2, k1, out, tokens, group, kv_heads,
+    BT: tl.constexpr, BG: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, SEVERAL: tl.constexpr,
+):  # fmt: skip
+    """Write to out (B, Hkv, 3) the largest |q|_4, |k2|_4 and |k1|_2 of each key/value head; SEVERAL raise zeros."""
     t = tl.program_id(0) * BT + tl.arange(0, BT)
     row = tl.program_id(1).to(tl.int64) // kv_heads * tokens + t
     kv_head = tl.program_id(1) % kv_heads
@@ -51,9 +52,31 @@ def bounds(
         z = tl.load(q + q_at, mask=mask[:, None, :] & (head < group)[None, :, None], other=0.0).to(tl.float32)
         top = tl.maximum(top, tl.max(tl.max(tl.sum(z * z * (z * z), 2), 1), 0))
     out += tl.program_id(1) * 3
-    tl.atomic_max(out, tl.sqrt(tl.sqrt(top)))
-    tl.atomic_max(out + 1, tl.sqrt(tl.sqrt(tl.max(tl.sum(x * x * (x * x), 1), 0))))
-    tl.atomic_max(out + 2, tl.sqrt(tl.max(tl.sum(y * y, 1), 0)))
+    top = tl.sqrt(tl.sqrt(top))
+    loudest = tl.sqrt(tl.sqrt(tl.max(tl.sum(x * x * (x * x), 1), 0)))
+    longest = tl.sqrt(tl.max(tl.sum(y * y, 1), 0))
+    if SEVERAL:
+        tl.atomic_max(out, top)
+        tl.atomic_max(out + 1, loudest)
+        tl.atomic_max(out + 2, longest)
+    else:
+        tl.store(out, top)
+        tl.store(out + 1, loudest)
+        tl.store(out + 2, longest)
+
+
+@gluon.jit
+def ring(desc, STAGES: gl.constexpr):
+    """Return buffers of `desc`'s tiles, and barriers of them full and empty, which two warpgroups read."""
+    ROWS_A_TILE: gl.constexpr = desc.block_type.shape[1]
+    D: gl.constexpr = desc.block_type.shape[2]
+    buffers = gl.allocate_shared_memory(desc.dtype, [STAGES, 1, ROWS_A_TILE, D], desc.layout)
+    full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    for stage in gl.static_range(STAGES):
+        mbarrier.init(full.index(stage), count=1)
+        mbarrier.init(empty.index(stage), count=2)
+    return buffers, full, empty
 
 
 @gluon.jit
@@ -88,7 +111,7 @@ def _produce(desc, full, empty, buffers, steps, HB, units_i, kv_heads, tokens, w
 
 
 @gluon.constexpr_function
-def _rows_layout(G, W, D):
+def rows_layout(G, W, D):
     """Return a layout of (G, W, D) with 16 bytes a thread in which a sum over W stays inside a warp where it can."""
     warps_g = min(G, 4)
     warps_d = min(4 // warps_g, D // 32)
@@ -104,7 +127,7 @@ def _short(
     NI: gl.constexpr, NH: gl.constexpr, W: gl.constexpr, D: gl.constexpr,
 ):  # fmt: skip
     """Return k2 or v2 (G or 1, W, D) of the short windows of the queries i..; 0 where there is no key."""
-    L: gl.constexpr = _rows_layout(NI * NH, W, D)
+    L: gl.constexpr = rows_layout(NI * NH, W, D)
     w = gl.expand_dims(gl.expand_dims(gl.arange(0, W, gl.SliceLayout(0, gl.SliceLayout(2, L))), 0), 2)
     d = gl.expand_dims(gl.expand_dims(gl.arange(0, D, gl.SliceLayout(0, gl.SliceLayout(1, L))), 0), 1)
     if NI == 1:
@@ -119,7 +142,7 @@ def _short(
 @gluon.jit
 def _queries(ptr, b, head, i, tokens, heads, NI: gl.constexpr, NH: gl.constexpr, W: gl.constexpr, D: gl.constexpr):
     """Return q (G, 1, D) of the queries i.. and heads head..; 0 past the end."""
-    L: gl.constexpr = _rows_layout(NI * NH, W, D)
+    L: gl.constexpr = rows_layout(NI * NH, W, D)
     g = gl.expand_dims(gl.expand_dims(gl.arange(0, NI * NH, gl.SliceLayout(1, gl.SliceLayout(2, L))), 1), 2)
     d = gl.expand_dims(gl.expand_dims(gl.arange(0, D, gl.SliceLayout(0, gl.SliceLayout(1, L))), 0), 1)
     row = ((b * tokens + i + g // NH).to(gl.int64) * heads + head + g % NH) * D
@@ -133,19 +156,33 @@ def _small(ptr, scale, LIMIT: gl.constexpr):
 
 
 @gluon.jit
-def _weigh(s, m, total, start, low, i_row, window1, FAST: gl.constexpr, MASK: gl.constexpr, S: gl.constexpr):
-    """Return (p, m, l, alpha) of a tile of logits in powers of two; `start` is its first key."""
+def masked(s, start, low, i_row, window1, MASK: gl.constexpr, S: gl.constexpr):
+    """Return a tile of logits, whose first key is `start`, without the keys that its rows may not read."""
     j = start + gl.expand_dims(gl.arange(0, s.shape[1], gl.SliceLayout(0, S)), 0)
     if MASK == 1:  # one query: the tiles end at its own key
         s = gl.where(j >= low, s, -float("inf"))
     if MASK == 2:
-        past = gl.expand_dims(i_row, 1) - j
-        allowed = (past >= 0) & (past < gl.expand_dims(gl.minimum(window1, i_row + 1), 1))
-        s = gl.where(allowed, s, -float("inf"))
+        # As an unsigned number, what is before 0 is large: one comparison.
+        past = (gl.expand_dims(i_row, 1) - j).to(gl.uint32)
+        s = gl.where(past < gl.expand_dims(gl.minimum(window1, i_row + 1).to(gl.uint32), 1), s, -float("inf"))
+    return s
+
+
+@gluon.jit
+def row_sums(p, PARTIAL: gl.constexpr):
+    """Return the sums of p's rows (ROWS,), or PARTIAL (ROWS, 4): as each thread holds them, without its neighbours."""
+    if PARTIAL:
+        p = gl.sum(p.reshape([p.shape[0], p.shape[1] // 8, 4, 2]), 3)
+    return gl.sum(p, 1)
+
+
+@gluon.jit
+def weigh(s, m, total, FAST: gl.constexpr, PARTIAL: gl.constexpr):
+    """Return (p, m, l, alpha) of a tile of logits in powers of two."""
     if FAST:
         alpha = m
         p = gl.exp2(s)
-        total += gl.sum(p, 1)
+        total += row_sums(p, PARTIAL)
     else:
         grown = gl.maximum(m, gl.max(s, 1))
         safe = gl.where(grown == -float("inf"), 0.0, grown)
@@ -157,13 +194,22 @@ def _weigh(s, m, total, start, low, i_row, window1, FAST: gl.constexpr, MASK: gl
 
 
 @gluon.jit
+def _after(stage, phase, STAGES: gl.constexpr):
+    """Return the buffer after this one, and its barriers' phase."""
+    last = stage + 1 == STAGES
+    return gl.where(last, 0, stage + 1), gl.where(last, phase ^ 1, phase)
+
+
+@gluon.jit
 def _attend(
-    u, k_full, k_empty, k_buffers, v_full, v_empty, v_buffers, count, tiles, start, low, i_row, window1,
-    FAST: gl.constexpr, MANY: gl.constexpr,
+    u, k_full, k_empty, k_buffers, v_full, v_empty, v_buffers, stage, phase,
+    tiles, start, low, clear, i, i_row, window1, FAST: gl.constexpr, MANY: gl.constexpr,
 ):  # fmt: skip
-    """Return (o, m, l) of the tile's rows over `tiles` key tiles from key `start`; o is not divided by l."""
-    K_STAGES: gl.constexpr = k_buffers.type.shape[0]
-    V_STAGES: gl.constexpr = v_buffers.type.shape[0]
+    """Return (o, m, l) of the tile's rows over `tiles` key tiles from key `start`, and the next stage and phase.
+
+    o is not divided by l. All rows read the keys from `clear` to i.
+    """
+    STAGES: gl.constexpr = k_buffers.type.shape[0]
     N: gl.constexpr = k_buffers.type.shape[2]
     D: gl.constexpr = k_buffers.type.shape[3]
     S: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, N, 16])
@@ -171,48 +217,55 @@ def _attend(
     P: gl.constexpr = gl.DotOperandLayout(0, OUT, 2)
     LS: gl.constexpr = gl.SliceLayout(1, S)
     LO: gl.constexpr = gl.SliceLayout(1, OUT)
+    # Narrow tiles have few exponentials beside each shuffle of a sum. Wide ones have no registers for partial sums.
+    PARTIAL: gl.constexpr = FAST and N < 128
     nothing = gl.zeros([ROWS, N], gl.float32, S)
     o = warpgroup_mma_init(gl.zeros([ROWS, D], gl.float32, OUT))
     m = gl.full([ROWS], -float("inf"), gl.float32, LS)
-    total = gl.zeros([ROWS], gl.float32, LS)
+    total = row_sums(nothing, PARTIAL)
 
-    stage = count % K_STAGES
-    mbarrier.wait(k_full.index(stage), count // K_STAGES & 1)
+    mbarrier.wait(k_full.index(stage), phase)
     k_tile = k_buffers.index(stage).reshape([N, D]).permute([1, 0])
     s_now = warpgroup_mma(u, k_tile, nothing, use_acc=False, is_async=True)
     s = warpgroup_mma_wait(0, deps=[s_now])
     mbarrier.arrive(k_empty.index(stage), count=1)
-    p, m, total, _ = _weigh(s, m, total, start, low, i_row, window1, FAST, 2 if MANY else 1, S)
+    s = masked(s, start, low, i_row, window1, 2 if MANY else 1, S)
+    p, m, total, _ = weigh(s, m, total, FAST, PARTIAL)
     p16 = gl.convert_layout(p.to(k_buffers.dtype), P)
-    at = count + 1
-    mbarrier.wait(k_full.index(at % K_STAGES), at // K_STAGES & 1, pred=tiles > 1)
+    v_stage, v_phase = stage, phase
+    stage, phase = _after(stage, phase, STAGES)
+    mbarrier.wait(k_full.index(stage), phase, pred=tiles > 1)
     for tile in range(1, tiles):
-        at = count + tile
-        stage = at % K_STAGES
         k_tile = k_buffers.index(stage).reshape([N, D]).permute([1, 0])
         s_now = warpgroup_mma(u, k_tile, nothing, use_acc=False, is_async=True)
-        v_stage = (at - 1) % V_STAGES
-        mbarrier.wait(v_full.index(v_stage), (at - 1) // V_STAGES & 1)
+        mbarrier.wait(v_full.index(v_stage), v_phase)
         o = warpgroup_mma(p16, v_buffers.index(v_stage).reshape([N, D]), o, is_async=True)
         s = warpgroup_mma_wait(1, deps=[s_now])
         mbarrier.arrive(k_empty.index(stage), count=1)
+        if MANY:
+            first = start + tile * N
+            if (first < clear) | (first + N > i + 1):
+                s = masked(s, first, low, i_row, window1, 2, S)
         # Beside the exponentials the product of the last p and v1 runs. The branch of this wait for the next keys
         # also keeps the compiler from moving the wait for that product before the exponentials.
-        p, m, total, alpha = _weigh(s, m, total, start + tile * N, low, i_row, window1, FAST, 2 if MANY else 0, S)
-        mbarrier.wait(k_full.index((at + 1) % K_STAGES), (at + 1) // K_STAGES & 1, pred=tile + 1 < tiles)
+        p, m, total, alpha = weigh(s, m, total, FAST, PARTIAL)
+        next_stage, next_phase = _after(stage, phase, STAGES)
+        mbarrier.wait(k_full.index(next_stage), next_phase, pred=tile + 1 < tiles)
         o_now, p16, p = warpgroup_mma_wait(0, deps=[o, p16, p])
         mbarrier.arrive(v_empty.index(v_stage), count=1)
         if not FAST:
             o_now = o_now * gl.expand_dims(gl.convert_layout(alpha, LO), 1)
         o = warpgroup_mma_init(o_now)
         p16 = gl.convert_layout(p.to(k_buffers.dtype), P)
-    at = count + tiles - 1
-    v_stage = at % V_STAGES
-    mbarrier.wait(v_full.index(v_stage), at // V_STAGES & 1)
+        v_stage, v_phase = stage, phase
+        stage, phase = next_stage, next_phase
+    mbarrier.wait(v_full.index(v_stage), v_phase)
     o = warpgroup_mma(p16, v_buffers.index(v_stage).reshape([N, D]), o, is_async=True)
     o_now, p16 = warpgroup_mma_wait(0, deps=[o, p16])
     mbarrier.arrive(v_empty.index(v_stage), count=1)
-    return o_now, m, total
+    if PARTIAL:
+        total = gl.convert_layout(gl.sum(total, 1), LS)
+    return o_now, m, total, stage, phase
 
 
 @gluon.jit
@@ -227,12 +280,13 @@ def _consume(
     S: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, N, 16])
     OUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
     G: gl.constexpr = NI * NH
-    L: gl.constexpr = _rows_layout(G, W, D)
+    L: gl.constexpr = rows_layout(G, W, D)
     MANY: gl.constexpr = NI + WGI > 1
     buffer = u_buffers.index(GROUP)
     row = gl.arange(0, ROWS, gl.SliceLayout(1, S))
     group = heads // kv_heads
-    count = 0
+    stage = 0
+    phase = 0
     b, kv_head, head_block, first_i, tiles, start = _place(0, HB, units_i, kv_heads, tokens, window1, NI + WGI, N)
     i = first_i + GROUP * WGI
     head = kv_head * group + head_block * (NH + WGH) + GROUP * WGH
@@ -253,16 +307,15 @@ def _consume(
         q = _queries(q_ptr, next_b, next_head, next_i, tokens, heads, NI, NH, W, D)
         small = _small(bound_ptr + (b * kv_heads + kv_head) * 3, scale, LIMIT)
         if small:
-            o, m, total = _attend(
-                buffer, k_full, k_empty, k_buffers, v_full, v_empty, v_buffers,
-                count, tiles, start, low, i_row, window1, True, MANY,
+            o, m, total, stage, phase = _attend(
+                buffer, k_full, k_empty, k_buffers, v_full, v_empty, v_buffers, stage, phase,
+                tiles, start, low, i + NI - window1, i, i_row, window1, True, MANY,
             )  # fmt: skip
         else:
-            o, m, total = _attend(
-                buffer, k_full, k_empty, k_buffers, v_full, v_empty, v_buffers,
-                count, tiles, start, low, i_row, window1, False, MANY,
+            o, m, total, stage, phase = _attend(
+                buffer, k_full, k_empty, k_buffers, v_full, v_empty, v_buffers, stage, phase,
+                tiles, start, low, i + NI - window1, i, i_row, window1, False, MANY,
             )  # fmt: skip
-        count += tiles
         v2 = _short(v2_ptr, b, kv_head, i, tokens, kv_heads, window2, NI, NH, W, D)
         k2 = _short(k2_ptr, next_b, next_kv_head, next_i, tokens, kv_heads, window2, NI, NH, W, D)
 
@@ -300,25 +353,14 @@ def forward(
     q_ptr, k2_ptr, v2_ptr, k1_desc, v1_desc, o_ptr, lse_ptr, bound_ptr,
     units, HB, units_i, heads, kv_heads, tokens, window1, window2, scale,
     NI: gl.constexpr, NH: gl.constexpr, WGI: gl.constexpr, WGH: gl.constexpr, W: gl.constexpr,
-    K_STAGES: gl.constexpr, V_STAGES: gl.constexpr, LIMIT: gl.constexpr, REGISTERS: gl.constexpr,
+    STAGES: gl.constexpr, LIMIT: gl.constexpr, REGISTERS: gl.constexpr,
 ):  # fmt: skip
     """Write o (B, T, Hq, D) and the natural log-sum-exp (B, Hq, T); `scale` holds log2(e), LIMIT bounds the logits."""
-    N: gl.constexpr = k1_desc.block_type.shape[1]
     D: gl.constexpr = k1_desc.block_type.shape[2]
-    k_buffers = gl.allocate_shared_memory(k1_desc.dtype, [K_STAGES, 1, N, D], k1_desc.layout)
-    v_buffers = gl.allocate_shared_memory(k1_desc.dtype, [V_STAGES, 1, N, D], v1_desc.layout)
+    k_buffers, k_full, k_empty = ring(k1_desc, STAGES)
+    v_buffers, v_full, v_empty = ring(v1_desc, STAGES)
     u_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([ROWS, D], k1_desc.dtype)
     u_buffers = gl.allocate_shared_memory(k1_desc.dtype, [2, ROWS, D], u_layout)
-    k_full = gl.allocate_shared_memory(gl.int64, [K_STAGES, 1], mbarrier.MBarrierLayout())
-    k_empty = gl.allocate_shared_memory(gl.int64, [K_STAGES, 1], mbarrier.MBarrierLayout())
-    v_full = gl.allocate_shared_memory(gl.int64, [V_STAGES, 1], mbarrier.MBarrierLayout())
-    v_empty = gl.allocate_shared_memory(gl.int64, [V_STAGES, 1], mbarrier.MBarrierLayout())
-    for stage in gl.static_range(K_STAGES):
-        mbarrier.init(k_full.index(stage), count=1)
-        mbarrier.init(k_empty.index(stage), count=2)
-    for stage in gl.static_range(V_STAGES):
-        mbarrier.init(v_full.index(stage), count=1)
-        mbarrier.init(v_empty.index(stage), count=2)
     mine = (units - gl.program_id(0) + gl.num_programs(0) - 1) // gl.num_programs(0)
     steps = mine * HB
     gl.warp_specialize(

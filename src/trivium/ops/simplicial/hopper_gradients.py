@@ -12,6 +12,7 @@ from torch import Tensor
 
 from trivium.ops.simplicial.hopper_backward import backward
 from trivium.ops.simplicial.hopper_describe import described, laid_out, processors
+from trivium.ops.simplicial.launches import launch
 from trivium.ops.simplicial.triton_launch import narrowed_parts
 
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
@@ -129,16 +130,19 @@ def hopper_backward(
     sums = torch.zeros(count, ROWS.value * width, dtype=torch.float32, device=q.device)
     d_keys = torch.zeros(4, *k1.shape, dtype=torch.float32, device=q.device)
     rows = batch * units * plan.NI * heads
-    statistics[(-(-rows // 32),)](do, o, lse, stats, rows, *sizes, plan.NI, plan.NH, width, 32)
+    key = (q.shape, kv_heads, long, short, plan, q.dtype, q.device.index)
+    consts = (plan.NI, plan.NH, width)
+    launch(statistics, key, (-(-rows // 32),), do, o, lse, stats, rows, *sizes, *consts, 32)
     queries, gradients = (described(x, 1, plan.NI, plan.NH, width) for x in (q, do))
     total = batch * kv_heads * work.each
-    backward[(min(total, processors(q.device.index)),)](
+    launch(
+        backward, key, (min(total, processors(q.device.index)),),
         queries, gradients, stats, k1, k2, v1, v2, sums, *d_keys,
         total, work.each, work.full, work.rest, work.together,
         tokens, kv_heads, group, units, long, short, blocks, scale,
         plan.stages, plan.registers, num_warps=4, maxnreg=plan.maxnreg,
     )  # fmt: skip
     dq = torch.empty_like(q)
-    finish[(count,)](sums, dq, *sizes, scale, plan.NI, plan.NH, width)
+    launch(finish, key, (count,), sums, dq, *sizes, scale, *consts)
     dk1, dk2, dv1, dv2 = narrowed_parts(d_keys, q.dtype)
     return dq, dk1, dv1, dk2, dv2

@@ -15,6 +15,7 @@ from trivium.ops.simplicial import hopper_support, operators, triton_launch
 from trivium.ops.simplicial.hopper_describe import described, laid_out, processors
 from trivium.ops.simplicial.hopper_forward import bounds, forward
 from trivium.ops.simplicial.hopper_gradients import hopper_backward
+from trivium.ops.simplicial.launches import launch
 
 LOG2E = 1.4426950408889634
 ROWS = 64  # of one warpgroup; two share their keys
@@ -25,7 +26,8 @@ BOUND = 80.0
 class Tiles(NamedTuple):
     """How 64 rows of a warpgroup are made of NI queries, NH heads and W short keys, and where the other group begins.
 
-    N long keys a tile; buffers of keys and of values; programs a processor, a consumer's registers, and those at entry.
+    N long keys a tile; buffers of keys, and as many of values; programs a processor, a consumer's registers, and those
+    at entry.
     """
 
     NI: int
@@ -34,8 +36,7 @@ class Tiles(NamedTuple):
     WGH: int
     W: int
     N: int
-    K_STAGES: int
-    V_STAGES: int
+    STAGES: int
     ctas: int = 1
     registers: int = 240
     maxnreg: int = 168
@@ -50,7 +51,7 @@ def tiles(group: int, width: int, window2: int) -> Tiles:
     split_heads = (group // NH) % 2 == 0
     # Measured on an H200. Narrow heads leave registers and shared memory for two programs a processor, whose beginnings
     # and ends then overlap; 104 registers a consumer hold tiles of 32 keys.
-    rest = (128, 2, 2) if width == 128 else (32, 6, 6, 2, 104, 80)
+    rest = (128, 2) if width == 128 else (32, 6, 2, 104, 80)
     return Tiles(NI, NH, 0 if split_heads else NI, NH if split_heads else 0, W, *rest)
 
 
@@ -78,21 +79,27 @@ def hopper_forward(
     plan = plan or tiles(group, width, window2)
     # float16 has not the range for weights without a maximum.
     limit = bound if bound is not None else BOUND if q.dtype == torch.bfloat16 else -1.0
+    # All that the kernels are compiled for follows from these.
+    key = (q.shape, kv_heads, window1, window2, plan, limit, q.dtype, q.device.index)
     o = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(batch, heads, tokens, device=q.device, dtype=torch.float32)
     heads_a_load = min(8, 1 << (group - 1).bit_length())
     block = 128 // heads_a_load
-    norms = torch.zeros(batch, kv_heads, 3, device=q.device, dtype=torch.float32)
-    bounds[(-(-tokens // block), batch * kv_heads)](
-        q, k2, k1, norms, tokens, group, kv_heads, block, heads_a_load, width, width
+    blocks = -(-tokens // block)
+    # One block writes its maxima, several raise zeros to theirs.
+    norms = (torch.zeros if blocks > 1 else torch.empty)(batch, kv_heads, 3, device=q.device, dtype=torch.float32)
+    launch(
+        bounds, key, (blocks, batch * kv_heads),
+        q, k2, k1, norms, tokens, group, kv_heads, block, heads_a_load, width, width, blocks > 1,
     )  # fmt: skip
     keys, values = (described(x.view(batch, tokens, kv_heads * width), 1, plan.N, width) for x in (k1, v1))
     units_i = -(-tokens // (plan.NI + plan.WGI))
     units = batch * kv_heads * units_i
-    forward[(min(units, plan.ctas * processors(q.device.index)),)](
+    launch(
+        forward, key, (min(units, plan.ctas * processors(q.device.index)),),
         q, k2, v2, keys, values, o, lse, norms,
         units, group // (plan.NH + plan.WGH), units_i, heads, kv_heads, tokens, window1, window2, scale * LOG2E,
-        plan.NI, plan.NH, plan.WGI, plan.WGH, plan.W, plan.K_STAGES, plan.V_STAGES, limit, plan.registers,
+        plan.NI, plan.NH, plan.WGI, plan.WGH, plan.W, plan.STAGES, limit, plan.registers,
         num_warps=4, maxnreg=plan.maxnreg,
     )  # fmt: skip
     return o, lse
@@ -133,7 +140,10 @@ _backward = operators.Operator("simplicial_hopper_backward", _run_backward, oper
 
 
 def _gradients(ctx: Any, do: Tensor | None, dlse: Tensor | None) -> tuple[Tensor | None, ...]:
-    q, k_long, v_long, k_short, v_short, _, o, lse = ctx.saved_tensors
+    if do is None:
+        return (None,) * 10
+    saved = ctx.saved_tensors
+    q, k_long, v_long, k_short, v_short, _, o, lse = saved
     long, short, scale, _ = ctx.rest
     facts = {
         "deterministic": torch.are_deterministic_algorithms_enabled(),
@@ -142,8 +152,8 @@ def _gradients(ctx: Any, do: Tensor | None, dlse: Tensor | None) -> tuple[Tensor
         "window1": long,
         "window2": short,
     }
-    if do is None or hopper_support.refuses_backward(facts) is not None:
-        return triton_launch.gradients(ctx, do, dlse)
+    if hopper_support.refuses_backward(facts) is not None:
+        return triton_launch.gradients_of(do, saved, ctx.rest)
     found = _backward(do, q, k_long, v_long, k_short, v_short, o, lse, long, short, scale)
     return (*found, None, None, None, None, None)
 

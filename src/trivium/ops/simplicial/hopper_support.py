@@ -57,11 +57,13 @@ def refuses_backward(facts: Mapping[str, Any]) -> str | None:
     if facts.get("deterministic"):
         return "deterministic"
     width = facts.get("width", 128)
-    if width not in BACKWARD_ROWS:
+    # A width of dynamic shapes can be compared, not hashed.
+    needed = next((rows for allowed, rows in BACKWARD_ROWS.items() if allowed == width), None)
+    if needed is None:
         return f"head width {width}; allowed: 64, 128"
     rows = facts.get("group", 1) * min(facts.get("window1", 1), facts.get("window2", 1))
-    if rows < BACKWARD_ROWS[width]:
-        return f"{rows} rows (query heads a key/value head times the shorter window); needs {BACKWARD_ROWS[width]}"
+    if rows < needed:
+        return f"{rows} rows (query heads a key/value head times the shorter window); needs {needed}"
     return None
 
 

@@ -4,12 +4,14 @@ Tile sizes follow from the shape alone, not from timing runs: the same call alwa
 a search. `tiles_for` holds what measurements on an H200 favoured.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from trivium.ops.simplicial import operators, triton_backward, triton_forward
+from trivium.ops.simplicial.launches import aligned, launch
 from trivium.ops.simplicial.triton_support import interpreted
 
 # Bytes of the deterministic backward's workspace at a time; more rows and heads are done one after the other.
@@ -49,6 +51,11 @@ class Tiles(NamedTuple):
     long: int
     warps: int = 4
     stages: int = 2
+
+    @property
+    def options(self) -> dict[str, int]:
+        """Return what the compiler takes."""
+        return {"num_warps": self.warps, "num_stages": self.stages}
 
 
 def tiles_for(kernel: str, *, width: int, group: int, short: int, wide: bool) -> Tiles:
@@ -105,8 +112,6 @@ class _Call(NamedTuple):
             "SIGN": sign,
             "DOCUMENTS": documents is not None,
             "PRECISION": "ieee" if dtype == torch.float32 else "tf32",
-            "num_warps": tiles.warps,
-            "num_stages": tiles.stages,
         }
 
 
@@ -121,6 +126,15 @@ def _edge(tiles: Tiles) -> int:
 
 def _strides(*tensors: Tensor) -> list[int]:
     return [stride for tensor in tensors for stride in tensor.stride()[:3]]
+
+
+def _key(call: _Call, *tensors: Tensor | None, **facts: Any) -> tuple[Any, ...] | None:
+    """Return what the kernels of a call are compiled for, or None: see `launch`."""
+    if not aligned(*tensors):
+        return None
+    kinds = tuple(x if x is None else (x.dtype, *x.stride()) for x in tensors)
+    device = next(x.device.index for x in tensors if x is not None)
+    return (call, kinds, device, *facts.values())
 
 
 def forward(
@@ -145,12 +159,14 @@ def forward(
     tiles = call.tiles("forward", q.dtype)
     head_blocks = _ceil(call.group, tiles.heads)
     grid = (_ceil(call.tokens, tiles.queries) * head_blocks, call.rows * call.kv_heads)
-    _kernels.forward_kernel[grid](
+    key = _key(call, q, k_long, v_long, k_short, v_short, documents, sign=sign, tiles=tiles)
+    launch(
+        *(_kernels.forward_kernel, key, grid),
         *(q, k_long, v_long, k_short, v_short, documents, o, lse),
         *_strides(q, k_long, v_long, k_short, v_short),
         *(call.tokens, call.heads, call.kv_heads, call.group, head_blocks, call.long, call.short, scale),
-        EDGE=_edge(tiles),
-        **call.constants(tiles, sign, documents, q.dtype),
+        constants=call.constants(tiles, sign, documents, q.dtype) | {"EDGE": _edge(tiles)},
+        **tiles.options,
     )
     return o, lse
 
@@ -181,13 +197,16 @@ def backward(
         do = do.contiguous()
     delta = torch.empty_like(lse)
     count = call.rows * call.tokens * call.heads
-    _kernels.delta_kernel[(_ceil(count, 32),)](
-        do, o, delta, count, call.heads, call.tokens, *do.stride()[:3], D=call.width, BD=call.padded, BR=32
+    tiles = call.tiles("rows", q.dtype)
+    key = _key(call, q, k_long, v_long, k_short, v_short, documents, do, sign=sign, tiles=tiles)
+    launch(
+        *(_kernels.delta_kernel, key, (_ceil(count, 32),)),
+        *(do, o, delta, count, call.heads, call.tokens, *do.stride()[:3]),
+        constants={"D": call.width, "BD": call.padded, "BR": 32},
     )
     dq = torch.empty((2 if sign else 1, *q.shape), dtype=torch.float32 if sign else q.dtype, device=q.device)
     inputs = (q, k_long, v_long, k_short, v_short, documents, do, lse, delta)
     strides = _strides(q, k_long, v_long, k_short, v_short, do)
-    tiles = call.tiles("rows", q.dtype)
     head_blocks = _ceil(call.group, tiles.heads)
     constants = call.constants(tiles, sign, documents, q.dtype) | {
         "EDGE": _edge(tiles),
@@ -209,6 +228,7 @@ def backward(
                 HEAD_BLOCKS=head_blocks,
                 ADD=triton_backward.LEAVE,
                 **constants,
+                **tiles.options,
             )
             for source, target in zip(workspace, d_short, strict=True):
                 _kernels.gather_kernel[(_ceil(call.tokens, 16), now)](
@@ -220,12 +240,12 @@ def backward(
                 )
     else:
         sums = torch.zeros(4, *k_long.shape, dtype=torch.float32, device=q.device)
-        _kernels.rows_kernel[(query_tiles * head_blocks, pairs)](
+        launch(
+            *(_kernels.rows_kernel, key, (query_tiles * head_blocks, pairs)),
             *(*inputs, dq, *sums, *strides, 0, *sizes),
             *(head_blocks, call.long, call.short, scale, dq[0].numel()),
-            HEAD_BLOCKS=1,
-            ADD=triton_backward.ATOMIC,
-            **constants,
+            constants=constants | {"HEAD_BLOCKS": 1, "ADD": triton_backward.ATOMIC},
+            **tiles.options,
         )
         narrow = narrowed_parts(sums, q.dtype)
         d_long, d_short = narrow[:2], narrow[2:]
@@ -238,7 +258,8 @@ def narrowed_parts(sums: Tensor, dtype: torch.dtype) -> list[Tensor]:
         return [x.clone() for x in sums]
     parts = [torch.empty(sums.shape[1:], dtype=dtype, device=sums.device) for _ in range(4)]
     count = parts[0].numel()
-    _kernels.narrow_kernel[(_ceil(count, 1024), 4)](sums, *parts, count, BLOCK=1024)
+    key = (count, dtype, sums.device.index)
+    launch(_kernels.narrow_kernel, key, (_ceil(count, 1024), 4), sums, *parts, count, constants={"BLOCK": 1024})
     return parts
 
 
@@ -256,6 +277,7 @@ def _gradients_of_long(
         *(*inputs, shares[0], shares[1], *strides, call.tokens, call.heads, call.kv_heads, call.group),
         *(_ceil(call.group, tiles.heads), call.long, call.short, scale, shares[0, 0].numel()),
         **call.constants(tiles, sign, inputs[5], q.dtype),
+        **tiles.options,
     )
     return [share.sum(0).to(q.dtype) for share in shares]
 
@@ -265,10 +287,13 @@ _backward = operators.Operator("simplicial_triton_backward", backward, operators
 
 def gradients(ctx: Any, do: Tensor | None, dlse: Tensor | None) -> tuple[Tensor | None, ...]:
     """Return the gradients of `forward`'s arguments, of which `remember` kept what is needed."""
-    if do is None:
-        return (None,) * 10
+    return (None,) * 10 if do is None else gradients_of(do, ctx.saved_tensors, ctx.rest)
+
+
+def gradients_of(do: Tensor, saved: Sequence[Tensor | None], rest: Sequence[Any]) -> tuple[Tensor | None, ...]:
+    """Return the gradients of `forward`'s arguments of what `remember` kept, which a checkpoint gives only once."""
     deterministic = torch.are_deterministic_algorithms_enabled()
-    return (*_backward(do, *ctx.saved_tensors, *ctx.rest, deterministic), None, None, None, None, None)
+    return (*_backward(do, *saved, *rest, deterministic), None, None, None, None, None)
 
 
 _forward = operators.Operator(
