@@ -56,7 +56,7 @@ def step_errors(
     length = torch.tensor([[0, slots - 1, slots, 2 * slots + 1, 1][row % 5] for row in range(rows)], device=DEVICE)
     rings = [draw(rows, slots, kv_heads, width, dtype=dtype, seed=seed) for seed in (1, 2)]
     empty = torch.arange(slots, device=DEVICE) >= length[:, None].clamp(min=1)
-    if backend == "triton":  # the mask of the others does not keep a NaN behind a weight of 0 away
+    if backend in ("triton", "native"):  # the mask of the others does not keep a NaN behind a weight of 0 away
         rings = [ring.masked_fill(empty[..., None, None], torch.nan) for ring in rings]
     mine = [ring.clone() for ring in rings]
     theirs = [ring.double().nan_to_num() for ring in rings]

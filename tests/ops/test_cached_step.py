@@ -9,6 +9,8 @@ import torch
 from tests.ops import fused_cases, triton_cases
 from tests.ops.test_fused_linear import run as run
 from trivium.ops import dispatch
+from trivium.ops.cached_attention.step import cached_step
+from trivium.ops.native import support
 
 # Rows, slots, heads, key heads, width, whether rows are finished.
 SHAPES = [(5, 6, 4, 2, 16, True), (6, 18, 3, 3, 5, False), (5, 1, 2, 1, 8, True), (5, 40, 6, 3, 4, True)]
@@ -26,6 +28,37 @@ def test_a_step_in_one_kernel_equals_the_formula_and_reads_no_slot_that_is_empty
 ):
     errors = run(fused_cases.step_errors, *shape, torch.float32, "triton")
     assert max(errors.values()) < 1e-5, errors
+
+
+@pytest.mark.skipif(support.missing() is not None, reason="no C compiler")
+@pytest.mark.parametrize(("dtype", "least"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_a_step_in_c_equals_the_formula_and_reads_no_slot_that_is_empty(
+    shape: tuple[Any, ...], dtype: torch.dtype, least: float
+):
+    errors = fused_cases.step_errors(*shape, dtype, "native")
+    assert max(errors.values()) < least, errors
+
+
+@pytest.mark.skipif(support.missing() is not None, reason="no C compiler")
+@torch.no_grad()
+def test_a_step_in_c_refuses_what_lies_elsewhere_than_it_thinks():
+    def step(**changes: Any) -> None:
+        ring = torch.zeros(2, 3, 1, 4)
+        given = {"heads": torch.zeros(2, 4, 4), "keys": ring, "values": ring.clone(), "length": torch.zeros(2).long()}
+        cached_step(*(given | changes).values(), None, backend="native")
+
+    step()
+    with pytest.raises(ValueError, match="rows, key heads and widths"):
+        step(keys=torch.zeros(2, 3, 1, 8))
+    with pytest.raises(ValueError, match="rows, key heads and widths"):
+        step(keys=torch.zeros(2, 0, 1, 4), values=torch.zeros(2, 0, 1, 4))
+    with pytest.raises(ValueError, match="contiguous"):
+        step(keys=torch.zeros(2, 3, 1, 8)[..., ::2])
+    with pytest.raises(ValueError, match="expected 2"):
+        step(length=torch.zeros(1).long())
+    with pytest.raises(ValueError, match="int64"):
+        step(length=torch.zeros(2).int())
 
 
 @pytest.mark.skipif(not triton_cases.GPU, reason="needs a GPU")

@@ -68,7 +68,7 @@ def test_runs_of_one_process_record_each_their_own_operators_and_why(tmp_path):
         records.append(json.loads((tmp_path / str(number) / "environment.json").read_text())["operators"])
     native = dispatch.backends("packed_attention")["native"] is None
     attention = {"packed_attention"} if native else {"packed_attention", "attention"}
-    everywhere = {"adamw", "add_norm", "linear", "norm_linear", "linear_add"}
+    everywhere = {"adamw", "add_norm", "linear"}
     assert [set(record) for record in records] == [everywhere | {"simplicial"}] * 3 + [everywhere | attention]
     assert [record["simplicial"]["backend"] for record in records[:3]] == ["torch", "reference", "torch"]
     assert records[1]["simplicial"]["reason"] == records[1]["adamw"]["reason"] == "asked for by name"

@@ -33,7 +33,7 @@ PROBLEMS = 10_000
 CHECKED = {"cpu": 100, "cuda": 1000}  # prompts whose answers both programs must agree on
 # Where two answers part, float32 must find the two tokens this close, in standard deviations of the logits.
 TIES = {torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.05}
-OURS_AT_ONCE = 256  # rows that we hold at a time on a processor, whatever a call asks for
+OURS_AT_ONCE = 1024  # rows that we hold at a time on a processor, whatever a call asks for
 
 
 @dataclass(frozen=True)
@@ -233,9 +233,10 @@ def _row(setting: Setting, batch: int, repeats: int, seconds: float) -> dict[str
         "transformers": lambda prompts_BT: their_answers(setting, prompts_BT),
     }
     cells = {name: Cell([], 0) for name in programs}
-    for answer in programs.values():  # kernels compile, graphs are made, memory is found
-        for _ in range(3 if setting.device.type == "cuda" else 1):
-            answer(setting.prompts_BT[:batch])
+    on_gpu = setting.device.type == "cuda"
+    for answer in programs.values():  # kernels compile, graphs are made
+        for _ in range(3 if on_gpu else 1):
+            answer(setting.prompts_BT[: batch if on_gpu else min(batch, 100)])
     for repeat in range(repeats):
         for name in list(programs)[:: 1 if repeat % 2 == 0 else -1]:
             _time(setting, programs[name], batch, seconds, cells[name])

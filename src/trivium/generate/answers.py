@@ -29,7 +29,8 @@ from trivium.model.base import LanguageModel
 
 LOOK_EVERY = 4  # passes between questions whether every row has ended
 AHEAD = 4  # such questions that may be open
-STOP = 64  # tokens whose reading costs what another pass and the copying of states do
+# What reading a prompt in pieces costs, in tokens read: another pass, and for each row the copying of its state.
+STOP, COPY = 16, 0.5
 
 _log = logging.getLogger("trivium")
 
@@ -136,8 +137,7 @@ def _continued(model: LanguageModel, state: Any, held_B: Tensor | None, rows_U: 
 def shared_cuts(prompts: Prompts, per_pass: int) -> list[int]:
     """Return after how many tokens the reading of prompts is to stop and their distinct beginnings be counted again.
 
-    Chosen are those places that leave the fewest tokens to be read, where a stop costs as much as STOP tokens. The last
-    R tokens of every row are read at once.
+    Chosen are those places that leave the least to be done. The last R tokens of every row are read at once.
     """
     latest = int(prompts.lengths_B.min()) - per_pass
     if len(prompts.lengths_B) < 2 or latest < 1:
@@ -145,12 +145,18 @@ def shared_cuts(prompts: Prompts, per_pass: int) -> list[int]:
     tokens_BT = prompts.tokens_BT.cpu().numpy()
     distinct = [len(np.unique(tokens_BT[:, :end], axis=0)) for end in range(1, latest + 1)]
     # cheapest[end]: (tokens read for the first `end` places, the stops before it)
-    cheapest: list[tuple[int, list[int]]] = [(0, [])]
+    cheapest: list[tuple[float, list[int]]] = [(0, [])]
     for end, rows in enumerate(distinct, 1):
         cheapest.append(
-            min((cost + (end - begin) * rows + STOP, [*stops, end]) for begin, (cost, stops) in enumerate(cheapest))
+            min(
+                (cost + (end - begin) * rows + (COPY * rows if begin else 0) + STOP, [*stops, end])
+                for begin, (cost, stops) in enumerate(cheapest)
+            )
         )
-    rest = [cost + len(tokens_BT) * (tokens_BT.shape[1] - begin) for begin, (cost, _) in enumerate(cheapest)]
+    rest = [
+        cost + len(tokens_BT) * (tokens_BT.shape[1] - begin + (COPY if begin else 0))
+        for begin, (cost, _) in enumerate(cheapest)
+    ]
     return cheapest[int(np.argmin(rest))][1]
 
 

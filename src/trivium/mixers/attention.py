@@ -138,7 +138,8 @@ class Attention(Mixer):
         positions_BT: Tensor | None = None,
     ) -> tuple[Tensor, AttentionState | None]:
         # A mixer made of this one has more to do, and so has one that others watch.
-        if type(self).forward is not Attention.forward or self._forward_hooks or self._forward_pre_hooks:
+        others = type(self).forward is not Attention.forward or self._forward_hooks or self._forward_pre_hooks
+        if others or self.linear_backend != "auto":
             return super().add_to(
                 *(x_BTD, norm, state),
                 wanted_N=wanted_N,

@@ -7,7 +7,6 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal, Protocol
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -18,6 +17,7 @@ from trivium.model.experts import ExpertFeedForward
 from trivium.model.feedforward import FeedForward, FeedForwardKind
 from trivium.ops import dispatch
 from trivium.ops.add_norm import add_norm
+from trivium.ops.fused_linear import is_fused
 from trivium.registry import nearest
 
 Norm = Literal["layernorm", "rmsnorm"]
@@ -132,11 +132,11 @@ class Block(nn.Module):
         """
         kept: dict[str, Any] = {"lengths_B": lengths_B, "documents_BT": documents_BT, "positions_BT": positions_BT}
         alone = wanted_N is not None and state is None
-        if not (torch.is_grad_enabled() or (self.dropout and self.training) or alone or keep is not None):
+        if is_fused(x_BTD) and not ((self.dropout and self.training) or alone or keep is not None):
             x_BTD, state = self.mixer.add_to(x_BTD, self.norm1, state, wanted_N=wanted_N, **kept)
-            if isinstance(self.feedforward, ExpertFeedForward):
-                return x_BTD + self.feedforward(self.norm2(x_BTD)), state
-            return self.feedforward.add_to(x_BTD, self.norm2), state
+            if isinstance(self.feedforward, FeedForward):
+                return self.feedforward.add_to(x_BTD, self.norm2), state
+            return x_BTD + self.feedforward(self.norm2(x_BTD)), state
         if wanted_N is not None and state is None:
             y_BTD = self.mixer.at(self.norm1(x_BTD), wanted_N, **kept)
             x_BTD = x_BTD.flatten(0, 1).index_select(0, wanted_N)

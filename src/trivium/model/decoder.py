@@ -35,7 +35,7 @@ from trivium.model.experts import mixture_flops, mixture_params
 from trivium.model.feedforward import FeedForwardKind
 from trivium.model.layers import format_layers, parse_layers
 from trivium.model.positions import POSITION_BASE, RUNS, PositionKind, Positions, RunTable, embed, table_rows
-from trivium.ops.fused_linear import norm_linear
+from trivium.ops.fused_linear import is_fused, norm_linear
 
 # Sizes of published addition models (SPEC, section 4), and GPT-2 small. A preset fills what the recipe leaves out.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -369,10 +369,10 @@ class Decoder(LanguageModel):
         head = self.embedding if self.head is None else self.head
         if hidden:
             return self.norm(x_BTD), head.weight
-        if torch.is_grad_enabled():
-            logits_BTV = functional.linear(self.norm(x_BTD), head.weight)
-        else:
+        if is_fused(x_BTD):
             logits_BTV = norm_linear(x_BTD, self.norm, head.weight, backend=self.head_backend)
+        else:
+            logits_BTV = functional.linear(self.norm(x_BTD), head.weight)
         if state is None:
             return logits_BTV, None
         return logits_BTV, self._advance(state, mixer_states, tokens_BT.shape[1], lengths_B, run_B)

@@ -34,7 +34,7 @@ class FeedForward(nn.Module):
     """Two linear maps around GELU (exact, or "gelu_new", GPT-2's tanh form), or SwiGLU (arXiv 2002.05202).
 
     `std` and `output_std` are the standard deviations that the two maps start with, `backends` those of the operators
-    feedforward, gelu and linear, and of norm_linear and linear_add where no gradient is wanted.
+    feedforward, gelu and linear, and of norm_linear and linear_add where no gradient is wanted on a GPU.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class FeedForward(nn.Module):
             "gelu_backend": chosen.get("gelu", "auto"),
             "linear_backend": products,
         }
-        self.norm_backend, self.add_backend = chosen.get("norm_linear", "auto"), chosen.get("linear_add", "auto")
+        self.norm_backend, self.add_backend = (chosen.get(name, "auto") for name in ("norm_linear", "linear_add"))
         gated = kind == "swiglu"
         self.input = Linear(width, 2 * ff_width if gated else ff_width, bias=not gated, backend=products)
         self.output = Linear(ff_width, width, bias=not gated, backend=products)
@@ -76,7 +76,7 @@ class FeedForward(nn.Module):
 
     def add_to(self, x: Tensor, norm: nn.Module) -> Tensor:
         """Return x + self(norm(x)), without gradients."""
-        if self.kind == "swiglu" or any(backend != "auto" for backend in self.backends.values()):
+        if self.kind == "swiglu" or set(self.backends.values()) != {"auto"}:
             return x + self(norm(x))
         hidden = norm_linear(x, norm, self.input.weight, self.input.bias, self.kind, backend=self.norm_backend)
         return linear_add(hidden, self.output.weight, self.output.bias, x, backend=self.add_backend)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from trivium.ops import cached_attention as long
 from trivium.ops import dispatch
+from trivium.ops.native import support as native_support
 from trivium.ops.simplicial import triton_support as support
 
 LONGEST = 512  # slots that one program of a row goes through
@@ -34,11 +35,13 @@ def cached_step(
     In place, keys and values go into the cache and `length_B` counts the token, but not in rows where `added_B` (None:
     1 everywhere) is 0; their o is what the token before reads, whatever the cache holds. `held`, if the caller knows
     it, is (leading slots in use, how many of them each row holds, None: all), the new token counted. Without a
-    gradient. Backend "torch" calls `cached_attention` with its backend; "triton" is one kernel for at most LONGEST
-    slots. Raises UserError for a backend that is missing or cannot.
+    gradient. Backend "torch" calls `cached_attention` with its backend; "native" is one kernel in C, and "triton" one
+    for at most LONGEST slots. Raises UserError for a backend that is missing or cannot.
     """
     facts = (
         ("dtype", heads_BNK.dtype),
+        ("device", heads_BNK.device.type),
+        ("traced", "yes" if torch.compiler.is_compiling() else "no"),
         ("one dtype", "yes" if keys_BSGK.dtype == heads_BNK.dtype else "no"),
         ("gradient", torch.is_grad_enabled()),
         ("fits", "yes" if _fits(keys_BSGK) else "no"),
@@ -103,15 +106,32 @@ def _load_triton() -> Any:
     return by_triton
 
 
-def _refuses(facts: Mapping[str, Any]) -> str | None:
+def _load_native() -> Any:
+    from trivium.ops.native.step import native
+
+    return native
+
+
+def _refuses_both(facts: Mapping[str, Any]) -> str | None:
     if facts.get("gradient"):
         return "it has no gradient, and gradients are on"
     if facts.get("attention", "auto") != "auto":
         return f"cached_attention is asked for from {facts['attention']}"
+    return "a cache of another dtype" if facts.get("one dtype", "yes") == "no" else None
+
+
+def _native_refuses(facts: Mapping[str, Any]) -> str | None:
+    if facts.get("traced", "no") == "yes":
+        return "torch.compile cannot look into it"
+    return _refuses_both(facts) or native_support.refuses(facts)
+
+
+def _refuses(facts: Mapping[str, Any]) -> str | None:
+    named = _refuses_both(facts)
+    if named is not None:
+        return named
     if facts.get("dtype", support.DTYPES[0]) not in support.DTYPES:
         return f"dtype {facts['dtype']}; allowed: bfloat16, float16, float32"
-    if facts.get("one dtype", "yes") == "no":
-        return "a cache of another dtype"
     if facts.get("fits", "yes") == "no":
         return f"more than {LONGEST} slots, or slots too wide to hold a tile of them"
     return None
@@ -122,6 +142,11 @@ dispatch.register(
     "cached_step",
     "torch",
     dispatch.Backend(lambda: _by_parts, suits=lambda device_type: f"the operator cached_attention on {device_type}"),
+)
+dispatch.register(
+    "cached_step",
+    "native",
+    dispatch.Backend(_load_native, missing=native_support.missing, suits=native_support.suits, refuses=_native_refuses),
 )
 dispatch.register(
     "cached_step",

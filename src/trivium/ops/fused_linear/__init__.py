@@ -16,7 +16,7 @@ from trivium.ops import dispatch
 from trivium.ops.gelu import gelu
 from trivium.ops.simplicial import triton_support
 
-__all__ = ["Activation", "linear_add", "norm_linear"]
+__all__ = ["Activation", "is_fused", "linear_add", "norm_linear"]
 
 Activation = Literal["none", "gelu", "gelu_new"]
 WIDEST = 1024  # of which a program holds whole rows
@@ -43,6 +43,11 @@ def norm_linear(
 def linear_add(x: Tensor, weight: Tensor, bias: Tensor | None, stream: Tensor, *, backend: str = "auto") -> Tensor:
     """Return stream + x weight^T + bias, a new tensor (..., N); backends as those of `norm_linear`."""
     return dispatch.load("linear_add", backend, x.device.type, _facts(x, weight))(x, weight, bias, stream)
+
+
+def is_fused(x: Tensor) -> bool:
+    """Say whether a block is to use these operators: on a GPU, where each kernel has its price, without gradients."""
+    return x.device.type == "cuda" and not torch.is_grad_enabled()
 
 
 def activate(y: Tensor, activation: Activation) -> Tensor:

@@ -38,6 +38,7 @@
 #define STORED_BFLOAT16 0
 #include "vectors.h"
 #include "attention.h"
+#include "step.h"
 #include "pointwise.h"
 #if !STORED_BFLOAT16
 #include "linear.h"
@@ -53,6 +54,7 @@
 #define STORED_BFLOAT16 1
 #include "vectors.h"
 #include "attention.h"
+#include "step.h"
 #include "pointwise.h"
 #undef REAL
 #undef INTEGER
@@ -69,6 +71,7 @@
 #define STORED_BFLOAT16 0
 #include "vectors.h"
 #include "attention.h"
+#include "step.h"
 #include "pointwise.h"
 #if !STORED_BFLOAT16
 #include "linear.h"

@@ -22,7 +22,7 @@ import torch
 
 _log = logging.getLogger("trivium")
 
-SOURCES = ("kernels.c", "vectors.h", "attention.h", "pointwise.h", "linear.h", "adamw.h", "norm.h")
+SOURCES = ("kernels.c", "vectors.h", "attention.h", "step.h", "pointwise.h", "linear.h", "adamw.h", "norm.h")
 FLAGS = ("-std=gnu11", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fwrapv", "-fPIC", "-fopenmp")
 PATIENCE = 120.0  # seconds for the compiler, which needs 5
 SUFFIX = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float64: "float64"}
@@ -30,6 +30,7 @@ SUFFIX = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float64: "
 KINDS = {
     "attention_forward": "aaa",
     "attention_backward": "aaaa",
+    "attention_step": "aaaaaaiiiiidi",
     "gelu_forward": "aaii",
     "gelu_backward": "aaaii",
     "linear_forward": "aaaaiiii",
