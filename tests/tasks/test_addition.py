@@ -188,6 +188,9 @@ def test_batches_that_follow_each_other_are_those_that_are_asked_for_alone(forma
         batch, alone = in_order.batch("train", start, rows), config.build().batch("train", start, rows)
         for name in Batch.__dataclass_fields__:
             ours, theirs = getattr(batch, name), getattr(alone, name)
+            if name == "documents_BT":
+                assert ours is theirs is None
+                continue
             assert ours.dtype == theirs.dtype
             assert np.array_equal(ours, theirs), name
             ours[:] = 0  # what a caller does to its batch stays out of the next
