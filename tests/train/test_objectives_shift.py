@@ -27,8 +27,18 @@ def run_config(**sections) -> RunConfig:
     return from_dict(RunConfig, sections)
 
 
+class Rows(list):
+    """The tokens that each row has read, as a state."""
+
+    def select(self, rows):
+        return Rows(list(self[row]) for row in rows.tolist())
+
+
 class Knowing(LanguageModel):
-    """Answers every prompt of a task by its `decoding`, from a look-up of whole texts."""
+    """Answers every prompt of a task by its `decoding`, from a look-up of whole texts.
+
+    `passes` counts those that may answer; beginnings that prompts share may be read before.
+    """
 
     def __init__(self, task, decoding: Decoding, count: int = 40):
         super().__init__()
@@ -38,16 +48,16 @@ class Knowing(LanguageModel):
         self.anchor = torch.nn.Parameter(torch.zeros(1))
         self.examples = task.examples("test", task.distinct("test", count))
         self.texts = [task.alphabet.encode(example.prompt + example.answer) for example in self.examples]
+        self.shortest = min(len(task.alphabet.encode(example.prompt)) for example in self.examples)
         self.passes = 0
 
     def init_state(self, batch, max_length=None, device=None, dtype=None):
-        return [[] for _ in range(batch)]
+        return Rows([] for _ in range(batch))
 
     def forward(self, tokens_BT, state=None, *, lengths_B=None, **options):
         rows = state if state is not None else [[] for _ in tokens_BT]
         counts = [tokens_BT.shape[1]] * len(rows) if lengths_B is None else lengths_B.tolist()
         logits_BTV = torch.zeros(*tokens_BT.shape, self.context.vocab_size)
-        self.passes += 1
         for b, (row, count) in enumerate(zip(rows, counts, strict=True)):
             for t in range(count):
                 row.append(int(tokens_BT[b, t]))
@@ -56,6 +66,7 @@ class Knowing(LanguageModel):
                 if known and place < len(known[0]):
                     # With free lengths several texts may go on: the right one is known once the prompt is read.
                     logits_BTV[b, t, known[0][place]] = 9.0
+        self.passes += min(map(len, rows)) >= self.shortest
         return logits_BTV, state
 
 
