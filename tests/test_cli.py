@@ -448,6 +448,34 @@ def test_scores_of_nothing_are_printed_as_such(capsys):
     assert "chain, steps true: none to judge (0 of 0)" in capsys.readouterr().out
 
 
+def test_answers_are_kept_and_compared_with_those_of_another_run(trained, tmp_path, capsys):
+    path = tmp_path / "kept" / "answers.jsonl"
+    status, out, _ = run(capsys, "eval", trained, "--examples", 5, "--answers", path, "--json")
+    assert status == 0
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert sum(row["correct"] for row in rows) == json.loads(out)["exact_match"]["successes"]
+    for other in (path, trained):
+        status, out, _ = run(capsys, "eval", trained, "--examples", 5, "--against", other, "--json")
+        test = json.loads(out)["against"]["exact_match"]
+        assert (status, test["both"] + test["neither"], test["p"]) == (0, 5, 1)
+    assert "McNemar p = 1" in run(capsys, "eval", trained, "--examples", 5, "--against", path)[1]
+    assert_refused(run(capsys, "eval", trained, "--examples", 4, "--against", path), "5 answers, of 4 problems")
+    path.write_text("{}")
+    assert_refused(run(capsys, "eval", trained, "--against", path), "answers.jsonl:1")
+
+
+def test_the_perplexity_of_a_file_is_printed_with_its_form(trained, tmp_path, capsys):
+    (tmp_path / "sums.txt").write_text("12+34=46")
+    status, out, _ = run(capsys, "eval", trained, "--perplexity", tmp_path / "sums.txt", "--window", 4, "--json")
+    found = json.loads(out)
+    assert (status, found["tokens"], found["form"], found["window"]) == (0, 8, "windowed", 4)
+    words = ["eval", trained, "--perplexity", tmp_path / "sums.txt", "--window", 4, "--stride", 2]
+    status, out, _ = run(capsys, *words)
+    assert status == 0
+    assert "strided by 2, window 4" in out
+    assert "bits per byte" in out
+
+
 @pytest.mark.parametrize("command", ["eval", "chat", "report", "export"])
 @pytest.mark.parametrize("place", ["missing", "empty", "file"])
 def test_what_is_not_a_run_folder_is_refused(capsys, tmp_path, command, place):
@@ -511,6 +539,13 @@ def test_missing_data_is_refused(capsys, trained, tmp_path):
     ("words", "message"),
     [
         (["eval", "{run}", "--examples", "0"], "examples"),
+        (["eval", "{run}", "--perplexity", "x.txt", "--answers", "a.jsonl"], "--answers: given beside --perplexity"),
+        (["eval", "{run}", "--perplexity", "x.txt", "--temperature", "1"], "--temperature: given beside --perplexity"),
+        (["eval", "{run}", "--data", "x.jsonl", "--calculator"], "--calculator: given beside --data"),
+        (["eval", "{run}", "--stride", "4"], "--stride: belongs to --perplexity"),
+        (["eval", "{run}", "--calculator", "--temperature", "1"], "--calculator: generates greedily"),
+        (["eval", "{run}", "--against", "nowhere"], "nowhere"),
+        (["eval", "{run}", "--perplexity", "nowhere.txt"], "nowhere.txt"),
         (["eval", "{run}", "--examples", "few"], "few"),
         (["eval", "{run}", "--split", "tset"], "tset"),
         (["eval", "{run}", "--temperature", "-1"], "temperature"),

@@ -14,14 +14,18 @@ from rich.table import Table
 
 from trivium.commands.console import announce
 from trivium.commands.flags import parse
+from trivium.commands.scores import show_readings, show_text
 from trivium.config import UserError
 from trivium.evaluate.answers import evaluate as evaluate_split
 from trivium.evaluate.answers import evaluate_file
+from trivium.evaluate.compare import compare_with, read_answers
 from trivium.evaluate.config import EvaluateConfig
+from trivium.evaluate.perplexity import score_text
 from trivium.evaluate.published import check_published
 from trivium.evaluate.trace import Trace, save_trace, trace
 from trivium.generate.engine import longest_input
 from trivium.model.base import LanguageModel
+from trivium.report.storage import write_whole
 from trivium.report.tables import length_tables, to_rich
 from trivium.tasks.base import Split, Task
 from trivium.train.run import load
@@ -53,6 +57,18 @@ class EvalOptions:
     """Published test sets of the task to score as well, such as adderboard."""
     trace: bool = False
     """Store what the model looked at in the first of these problems in the run's folder, as traces/*.safetensors."""
+    answers: Path | None = None
+    """JSONL file to write with every problem, what was generated, and whether it is right."""
+    against: Path | None = None
+    """Another run, or a file that --answers wrote, to compare with problem by problem (McNemar's test)."""
+    calculator: bool = False
+    """Generate a second time with a calculator that completes `<<expression=`; its scores have names of their own."""
+    perplexity: Path | None = None
+    """Score a text instead: a corpus of `trivium data prepare` (its --split), or files; every token counts."""
+    window: int | None = None
+    """Tokens that a pass of --perplexity reads (default: what the model reads)."""
+    stride: int | None = None
+    """Tokens that a pass of --perplexity scores, at the end of its window (default: all, windows side by side)."""
     json: bool = False
     """Print the scores as JSON on standard output."""
 
@@ -78,10 +94,23 @@ def evaluate(arguments: Sequence[str]) -> None:
             raise UserError(f"--{name}: given beside --data, whose problems have the lengths that they have")
     if options.published and options.data is not None:
         raise UserError("--published: given beside --data; it is scored beside a split of the task")
+    refuse_mixed(options)
     model, _, task = load(options.run)
+    if options.perplexity is not None:
+        found = score_text(model, task, options.perplexity, options.split, options.window, options.stride)
+        print(json.dumps(found, indent=1)) if options.json else show_text(found)
+        return
+    for name in ("answers", "against", "calculator"):
+        if getattr(options, name) and not task.checks_answers:
+            raise UserError(f"--{name}: {task.config.kind} has no answers, of which it would be")
+    if options.calculator and (options.temperature or task.labels):
+        raise UserError("--calculator: generates greedily, token by token; it takes no --temperature and no labels")
+    # What cannot be compared with is refused before anything is scored.
+    theirs = against(options) if options.against is not None else None
     check_published(task, options.published, longest_input(model))
     # What cannot be traced is refused before anything is scored.
     traced = traces(model, task, options.split, options.examples) if options.trace else {}
+    answers: list[dict[str, Any]] = []
     with torch.inference_mode():
         if options.data is not None:
             scores = evaluate_file(
@@ -89,8 +118,20 @@ def evaluate(arguments: Sequence[str]) -> None:
             )
         else:
             scores = evaluate_split(
-                model, task, config, split=options.split, temperature=options.temperature, seed=options.seed
+                model,
+                task,
+                config,
+                split=options.split,
+                temperature=options.temperature,
+                seed=options.seed,
+                answers=answers,
+                calculator=options.calculator,
             )
+    if options.answers is not None:
+        options.answers.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(options.answers, "".join(json.dumps(row) + "\n" for row in answers))
+    if theirs is not None:
+        scores["against"] = compare_with(answers, theirs if isinstance(theirs, list) else answers_of(*theirs, options))
     if options.json:
         print(json.dumps(scores, indent=1))
     else:
@@ -98,6 +139,50 @@ def evaluate(arguments: Sequence[str]) -> None:
     for name, found in traced.items():
         arrays, _ = save_trace(found, options.run / "traces" / name)
         print(f"traced {''.join(found.tokens[: found.prompt])} in {arrays}", file=sys.stderr)
+
+
+def against(options: EvalOptions) -> list[dict[str, Any]] | tuple[LanguageModel, Task]:
+    """Return the answers of the file that --against names, or the other run's model and task."""
+    assert options.against is not None
+    if options.against.is_file():
+        return read_answers(options.against)
+    model, _, task = load(options.against)
+    if not task.checks_answers:
+        raise UserError(f"--against: {options.against} is of {task.config.kind}, which has no answers")
+    return model, task
+
+
+def answers_of(model: LanguageModel, task: Task, options: EvalOptions) -> list[dict[str, Any]]:
+    """Return what another run answers to the problems of the same number, split and seed."""
+    answers: list[dict[str, Any]] = []
+    config = replace(EvaluateConfig(), examples=options.examples, batch=options.batch)
+    with torch.inference_mode():
+        evaluate_split(
+            model,
+            task,
+            config,
+            split=options.split,
+            temperature=options.temperature,
+            seed=options.seed,
+            answers=answers,
+        )
+    return answers
+
+
+def refuse_mixed(options: EvalOptions) -> None:
+    """Raise UserError for options that do not go together."""
+    for name in ("data", "perplexity"):
+        for other in ("answers", "against", "calculator"):
+            if getattr(options, name) is not None and getattr(options, other):
+                raise UserError(f"--{other}: given beside --{name}; it is of problems of a split")
+    if options.perplexity is None:
+        for name in ("window", "stride"):
+            if getattr(options, name) is not None:
+                raise UserError(f"--{name}: belongs to --perplexity, which is not given")
+        return
+    for name in ("data", "lengths", "pairs", "published", "trace", "temperature"):
+        if getattr(options, name):
+            raise UserError(f"--{name}: given beside --perplexity, which scores a text and no problems")
 
 
 def traces(model: LanguageModel, task: Task, split: Split, examples: int) -> dict[str, Trace]:
@@ -134,6 +219,11 @@ def show(scores: dict[str, Any]) -> None:
         f"errors: {errors['errors']:,} of {errors['n']:,}; with 95 % confidence at most {errors['upper']:.2g}"
     )
     console.print(f"token accuracy, teacher forced: {scores['token_accuracy']:.2%}")
+    if "perplexity" in scores:
+        console.print(f"perplexity of these rows: {scores['perplexity']:.4g}")
+    if scores.get("answer_loss") is not None:
+        console.print(f"answer tokens, teacher forced: {scores['answer_loss']:.4g} nats each")
+    show_readings(console, scores)
     console.print(f"generated tokens a problem: {scores['generated_tokens_per_problem']:.1f}")
     for name, rate in (scores["chain"] or {}).items():
         if isinstance(rate, dict) and "rate" in rate:

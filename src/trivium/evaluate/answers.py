@@ -17,6 +17,7 @@ from trivium.evaluate.lengths import scores_by_length, scores_by_pair
 from trivium.evaluate.published import scores_of_published
 from trivium.evaluate.statistics import errors_of, rate
 from trivium.evaluate.teacher import score_batches, teacher_forced
+from trivium.generate.calculator import generate_with_calculator
 from trivium.generate.engine import check_length, generate, longest_input
 from trivium.generate.labels import read_labels
 from trivium.model.base import LanguageModel
@@ -34,6 +35,8 @@ def evaluate(
     seed: int = 0,
     chain_loss: bool = True,
     stage: int = 0,
+    answers: list[dict[str, Any]] | None = None,
+    calculator: bool = False,
 ) -> dict[str, Any]:
     """Generate an answer to each of `config.examples` distinct problems of `split` and check it.
 
@@ -45,6 +48,12 @@ def evaluate(
     and "published" have the scores that `config` asks for, see `scores_by_length`, `scores_by_pair` and
     `scores_of_published`. The answers of a task that labels what it reads are its labels, all read in one pass: no
     token is generated. Of a task of mere text nothing is, see `text_scores`.
+
+    "answer_loss" is teacher-forced too, see there. "readings" has the rates of the task's other rules by name, each
+    with "unread", the answers that the rule found nothing in; "constant" is the rate of one and the same answer, that
+    of most training problems. With `calculator`, "calculator_assisted" has the rates of answers whose `<<expression=`
+    a calculator completed: another metric, see `generate.calculator`. To `answers` a row of each problem is added:
+    {"prompt", "generated", "wanted", "answer", "correct", "readings": {name: right or not}}.
     """
     indices = task.distinct(split, config.examples, stage)
     if not task.checks_answers:
@@ -55,7 +64,12 @@ def evaluate(
         for start in range(0, len(indices), config.batch)
     )
     head = {"split": split, "examples": len(examples), "asked": config.examples}
-    scores = _scores(model, task, examples, batches, config, head, temperature, seed, chain_loss)
+    scores = _scores(model, task, examples, batches, config, head, temperature, seed, chain_loss, answers)
+    if calculator:
+        assisted = generate_with_calculator(
+            model, task.alphabet, [example.prompt for example in examples], task.max_length, batch=config.batch
+        )
+        scores["calculator_assisted"] = _rates(task, examples, assisted)
     scores["by_length"] = scores_by_length(model, task, config, split=split, chain_loss=chain_loss)
     scores["by_pair"] = scores_by_pair(model, task, config, split=split)
     scores["published"] = scores_of_published(model, task, config.published, batch=config.batch)
@@ -138,20 +152,25 @@ def _scores(
     temperature: float,
     seed: int,
     chain_loss: bool,
+    answers: list[dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     seen = (model.decoding.view(batch, task.alphabet.pad_id) for batch in batches)
     forced = score_batches(model, seen, chain_loss=chain_loss)
     texts, generated = _answer(model, task, examples, config, temperature, seed)
     verdicts = [task.verify(example, text) for example, text in zip(examples, texts, strict=True)]
     correct = [verdict.correct for verdict in verdicts]
+    if answers is not None:
+        answers += _rows(task, examples, texts, verdicts)
     return {
         "task": task.config.kind,
         "task_version": task.version,
         **head,
         "temperature": temperature,
-        "exact_match": rate(sum(correct), len(correct)),
+        **_rates(task, examples, texts, verdicts),
+        "constant": _constant(task, examples),
         "errors": errors_of(len(correct) - sum(correct), len(correct)),
         "token_accuracy": forced["token_accuracy"],
+        "answer_loss": forced["answer_loss"],
         "generated_tokens_per_problem": generated / len(examples),
         "by_tag": _by_tag(examples, correct),
         "by_length": {},
@@ -160,6 +179,56 @@ def _scores(
         "chain": chain_scores(model, task, examples, texts, batch=config.batch),
         "samples": _samples(examples, texts, verdicts, config.samples),
     }
+
+
+def _rates(
+    task: Task, examples: Sequence[Example], texts: Sequence[str], verdicts: Sequence[Verdict] | None = None
+) -> dict[str, Any]:
+    """Return {"exact_match": rate, "readings": {name: rate and "unread"}} of answers."""
+    pairs = list(zip(examples, texts, strict=True))
+    verdicts = verdicts or [task.verify(example, text) for example, text in pairs]
+    read: dict[str, list[Verdict]] = defaultdict(list)
+    for example, text in pairs:
+        for name, verdict in task.readings(example, text).items():
+            read[name].append(verdict)
+    return {
+        "exact_match": rate(sum(verdict.correct for verdict in verdicts), len(verdicts)),
+        "readings": {
+            name: {
+                **rate(sum(verdict.correct for verdict in found), len(found)),
+                "unread": sum(verdict.answer is None for verdict in found),
+            }
+            for name, found in read.items()
+        },
+    }
+
+
+def _constant(task: Task, examples: Sequence[Example]) -> dict[str, Any] | None:
+    """Return the rate of the answer that most training problems have; None where the task knows none."""
+    try:
+        text = task.constant_answer()
+    except UserError:  # the training problems are elsewhere
+        return None
+    if text is None:
+        return None
+    right = sum(task.verify(example, text).correct for example in examples)
+    return {"answer": text, **rate(right, len(examples))}
+
+
+def _rows(
+    task: Task, examples: Sequence[Example], texts: Sequence[str], verdicts: Sequence[Verdict]
+) -> list[dict[str, Any]]:
+    return [
+        {
+            "prompt": example.prompt,
+            "generated": text,
+            "wanted": example.answer,
+            "answer": verdict.answer,
+            "correct": verdict.correct,
+            "readings": {name: found.correct for name, found in task.readings(example, text).items()},
+        }
+        for example, text, verdict in zip(examples, texts, verdicts, strict=True)
+    ]
 
 
 def _answer(

@@ -10,6 +10,7 @@ Shapes: B windows, T tokens of the longest, N scored tokens, V vocabulary.
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,21 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from trivium.config import UserError
+from trivium.data.documents import (
+    WIKITEXT_ENDINGS,
+    articles_of,
+    count_wikitext_words,
+    documents_of,
+    ending,
+    files_in,
+)
 from trivium.evaluate.teacher import LOGITS
 from trivium.generate.engine import evaluating, longest_input
 from trivium.generate.sampling import device_of
 from trivium.model.base import LanguageModel
+from trivium.tasks.base import Task
+from trivium.tasks.byte_pairs import BytePairs
+from trivium.tasks.shards import INDEX, Corpus
 
 
 @dataclass(frozen=True)
@@ -47,7 +59,11 @@ def windows(texts: Iterable[np.ndarray], window: int, stride: int) -> Iterator[W
 
 
 def nats(
-    model: LanguageModel, texts: Iterable[np.ndarray], *, window: int | None = None, stride: int | None = None
+    model: LanguageModel,
+    texts: Iterable[np.ndarray],
+    *,
+    window: int | None = None,
+    stride: int | None = None,
 ) -> Iterator[tuple[int, float, int, bool]]:
     """Yield (number of a text, nats of its scored tokens, how many, whether each was the most probable) by windows.
 
@@ -148,3 +164,53 @@ def perplexity(
 
 def _exp(value: float) -> float:
     return math.exp(value) if value < 700 else math.inf
+
+
+def score_text(
+    model: LanguageModel, task: Task, place: Path, split: str, window: int | None = None, stride: int | None = None
+) -> dict[str, Any]:
+    """Return the perplexity of a corpus's split, or of the text files at `place`, see `perplexity`.
+
+    Words are counted in WikiText alone, as its authors do. Raises UserError for a corpus of another vocabulary than the
+    model's, and for what cannot be read.
+    """
+    if (place / INDEX).is_file():
+        corpus = Corpus(place)
+        if corpus.vocabulary != task.alphabet:
+            raise UserError(
+                f"{place}: its tokens are of a vocabulary of {len(corpus.vocabulary)}, the model's has "
+                f"{len(task.alphabet)} and is another; prepare the corpus with the model's tokenizer"
+            )
+        corpus.size(split)
+        words, num_bytes = corpus.count(split, "words"), corpus.count(split, "bytes")
+        texts: Iterable[np.ndarray] = corpus.documents(split)
+    else:
+        counts = _Counts()
+        texts = list(_encoded(place, task, counts))
+        words, num_bytes, split = counts.words, counts.bytes, "files"
+    found = perplexity(
+        model, texts, task.alphabet.end_id, window=window, stride=stride, words=words, num_bytes=num_bytes
+    )
+    return {"text": str(place), "split": split, **found}
+
+
+@dataclass
+class _Counts:
+    words: int = 0
+    bytes: int = 0
+
+
+def _encoded(place: Path, task: Task, counts: _Counts) -> Iterator[np.ndarray]:
+    for path in files_in(place):
+        articles = ending(path) in WIKITEXT_ENDINGS
+        for text in articles_of(path) if articles else documents_of(path):
+            counts.bytes += len(text.encode("utf-8", "replace"))
+            counts.words += count_wikitext_words(text) if articles else 0
+            if isinstance(task.alphabet, BytePairs):
+                yield task.alphabet.encode_ordinary(text)
+            else:
+                try:
+                    yield np.array(task.alphabet.encode(text), dtype=np.int64)
+                except UserError as error:
+                    first = str(error).partition(" at place ")[0]
+                    raise UserError(f"{path}: {first} is not in the model's alphabet") from None

@@ -1,6 +1,7 @@
 """How sure a number is: intervals for rates and for means over seeds, from the standard library alone."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from statistics import NormalDist
 from typing import Any
@@ -31,6 +32,27 @@ def rate(successes: int, n: int, confidence: float = 0.95) -> dict[str, Any]:
     """Return {"rate", "low", "high", "successes", "n"} with Wilson's interval; the rate is None when n is 0."""
     low, high = wilson(successes, n, confidence)
     return {"rate": successes / n if n else None, "low": low, "high": high, "successes": successes, "n": n}
+
+
+def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> dict[str, Any]:
+    """Return {"both", "first_only", "second_only", "neither", "p"} of two verdicts on each of the same problems.
+
+    `p` is the two-sided probability, under equal rates, of discordant pairs as uneven as these: exact, by the binomial
+    distribution of 1/2. Source: Q. McNemar, Psychometrika 12 (1947) 153. Raises ValueError for unequal numbers.
+    """
+    if len(first) != len(second):
+        raise ValueError(f"{len(first)} verdicts beside {len(second)}: expected two for each problem")
+    pairs = Counter(zip(map(bool, first), map(bool, second), strict=True))
+    only_first, only_second = pairs[True, False], pairs[False, True]
+    n = only_first + only_second
+    tail = sum(math.comb(n, count) for count in range(min(only_first, only_second) + 1))
+    return {
+        "both": pairs[True, True],
+        "first_only": only_first,
+        "second_only": only_second,
+        "neither": pairs[False, False],
+        "p": min(1.0, 2 * tail / 2**n),
+    }
 
 
 def errors_of(errors: int, n: int, confidence: float = 0.95) -> dict[str, Any]:

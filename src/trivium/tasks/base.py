@@ -283,6 +283,14 @@ class Task(ABC):
     def verify(self, example: Example, text: str) -> Verdict:
         """Decide from `text`, what a model generated after the prompt, whether the problem is solved."""
 
+    def readings(self, example: Example, text: str) -> dict[str, Verdict]:
+        """Return what other published rules than `verify` make of `text`, by their names; none by default."""
+        return {}
+
+    def constant_answer(self) -> str | None:
+        """Return the text that answers most training problems, which a model has to beat; None if none is known."""
+        return None
+
     def steps(self, example: Example, text: str) -> list[Step]:
         """Return the chain-of-thought steps found in `text`, each checked on its own; none by default."""
         return []

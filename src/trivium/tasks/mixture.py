@@ -201,6 +201,12 @@ class Mixture(Task):
     def verify(self, example: Example, text: str) -> Verdict:
         return self._of(example).verify(example, text)
 
+    def readings(self, example: Example, text: str) -> dict[str, Verdict]:
+        return self._of(example).readings(example, text)
+
+    def constant_answer(self) -> str | None:
+        return self.sources[self.main].constant_answer()
+
     def steps(self, example: Example, text: str) -> list[Step]:
         return self._of(example).steps(example, text)
 

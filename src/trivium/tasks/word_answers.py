@@ -2,6 +2,7 @@
 
 import re
 from abc import abstractmethod
+from collections import Counter
 from functools import cached_property
 
 import numpy as np
@@ -14,6 +15,28 @@ from trivium.tasks.calculator import annotations, holds
 SIGN = "####"
 # GSM8K's own expression for the number; commas, a currency sign and a last dot do not count.
 _STRICT = re.compile(r"####\s*\$?(-?[0-9.,]+)")
+
+# The two rules under which GSM8K is reported elsewhere: the first number behind ####, and the last of any number.
+_FIRST = re.compile(r"#### (\-?[0-9\.\,]+)")
+_ANY = re.compile(r"-?[$0-9.,]{2,}|-?[0-9]+")
+_ASIDE = re.compile(r"(?s)[,$]|.*#### |\.$")
+
+
+def strict_number(text: str) -> str | None:
+    """Return the number behind the first `#### `, as the strict rule of GSM8K reads it; None without one."""
+    found = _FIRST.search(text)
+    return (plain_number(found[1]) or None) if found else None
+
+
+def flexible_number(text: str) -> str | None:
+    """Return the last number of `text` wherever it stands, as the flexible rule reads it; None without one."""
+    found = _ANY.findall(text)
+    return (plain_number(found[-1]) or None) if found else None
+
+
+def plain_number(text: str) -> str:
+    """Return a number as it is compared: without commas, $, what stands before `#### `, and a final dot."""
+    return _ASIDE.sub("", text)
 
 
 def number_of(text: str) -> str | None:
@@ -78,6 +101,22 @@ class WordTask(Task):
         if not ended:
             return Verdict(False, given, "the answer does not end")
         return Verdict(given == wanted, given, "" if given == wanted else f"{wanted} is right")
+
+    def readings(self, example: Example, text: str) -> dict[str, Verdict]:
+        """Return the verdicts of GSM8K's strict and flexible rules, which do not ask for an end symbol."""
+        body = strip_end(self.alphabet, text.removeprefix(example.prompt))[0]
+        wanted = strict_number(example.answer)
+        found = {"strict": strict_number(body), "flexible": flexible_number(body)}
+        return {name: Verdict(given == wanted, given) for name, given in found.items()}
+
+    def known_problems(self) -> list[Example]:
+        """Return the problems among whose answers the constant one is the most frequent: those of training."""
+        return self.problems("train")
+
+    def constant_answer(self) -> str | None:
+        counts = Counter(strict_number(example.answer) for example in self.known_problems())
+        (number, _), *_ = counts.most_common(1)
+        return f"{SIGN} {number}{self.alphabet.end}"
 
     def steps(self, example: Example, text: str) -> list[Step]:
         return [Step(f"<<{left}={right}>>", holds(left, right)) for left, right in annotations(text)]

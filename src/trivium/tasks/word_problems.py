@@ -126,6 +126,10 @@ class WordProblems(WordTask):
             self._rows |= {"kept": kept, "validation": rows[cut:]}
         return self._rows["kept" if split == "train" else "validation"]
 
+    def known_problems(self) -> list[Example]:
+        """Return the whole training file: a baseline depends neither on `held_out` nor on `longest`."""
+        return self._read("train")
+
     def canonical(self, example: Example) -> Hashable:
         return example.prompt
 
