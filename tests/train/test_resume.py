@@ -1,4 +1,4 @@
-"""A run that is killed, interrupted or continued elsewhere ends as if nothing had been: here in processes of their own."""
+"""A run that is killed, interrupted or continued elsewhere ends as if nothing had been: in processes of their own."""
 
 import os
 import signal
