@@ -188,6 +188,7 @@ def test_a_switch_without_experts_is_refused():
 @pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
 @KINDS
 def test_a_compiled_model_keeps_penalty_and_load(kind: dict[str, Any], recompute: bool):
+    torch._dynamo.reset()
     model = build(kind, checkpoint_activations=recompute, backends={"simplicial": "reference"}).train()
     compiled: Any = torch.compile(model, backend="aot_eager")
     mixtures = mixtures_of(model, TrainConfig())
