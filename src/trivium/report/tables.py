@@ -63,13 +63,58 @@ def learning_table(results: Mapping[str, Any]) -> Table:
     return Table("What each token taught", columns, rows, note)
 
 
+_SOLUTIONS = {
+    "strict": "strict",
+    "flexible": "flexible",
+    "loss": "nats/token",
+    "answer_loss": "nats/answer token",
+    "steps_true": "own steps true",
+    "steps_wanted": "right steps written",
+}
+
+
+def solutions_table(results: Mapping[str, Any]) -> Table | None:
+    """Return what is scored of solutions beside exact match, over seeds; None where no variant has any."""
+    found = {name: variant["solutions"] for name, variant in results["variants"].items() if variant.get("solutions")}
+    if not found:
+        return None
+    keys = [key for key in _SOLUTIONS if any(key in scores for scores in found.values())]
+    rows = []
+    for name, scores in found.items():
+        cells = [
+            MISSING if key not in scores else _nats(scores[key]) if "loss" in key else write_interval(scores[key])
+            for key in keys
+        ]
+        tests = (results["variants"][name].get("paired") or {}).values()
+        values = sorted(test["strict"]["p"] for test in tests if "strict" in test)
+        rows.append([name, *cells, ", ".join(f"{value:.2g}" for value in values) or MISSING])
+    seeds = [seed for variant in results["variants"].values() for seed in variant["seeds"].values()]
+    constant = next((seed["constant"] for seed in seeds if seed.get("constant")), None)
+    always = "" if constant is None else f"Always {constant['answer']!r}: {percent(constant['rate'], 2)}. "
+    note = (
+        f"{always}Test problems; nats are teacher-forced, over whole solutions and over answers alone. p is of "
+        f"McNemar's test of strict against {results['baseline']}, a value a seed."
+    )
+    return Table("Solutions", ["variant", *(_SOLUTIONS[key] for key in keys), "p"], rows, note)
+
+
+def _nats(values: Mapping[str, Any]) -> str:
+    if values["low"] is None:
+        return f"{values['mean']:.4f} (one seed)"
+    return f"{values['mean']:.4f} ± {values['high'] - values['mean']:.4f}"
+
+
 def cost_table(results: Mapping[str, Any]) -> Table:
     """Return what each variant costs: parameters, FLOPs and state bytes per token, tokens/s, and where variants write
     problems in different ways the tokens that an answer takes."""
     lengths = sorted({variant["sizes"].get("length", results["length"]) for variant in results["variants"].values()})
     differs = len(lengths) > 1
+    variants = results["variants"].values()
+    measured = any(variant.get("peak_bytes") for variant in variants)
+    pretrained = any(variant.get("pretraining") for variant in variants)
     rows = []
     for name, variant in results["variants"].items():
+        first = variant.get("pretraining") or {}
         sizes, relative = variant["sizes"], variant["relative"]
         rows.append(
             [
@@ -78,6 +123,9 @@ def cost_table(results: Mapping[str, Any]) -> Table:
                 _relative(f"{sizes['flops_per_token']:,.0f}", relative["flops_per_token"]),
                 f"{sizes['state_bytes_per_token']:,.0f}",
                 f"{variant['tokens_per_second']:,.0f}" if variant["tokens_per_second"] else MISSING,
+                *([_gigabytes(variant.get("peak_bytes"))] if measured else []),
+                *([f"{first['tokens_per_second']:,.0f}" if first else MISSING] if pretrained else []),
+                *([_gigabytes(first.get("peak_bytes"))] if pretrained and measured else []),
                 *([_generated(variant)] if differs else []),
             ]
         )
@@ -88,11 +136,19 @@ def cost_table(results: Mapping[str, Any]) -> Table:
     )
     note = (
         f"× is against {results['baseline']}. Forward FLOPs and decoding-state bytes {shown}; "
-        f"training tokens/s is the median over seeds, with {results['jobs']} runs side by side."
+        f"training tokens/s is the median over seeds, with {results['jobs']} runs side by side"
+        f"{', pretraining runs one a device' if pretrained else ''}."
     )
     columns = ["variant", "parameters", "FLOPs/token", "state bytes/token", "tokens/s"]
+    columns += ["peak GB"] if measured else []
+    columns += ["pretraining tokens/s"] if pretrained else []
+    columns += ["pretraining peak GB"] if pretrained and measured else []
     columns += ["generated tokens/problem"] if differs else []
     return Table("What each variant costs", columns, rows, note)
+
+
+def _gigabytes(count: float | None) -> str:
+    return MISSING if not count else f"{count / 1e9:.1f}"
 
 
 def fairness_table(results: Mapping[str, Any]) -> Table:
