@@ -13,7 +13,7 @@ from rich.console import Console
 from trivium.commands import fail
 from trivium.commands.console import announce
 from trivium.commands.recipes import read_recipe
-from trivium.report.tables import cost_table, learning_table, solutions_table, to_rich
+from trivium.report.tables import cost_table, learning_table, pretraining_table, solution_tables, to_rich
 from trivium.study.compare import compare as compare_variants
 from trivium.study.live import LiveProgress
 
@@ -66,7 +66,8 @@ def compare(arguments: Sequence[str]) -> int:
 def show(results: dict[str, Any], folder: Path) -> None:
     """Print the study's tables, where its report is, and what to try next."""
     console = Console()
-    for table in (learning_table(results), solutions_table(results), cost_table(results)):
+    drawn = (learning_table(results), *solution_tables(results), pretraining_table(results), cost_table(results))
+    for table in drawn:
         if table is not None:
             console.print(to_rich(table))
     # Where several learned it all, the one that needed the fewest tokens.

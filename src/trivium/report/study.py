@@ -26,8 +26,9 @@ from trivium.report.tables import (
     learning_table,
     length_tables,
     percent,
+    pretraining_table,
     record_table,
-    solutions_table,
+    solution_tables,
     tag_tables,
     threshold,
     tuning_table,
@@ -132,7 +133,6 @@ def _sections(results: Mapping[str, Any]) -> list[Section]:
     figures = study_figures(results)
     looks = styles({name: variant["mixer"] for name, variant in results["variants"].items()})
     tuning = tuning_table(results)
-    solutions = solutions_table(results)
     levels = [f"tokens_to_{100 * level:g}" for level in results["thresholds"]]
     variants = results["variants"]
     sections = [
@@ -155,7 +155,11 @@ def _sections(results: Mapping[str, Any]) -> list[Section]:
             words=["Dots are seeds; the band is the 95 % interval of the mean, cut at 0 and 100 %."],
             pictures=[Picture(figures["final"], _in_words(results))],
         ),
-        *([] if solutions is None else [Section("Solutions", tables=[solutions])]),
+        *(
+            Section(table.title, tables=[table])
+            for table in (*solution_tables(results), pretraining_table(results))
+            if table is not None
+        ),
         Section("What each variant costs", tables=[cost_table(results)]),
         Section("What is equal, and what is not", tables=[fairness_table(results)]),
     ]

@@ -63,39 +63,45 @@ def learning_table(results: Mapping[str, Any]) -> Table:
     return Table("What each token taught", columns, rows, note)
 
 
+_RULES = ("strict", "flexible")
 _SOLUTIONS = {
-    "strict": "strict",
-    "flexible": "flexible",
-    "loss": "nats/token",
-    "answer_loss": "nats/answer token",
+    "loss": "nats a token",
+    "answer_loss": "nats a token of answers",
     "steps_true": "own steps true",
     "steps_wanted": "right steps written",
 }
 
 
-def solutions_table(results: Mapping[str, Any]) -> Table | None:
-    """Return what is scored of solutions beside exact match, over seeds; None where no variant has any."""
+def solution_tables(results: Mapping[str, Any]) -> list[Table]:
+    """Return what is scored of solutions beside exact match, over seeds: by the task's rules, and their likelihood and
+    steps; nothing where no variant has any."""
     found = {name: variant["solutions"] for name, variant in results["variants"].items() if variant.get("solutions")}
     if not found:
-        return None
+        return []
+    rules = [key for key in _RULES if any(key in scores for scores in found.values())]
+    rows = []
+    for name, scores in found.items():
+        tests = (results["variants"][name].get("paired") or {}).values()
+        values = ", ".join(f"{test['strict']['p']:.2g}" for test in tests if "strict" in test)
+        rows.append([name, *(write_interval(scores[key], 2) if key in scores else MISSING for key in rules)])
+        rows[-1].append(values or MISSING)
+    seeds = [seed for variant in results["variants"].values() for seed in variant["seeds"].values()]
+    constant = next((seed["constant"] for seed in seeds if seed.get("constant")), None)
+    always = "" if constant is None else f" Always {constant['answer']!r}: {percent(constant['rate'], 2)}."
+    note = (
+        f"Test problems right by each rule.{always} p: McNemar's test of strict against {results['baseline']}, a value "
+        "a seed."
+    )
+    by_rule = Table("Answers", ["variant", *rules, "p"], rows, note)
     keys = [key for key in _SOLUTIONS if any(key in scores for scores in found.values())]
     rows = []
     for name, scores in found.items():
         cells = [
-            MISSING if key not in scores else _nats(scores[key]) if "loss" in key else write_interval(scores[key])
-            for key in keys
+            (_nats if "loss" in key else write_interval)(scores[key]) if key in scores else MISSING for key in keys
         ]
-        tests = (results["variants"][name].get("paired") or {}).values()
-        values = sorted(test["strict"]["p"] for test in tests if "strict" in test)
-        rows.append([name, *cells, ", ".join(f"{value:.2g}" for value in values) or MISSING])
-    seeds = [seed for variant in results["variants"].values() for seed in variant["seeds"].values()]
-    constant = next((seed["constant"] for seed in seeds if seed.get("constant")), None)
-    always = "" if constant is None else f"Always {constant['answer']!r}: {percent(constant['rate'], 2)}. "
-    note = (
-        f"{always}Test problems; nats are teacher-forced, over whole solutions and over answers alone. p is of "
-        f"McNemar's test of strict against {results['baseline']}, a value a seed."
-    )
-    return Table("Solutions", ["variant", *(_SOLUTIONS[key] for key in keys), "p"], rows, note)
+        rows.append([name, *cells])
+    note = "Test problems; nats are teacher-forced, over whole solutions and over the numbers that answer them alone."
+    return [by_rule, Table("Solutions", ["variant", *(_SOLUTIONS[key] for key in keys)], rows, note)]
 
 
 def _nats(values: Mapping[str, Any]) -> str:
@@ -111,10 +117,8 @@ def cost_table(results: Mapping[str, Any]) -> Table:
     differs = len(lengths) > 1
     variants = results["variants"].values()
     measured = any(variant.get("peak_bytes") for variant in variants)
-    pretrained = any(variant.get("pretraining") for variant in variants)
     rows = []
     for name, variant in results["variants"].items():
-        first = variant.get("pretraining") or {}
         sizes, relative = variant["sizes"], variant["relative"]
         rows.append(
             [
@@ -124,8 +128,6 @@ def cost_table(results: Mapping[str, Any]) -> Table:
                 f"{sizes['state_bytes_per_token']:,.0f}",
                 f"{variant['tokens_per_second']:,.0f}" if variant["tokens_per_second"] else MISSING,
                 *([_gigabytes(variant.get("peak_bytes"))] if measured else []),
-                *([f"{first['tokens_per_second']:,.0f}" if first else MISSING] if pretrained else []),
-                *([_gigabytes(first.get("peak_bytes"))] if pretrained and measured else []),
                 *([_generated(variant)] if differs else []),
             ]
         )
@@ -136,15 +138,36 @@ def cost_table(results: Mapping[str, Any]) -> Table:
     )
     note = (
         f"× is against {results['baseline']}. Forward FLOPs and decoding-state bytes {shown}; "
-        f"training tokens/s is the median over seeds, with {results['jobs']} runs side by side"
-        f"{', pretraining runs one a device' if pretrained else ''}."
+        f"training tokens/s is the median over seeds, with {results['jobs']} runs side by side."
     )
     columns = ["variant", "parameters", "FLOPs/token", "state bytes/token", "tokens/s"]
     columns += ["peak GB"] if measured else []
-    columns += ["pretraining tokens/s"] if pretrained else []
-    columns += ["pretraining peak GB"] if pretrained and measured else []
     columns += ["generated tokens/problem"] if differs else []
     return Table("What each variant costs", columns, rows, note)
+
+
+def pretraining_table(results: Mapping[str, Any]) -> Table | None:
+    """Return what each variant learned before its own runs, and at what cost; None where none was pretrained."""
+    found = {
+        name: variant["pretraining"] for name, variant in results["variants"].items() if variant.get("pretraining")
+    }
+    if not found:
+        return None
+    rows = [
+        [
+            name,
+            f"{first['tokens']:,}",
+            MISSING if first["loss"] is None else f"{first['loss']:.4f}",
+            f"{first['perplexity']:.2f}" if first.get("perplexity") else MISSING,
+            f"{first['tokens_per_second']:,.0f}",
+            _gigabytes(first["peak_bytes"]),
+        ]
+        for name, first in found.items()
+    ]
+    note = (
+        "One run a variant, whose weights all its seeds begin with; scored on its own test problems, or rows of text."
+    )
+    return Table("Pretraining", ["variant", "tokens", "nats/token", "perplexity", "tokens/s", "peak GB"], rows, note)
 
 
 def _gigabytes(count: float | None) -> str:
@@ -272,14 +295,14 @@ def threshold(rate: float) -> str:
     return f"{100 * rate:g} %"
 
 
-def write_interval(values: Mapping[str, Any]) -> str:
+def write_interval(values: Mapping[str, Any], digits: int = 1) -> str:
     """Return the mean of a rate and its interval, which is cut where rates end."""
     if values["mean"] is None:
         return MISSING
     if values["low"] is None:
-        return f"{percent(values['mean'])} (one seed)"
-    low, high = (f"{100 * max(0.0, end):.1f}" if end < 1 else "100" for end in (values["low"], values["high"]))
-    return f"{percent(values['mean'])} ({low}–{high})"
+        return f"{percent(values['mean'], digits)} (one seed)"
+    low, high = (f"{100 * max(0.0, end):.{digits}f}" if end < 1 else "100" for end in (values["low"], values["high"]))
+    return f"{percent(values['mean'], digits)} ({low}–{high})"
 
 
 def write_points(values: Mapping[str, Any]) -> str:
