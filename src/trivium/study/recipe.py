@@ -111,7 +111,9 @@ class Recipe(RunConfig):
         """The recipe's own run, without the study."""
         return RunConfig(**{field.name: getattr(self, field.name) for field in fields(RunConfig)})
 
-    def pretraining(self, run: RunConfig, build: Callable[[TaskConfig], Task] = TaskConfig.build) -> RunConfig | None:
+    def pretraining(
+        self, run: RunConfig, build: Callable[[TaskConfig], Task] = lambda task: task.build()
+    ) -> RunConfig | None:
         """Return the run that comes before `run`, one of this recipe's; None without `pretrain`.
 
         Raises UserError when the two differ in their vocabulary.

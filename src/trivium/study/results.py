@@ -121,7 +121,6 @@ def _pretraining(folder: Path | None) -> dict[str, Any] | None:
     evaluation = result["evaluation"]
     return {
         "run": folder.name,
-        "task": evaluation["task"],
         "curve": {key: [_finite(row.get(key)) for row in rows] for key in ("step", "tokens", "loss")},
         **{key: evaluation.get(key) for key in ("loss", "perplexity", "token_accuracy", "exact_match")},
         **{key: result.get(key) for key in ("tokens", "seconds", "tokens_per_second", "peak_bytes", "precision")},
