@@ -91,6 +91,13 @@ def test_a_pretraining_of_another_vocabulary_is_refused_before_the_first_run(tmp
     assert not (tmp_path / "runs").exists()
 
 
+def test_weights_to_begin_with_beside_a_pretraining_are_refused():
+    data = plain()
+    data["train"]["init_from"] = "somewhere"
+    with pytest.raises(UserError, match=r"train.init_from: given beside pretrain"):
+        from_dict(Recipe, data)
+
+
 def test_fewer_runs_go_side_by_side_than_there_are_workers_for(tmp_path):
     jobs = [
         Job(from_dict(RunConfig, {"train": {"seed": seed, "steps": 10}}), tmp_path / f"run-s{seed}")

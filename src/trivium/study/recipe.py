@@ -105,6 +105,11 @@ class Recipe(RunConfig):
     def __post_init__(self):
         if self.name and not _NAME.fullmatch(self.name):
             raise UserError(f"name: a name is made of letters, digits, _, + and -, got {self.name!r}")
+        if self.pretrain is not None and self.train.init_from is not None:
+            raise UserError(
+                "train.init_from: given beside pretrain, with whose weights the run begins; those that pretraining "
+                "begins with are pretrain.train.init_from"
+            )
 
     @property
     def run(self) -> RunConfig:
