@@ -45,6 +45,7 @@ def plain(seeds=(0, 1), pretraining_seed=7, **task):
         "compare": {
             "seeds": list(seeds),
             "learning_rates": [1e-3, 3e-3],
+            "tuning_examples": 3,
             "variants": {
                 "attention": {"model.layers": "attention*2"},
                 "local": {"model.layers": "attention*1 + attention(window=2)*1"},
@@ -66,6 +67,8 @@ def test_every_run_of_a_variant_begins_with_the_weights_of_its_one_pretraining(t
         runs = [path for path in folder.glob(f"{name}-s*-*") if path != first]
         assert len(runs) == 4  # two seeds, two rates of the grid
         assert {read_config(run).train.init_from for run in runs} == {first}
+        scored = {(read_config(run).train.seed, read_config(run).evaluate.examples) for run in runs}
+        assert scored == {(0, 10), (1, 10), (1000, 3)}
         assert variant["pretraining"]["run"] == first.name
     table = pretraining_table(results)
     assert [row[0] for row in table.rows] == ["attention", "local"]
@@ -89,6 +92,13 @@ def test_a_pretraining_of_another_vocabulary_is_refused_before_the_first_run(tmp
     with pytest.raises(UserError, match=r"attention: pretrain.task: its vocabulary of \d+ symbols is not that of task"):
         compare(recipe, tmp_path / "runs", target=FAKE)
     assert not (tmp_path / "runs").exists()
+
+
+def test_weights_to_begin_with_beside_a_pretraining_are_refused():
+    data = plain()
+    data["train"]["init_from"] = "somewhere"
+    with pytest.raises(UserError, match=r"train.init_from: given beside pretrain"):
+        from_dict(Recipe, data)
 
 
 def test_fewer_runs_go_side_by_side_than_there_are_workers_for(tmp_path):

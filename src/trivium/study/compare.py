@@ -140,7 +140,7 @@ class _Study:
         if not self.compare.tunes:
             return
         plans = [
-            (entry, rate, [self._job(entry, seed, rate) for seed in self.compare.tuning_seeds])
+            (entry, rate, [self._job(entry, seed, rate, tuning=True) for seed in self.compare.tuning_seeds])
             for entry in self._ready()
             for rate in self.compare.learning_rates
         ]
@@ -214,8 +214,10 @@ class _Study:
         """Say whether a run is trained now, or was by an earlier session."""
         return entry.variant.name in self.only or _is_finished(job)
 
-    def _job(self, entry: Entry, seed: int, learning_rate: float) -> Job:
+    def _job(self, entry: Entry, seed: int, learning_rate: float, tuning: bool = False) -> Job:
         run = entry.variant.run(seed, learning_rate)
+        if tuning and self.compare.tuning_examples is not None:
+            run = replace(run, evaluate=replace(run.evaluate, examples=self.compare.tuning_examples))
         if entry.pretraining is not None:
             run = replace(run, train=replace(run.train, init_from=entry.pretraining))
         return Job(run, self.folder / entry.variant.folder_name(run))

@@ -35,6 +35,8 @@ class CompareConfig:
     """Grid on which every variant is tuned alike, each taking its best; empty: all use train.learning_rate."""
     tuning_seeds: tuple[int, ...] = (1000,)
     """Seeds of the tuning runs; none may be a reporting seed."""
+    tuning_examples: int | None = knob(None, affects_results="unless_default")
+    """Test problems that tuning runs are scored on; the choice is by validation, so few do (default: as the others)."""
     thresholds: tuple[float, ...] = knob((0.9, 0.99), affects_results=False)
     """Exact-match rates to which the tokens are counted."""
 
@@ -55,6 +57,8 @@ class CompareConfig:
         for key in ("seeds", "tuning_seeds"):
             if min(getattr(self, key), default=0) < 0:
                 raise UserError(f"{key}: seeds are whole numbers from 0 on, got {list(getattr(self, key))}")
+        if self.tuning_examples is not None and self.tuning_examples < 1:
+            raise UserError(f"tuning_examples: expected 1 or more, got {self.tuning_examples}")
         if any(rate <= 0 for rate in self.learning_rates):
             raise UserError(f"learning_rates: expected positive numbers, got {list(self.learning_rates)}")
         if any(not 0 < threshold <= 1 for threshold in self.thresholds):
@@ -105,6 +109,11 @@ class Recipe(RunConfig):
     def __post_init__(self):
         if self.name and not _NAME.fullmatch(self.name):
             raise UserError(f"name: a name is made of letters, digits, _, + and -, got {self.name!r}")
+        if self.pretrain is not None and self.train.init_from is not None:
+            raise UserError(
+                "train.init_from: given beside pretrain, with whose weights the run begins; those that pretraining "
+                "begins with are pretrain.train.init_from"
+            )
 
     @property
     def run(self) -> RunConfig:
