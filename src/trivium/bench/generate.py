@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -109,7 +110,7 @@ def bench_generate(
         "digits": digits,
         "prompt_tokens": setting.prompts_BT.shape[1],
         "new_tokens": setting.new_tokens,
-        "environment": {**describe_environment(device), "transformers": _version()},
+        "environment": {**describe_environment(device), "transformers": version("transformers")},
         "operators": dispatch.chosen(),
         "threads": threads or before,
         "repeats": repeats,
@@ -122,12 +123,12 @@ def bench_generate(
 def make_setting(shape: Shape, device: torch.device, problems: int = PROBLEMS) -> Setting:
     """Return both programs' model with the same lively weights in float32, and prompts of one length."""
     try:
-        import transformers
+        from transformers.utils import logging  # of all of transformers, a type checker would read for a minute
     except ImportError as error:
         raise UserError(
             f"bench generate: transformers is not installed ({error}); pip install 'trivium[hf]' brings it"
         ) from None
-    transformers.logging.set_verbosity_error()
+    logging.set_verbosity_error()
     task, config = shape.task.build(), shape.model()
     torch.manual_seed(0)
     ours = config.build(model_context(task, config)).eval()
@@ -266,9 +267,3 @@ def _time(setting: Setting, answer: Callable[[Tensor], np.ndarray], batch: int, 
             break
     cell.tokens_per_second.append(tokens / (time.perf_counter() - began))
     cell.prompts = prompts
-
-
-def _version() -> str:
-    import transformers
-
-    return transformers.__version__
