@@ -123,7 +123,7 @@ def bench_generate(
 def make_setting(shape: Shape, device: torch.device, problems: int = PROBLEMS) -> Setting:
     """Return both programs' model with the same lively weights in float32, and prompts of one length."""
     try:
-        from transformers.utils import logging  # of all of transformers, a type checker would read for a minute
+        from transformers.utils import logging
     except ImportError as error:
         raise UserError(
             f"bench generate: transformers is not installed ({error}); pip install 'trivium[hf]' brings it"
