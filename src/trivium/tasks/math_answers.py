@@ -114,11 +114,11 @@ def equal_by_math_verify(given: str, wanted: str) -> bool:
     import math_verify
 
     try:
-        parsed = [
+        first, second = (
             math_verify.parse(f"\\boxed{{{answer}}}", parsing_timeout=SECONDS, raise_on_error=False)
             for answer in (wanted, given)
-        ]
-        return bool(math_verify.verify(*parsed, timeout_seconds=SECONDS, raise_on_error=False))
+        )
+        return bool(math_verify.verify(first, second, timeout_seconds=SECONDS, raise_on_error=False))
     except Exception as error:  # of the parsers inside: an answer that cannot be read is wrong, never a crash
         _log.info("math-verify cannot compare %r with %r: %s", given, wanted, type(error).__name__)
         return False
