@@ -142,8 +142,8 @@ def _likelihood(results: Mapping[str, Any]) -> list[str]:
     if not parts:
         return []
     return [
-        f"Whole solutions of new problems cost {baseline} {losses[baseline]['mean']:.4f} nats a token; the others beyond "
-        f"that, paired by seed: {', '.join(parts)}."
+        f"Whole solutions of new problems cost {baseline} {losses[baseline]['mean']:.4f} nats a token; the others "
+        f"beyond that, paired by seed: {', '.join(parts)}."
     ]
 
 
