@@ -95,6 +95,16 @@ def test_a_pretraining_of_another_vocabulary_is_refused_before_the_first_run(tmp
     assert not (tmp_path / "runs").exists()
 
 
+def test_what_is_wrong_with_a_pretraining_alone_is_said_to_be_its_own(tmp_path):
+    data = plain(max_digits=9)
+    with pytest.raises(UserError, match=r"^pretrain: model.max_length: 24 is shorter"):
+        compare(from_dict(Recipe, data), tmp_path / "runs", target=FAKE)
+    (tmp_path / "recipe.yaml").write_text(to_yaml({key: data[key] for key in data if key not in ("compare", "name")}))
+    with pytest.raises(UserError, match=r"^pretrain: model.max_length: 24 is shorter"):
+        train_command([str(tmp_path / "recipe.yaml"), "--runs", str(tmp_path / "runs")])
+    assert not (tmp_path / "runs").exists()
+
+
 def test_weights_to_begin_with_beside_a_pretraining_are_refused():
     data = plain()
     data["train"]["init_from"] = "somewhere"
