@@ -20,7 +20,7 @@ _GROUPED = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _EQUATION = re.compile(r"^[A-Za-z]=(?=.)")
 _NUMBER = re.compile(r"-?(?:\d+(?:\.\d*)?|\.\d+)")
 _RATIO = re.compile(r"(-?)\\frac\{(-?\d+)\}\{(-?\d+)\}|(-?\d+)/(-?\d+)()()")
-LONGEST = 300  # characters of an answer that math-verify is asked about
+LONGEST = 300  # characters of an answer that is read as a number, and that math-verify is asked about
 SECONDS = 5  # that it may take for one
 
 _log = logging.getLogger("trivium")
@@ -62,7 +62,10 @@ def normalised(answer: str) -> str:
 
 
 def value_of(answer: str) -> Fraction | None:
-    r"""Return the value of a normalised number, decimal, `a/b` or `\frac{a}{b}`; None if it is none of these."""
+    r"""Return the value of a normalised number, decimal, `a/b` or `\frac{a}{b}`; None if it is none of these, or longer
+    than LONGEST."""
+    if len(answer) > LONGEST:  # Python reads no number of thousands of digits, which a model that repeats itself writes
+        return None
     if _NUMBER.fullmatch(answer):
         return Fraction(answer)
     found = _RATIO.fullmatch(answer)
