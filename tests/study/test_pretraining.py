@@ -105,6 +105,19 @@ def test_what_is_wrong_with_a_pretraining_alone_is_said_to_be_its_own(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+def test_weights_whose_sizes_the_two_tasks_do_not_share_are_refused_before_the_first_run(tmp_path):
+    data = plain()
+    data["model"] = {"width": 16, "heads": 2, "positions": "learned"}
+    with pytest.raises(UserError, match=r"max_length: .* pretrain's problems are of \d+ .* allowed: \d+ or more"):
+        compare(from_dict(Recipe, data), tmp_path / "runs", target=FAKE)
+    (tmp_path / "recipe.yaml").write_text(to_yaml({key: data[key] for key in data if key not in ("compare", "name")}))
+    with pytest.raises(UserError, match=r"^model.max_length: "):
+        train_command([str(tmp_path / "recipe.yaml"), "--runs", str(tmp_path / "runs")])
+    assert not (tmp_path / "runs").exists()
+    data["model"]["positions"] = "rotary"  # has no weights
+    assert all(variant.pretraining for variant in expand(from_dict(Recipe, data)))
+
+
 def test_weights_to_begin_with_beside_a_pretraining_are_refused():
     data = plain()
     data["train"]["init_from"] = "somewhere"
@@ -163,6 +176,19 @@ def solved(folder: Path, config: RunConfig, right: list[bool], loss: float) -> N
     (folder / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+def test_the_table_of_answers_has_the_rules_of_the_task():
+    share = {"mean": 0.5, "low": 0.4, "high": 0.6, "values": [0.4, 0.6]}
+    scores = {"normalised": share, "math_verify": share}
+    tests = {"0": {"exact_match": {"p": 1.0}, "normalised": {"p": 0.25}, "math_verify": {"p": 0.5}}}
+    variants = {
+        name: {"solutions": scores, "paired": paired, "seeds": {}} for name, paired in (("one", {}), ("two", tests))
+    }
+    by_rule, _ = solution_tables({"variants": variants, "baseline": "one"})
+    assert by_rule.columns == ["variant", "normalised", "math_verify", "p"]
+    assert [row[-1] for row in by_rule.rows] == ["\u2013", "0.25"]
+    assert "McNemar's test of normalised against one" in by_rule.note
+
+
 def test_solutions_are_averaged_over_seeds_and_answers_compared_problem_by_problem(tmp_path):
     data = plain()
     del data["pretrain"]
@@ -189,6 +215,13 @@ def test_solutions_are_averaged_over_seeds_and_answers_compared_problem_by_probl
     assert "Always '#### 4': 25.00 %" in by_rule.note
     assert likelihood.rows[0][1].startswith("1.9500 ±")
     results = {"variants": found, "baseline": "attention", "thresholds": [], "failed": [], "status": "finished"}
-    words = describe_study({**results, "matched": {"by": "parameters", "to": "attention"}})
+    results["matched"] = {"by": "parameters", "to": "attention"}
+    words = describe_study(results)
     assert not any("in tokens" in text for text in words)  # there is no threshold to reach
     assert any("cost attention 1.9500 nats a token" in text and "local -0.5000 (-0.5000" in text for text in words)
+    found["local"]["changes"]["train.chain_loss"] = False  # of answers alone: another loss
+    assert not any("nats a token" in text for text in describe_study(results))
+    found["local"]["changes"].clear()
+    for variant in found.values():
+        del variant["solutions"]["loss"]  # as runs had none before it was kept
+    assert not any("nats a token" in text for text in describe_study(results))

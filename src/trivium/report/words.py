@@ -128,9 +128,17 @@ def _final(results: Mapping[str, Any]) -> str:
 
 
 def _likelihood(results: Mapping[str, Any]) -> list[str]:
-    """Compare the likelihood of whole solutions, which tells variants apart where few answers are right."""
+    """Compare the likelihood of whole solutions, which tells variants apart where few answers are right.
+
+    A variant whose loss is of other tokens than the baseline's is left out.
+    """
     variants, baseline = results["variants"], results["baseline"]
-    losses = {name: variant["solutions"]["loss"] for name, variant in variants.items() if variant.get("solutions")}
+    alike = {
+        name: variant.get("solutions") or {}
+        for name, variant in variants.items()
+        if not any(key.startswith("train.chain_") for key in variant["changes"])
+    }
+    losses = {name: scores["loss"] for name, scores in alike.items() if "loss" in scores}
     parts = []
     for name, loss in losses.items():
         difference = loss.get("difference") or {"mean": None}
@@ -139,7 +147,7 @@ def _likelihood(results: Mapping[str, Any]) -> list[str]:
         parts.append(f"{name} {difference['mean']:+.4f}")
         if difference["low"] is not None:
             parts[-1] += f" ({difference['low']:+.4f} to {difference['high']:+.4f})"
-    if not parts:
+    if not parts or baseline not in losses:
         return []
     return [
         f"Whole solutions of new problems cost {baseline} {losses[baseline]['mean']:.4f} nats a token; the others "

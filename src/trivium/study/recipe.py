@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from trivium.config import UserError, config_hash, from_dict, knob, load_yaml, set_path
 from trivium.evaluate.config import EvaluateConfig
+from trivium.model.context import model_context
 from trivium.registry import nearest
 from trivium.tasks.addition import AdditionConfig
 from trivium.tasks.base import Task, TaskConfig
@@ -125,7 +126,7 @@ class Recipe(RunConfig):
     ) -> RunConfig | None:
         """Return the run that comes before `run`, one of this recipe's; None without `pretrain`.
 
-        Raises UserError when the two differ in their vocabulary.
+        Raises UserError when the two differ in their vocabulary, or in the sizes of their weights.
         """
         first = self.pretrain
         if first is None:
@@ -140,7 +141,17 @@ class Recipe(RunConfig):
                 f"pretrain.task: its vocabulary of {len(theirs)} symbols is not that of task, of {len(ours)}; one "
                 "model learns both, so give both the same tokenizer"
             )
-        return RunConfig(first.task, run.model, train, first.evaluate, run.track)
+        made = RunConfig(first.task, run.model, train, first.evaluate, run.track)
+        if getattr(run.model, "max_length", None) is None:
+            # Else what the first run learned would be found unfit when it has ended.
+            contexts = [model_context(build(each.task), each.model, each.evaluate.longest) for each in (made, run)]
+            if len({run.model.num_params(context) for context in contexts}) > 1:
+                before, after = (context.max_length for context in contexts)
+                raise UserError(
+                    "model.max_length: the weights of this model depend on it, and pretrain's problems are of "
+                    f"{before} tokens, the recipe's own of {after}; allowed: {max(before, after)} or more"
+                )
+        return made
 
     @property
     def folder_name(self) -> str:
