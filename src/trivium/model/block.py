@@ -13,6 +13,7 @@ from torch.nn import functional
 from trivium.config import UserError
 from trivium.mixers.base import Mixer, MixerConfig, MixerContext
 from trivium.model import feedforward
+from trivium.model.alike import Alike
 from trivium.model.experts import ExpertFeedForward
 from trivium.model.feedforward import FeedForward, FeedForwardKind
 from trivium.ops import dispatch
@@ -124,11 +125,12 @@ class Block(nn.Module):
         positions_BT: Tensor | None,
         keep: int | None = None,
         wanted_N: Tensor | None = None,
+        alike: Alike | None = None,
     ) -> tuple[Tensor, Any]:
         """Return (x_BTD, state); of the last `keep` tokens alone, if it is given.
 
         With `wanted_N`, places in the flattened B*T, what no other place reads is computed for those alone, and
-        (x_ND, state) comes back.
+        (x_ND, state) comes back. `alike`, for the parallel form of whole rows, says which of x_BTD's tokens are.
         """
         kept: dict[str, Any] = {"lengths_B": lengths_B, "documents_BT": documents_BT, "positions_BT": positions_BT}
         alone = wanted_N is not None and state is None
@@ -137,7 +139,9 @@ class Block(nn.Module):
             if isinstance(self.feedforward, FeedForward):
                 return self.feedforward.add_to(x_BTD, self.norm2), state
             return x_BTD + self.feedforward(self.norm2(x_BTD)), state
-        if wanted_N is not None and state is None:
+        if alike is not None:
+            y_BTD = self.mixer.of_rows(self.norm1(alike.rows_UD), alike.index_BT, positions_BT=positions_BT)
+        elif wanted_N is not None and state is None:
             y_BTD = self.mixer.at(self.norm1(x_BTD), wanted_N, **kept)
             x_BTD = x_BTD.flatten(0, 1).index_select(0, wanted_N)
         else:
