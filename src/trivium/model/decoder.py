@@ -37,7 +37,9 @@ from trivium.model.feedforward import FeedForwardKind
 from trivium.model.layers import format_layers, parse_layers
 from trivium.model.positions import POSITION_BASE, RUNS, PositionKind, Positions, RunTable, embed, table_rows
 from trivium.ops.fused_linear import is_fused, norm_linear
+from trivium.ops.linear import linear
 from trivium.ops.repeat_rows import repeat_rows
+from trivium.ops.vocabulary_loss import LARGE
 
 # Sizes of published addition models (SPEC, section 4), and GPT-2 small. A preset fills what the recipe leaves out.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -300,6 +302,7 @@ class Decoder(LanguageModel):
             cast(Block, self.blocks[index]).start_as_identity()
         self.norm = make_norm(config.norm, config.width)
         self.head_backend = config.mixer_context(context).backend("norm_linear")
+        self.linear_backend = config.mixer_context(context).backend("linear")
         self.head = None if config.tied else nn.Linear(config.width, context.vocab_size, bias=False)
         if self.head is not None:
             nn.init.normal_(self.head.weight, std=std)
@@ -388,7 +391,8 @@ class Decoder(LanguageModel):
         if is_fused(x_BTD):
             logits_BTV = norm_linear(x_BTD, self.norm, head.weight, backend=self.head_backend)
         else:
-            logits_BTV = functional.linear(self.norm(x_BTD), head.weight)
+            by = self.linear_backend if self.context.vocab_size < LARGE else "torch"  # others copy the weight first
+            logits_BTV = linear(self.norm(x_BTD), head.weight, backend=by)
         if state is None:
             return logits_BTV, None
         return logits_BTV, self._advance(state, mixer_states, tokens_BT.shape[1], lengths_B, run_B)
