@@ -139,6 +139,19 @@ def test_of_a_sum_either_half_may_go_unused():
 
 
 @needs_compiler
+def test_what_autocast_made_narrow_is_added_to_a_wide_stream():
+    x, y, weight, bias = (torch.randn(shape).requires_grad_() for shape in norm_case(70, 6, 0))
+    results = []
+    for backend in ("auto", "torch"):
+        dispatch.forget()
+        outputs = add_norm(x, y.bfloat16(), weight, bias, backend=backend)
+        assert {output.dtype for output in outputs} == {torch.float32}
+        assert dispatch.chosen()["add_norm"]["backend"] == ("native" if backend == "auto" else "torch")
+        results.append((*outputs, *torch.autograd.grad(weighted(outputs), (x, y, weight, bias))))
+    torch.testing.assert_close(*results)
+
+
+@needs_compiler
 def test_a_norm_of_one_tensor_hands_that_on():
     x, _, weight, bias = (torch.randn(shape, dtype=torch.float64).requires_grad_() for shape in norm_case(70, 6, 0))
     total, normed = add_norm(x, None, weight, bias, backend="native")
