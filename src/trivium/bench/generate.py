@@ -172,7 +172,9 @@ def our_generator(setting: Setting, batch: int) -> Generator:
 def our_answers(setting: Setting, generator: Generator, prompts_BT: Tensor) -> np.ndarray:
     """Return our tokens (B, N), filled up with the end token."""
     tokens_BN, counts_B, *_ = generator.arrays(prompts_BT)
-    tokens_BN = np.pad(tokens_BN, ((0, 0), (0, setting.new_tokens - tokens_BN.shape[1])))
+    missing = setting.new_tokens - tokens_BN.shape[1]
+    if missing:
+        tokens_BN = np.pad(tokens_BN, ((0, 0), (0, missing)))
     return np.where(np.arange(setting.new_tokens) < counts_B[:, None], tokens_BN, setting.end_id)
 
 
