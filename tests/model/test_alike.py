@@ -1,5 +1,7 @@
 """A batch in which tokens recur gives what it gives one token at a time, with less work."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -12,7 +14,7 @@ CONTEXT = ModelContext(vocab_size=7, max_length=6, digit_ids=(0, 1, 2))
 ROWS = 40  # times 6 places, four times the distinct tokens and more
 
 
-def _model(**options):
+def _model(**options) -> Any:
     torch.manual_seed(0)
     return DecoderConfig(width=24, heads=2, **options).build(CONTEXT).double()
 
