@@ -68,19 +68,27 @@ def _produce(
 @gluon.jit
 def _bring(desc, full, empty, buffers, count, steps, HB, units_i, kv_heads, tokens, window1, NIC: gl.constexpr):
     """Copy the tiles of all steps into the ring, of which `count` were brought before; return the new count."""
+    N: gl.constexpr = desc.block_type.shape[1]
+    for step in range(steps):
+        b, kv_head, _, _, tiles, start = _place(step, HB, units_i, kv_heads, tokens, window1, NIC, N)
+        count = bring(desc, full, empty, buffers, count, b, kv_head, tiles, start)
+    return count
+
+
+@gluon.jit
+def bring(desc, full, empty, buffers, count, b, kv_head, tiles, start):
+    """Copy `tiles` tiles from key `start` into the ring, of which `count` were brought before; return the new count."""
     STAGES: gl.constexpr = buffers.type.shape[0]
     N: gl.constexpr = desc.block_type.shape[1]
     D: gl.constexpr = desc.block_type.shape[2]
-    for step in range(steps):
-        b, kv_head, _, _, tiles, start = _place(step, HB, units_i, kv_heads, tokens, window1, NIC, N)
-        for tile in range(tiles):
-            stage = count % STAGES
-            mbarrier.wait(empty.index(stage), (count // STAGES & 1) ^ 1)
-            mbarrier.expect(full.index(stage), desc.block_type.nbytes)
-            tma.async_copy_global_to_shared(
-                desc, [b, start + tile * N, kv_head * D], full.index(stage), buffers.index(stage)
-            )
-            count += 1
+    for tile in range(tiles):
+        stage = count % STAGES
+        mbarrier.wait(empty.index(stage), (count // STAGES & 1) ^ 1)
+        mbarrier.expect(full.index(stage), desc.block_type.nbytes)
+        tma.async_copy_global_to_shared(
+            desc, [b, start + tile * N, kv_head * D], full.index(stage), buffers.index(stage)
+        )
+        count += 1
     return count
 
 
