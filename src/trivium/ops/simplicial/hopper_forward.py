@@ -1,7 +1,7 @@
 """Forward of trilinear 2-simplicial attention for Hopper, in Gluon: warp-specialised FlashAttention of virtual queries.
 
 Rows of a tile are (query i, head, short key k) with u = scale * q[i,h] * k2[k], its columns keys of the long window.
-Two warpgroups hold 64 rows each and share the K1 and V1 tiles that two warps bring by TMA. A row's result is
+Two warpgroups hold 64 or 128 rows each and share the K1 and V1 tiles that two warps bring by TMA. A row's result is
 multiplied by v2[k] and summed over the short window of its (i, h) at the end. docs/kernels.md draws a tile.
 
 A program first does its tiles without a running maximum: bfloat16 weights and float32 sums have the range for ordinary
@@ -23,8 +23,6 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_init,
     warpgroup_mma_wait,
 )
-
-ROWS = gl.constexpr(64)  # rows of one warpgroup's tile
 
 
 @gluon.jit
@@ -218,6 +216,7 @@ def _attend(
     LO: gl.constexpr = gl.SliceLayout(1, OUT)
     # Narrow tiles have few exponentials beside each shuffle of a sum. Wide ones have no registers for partial sums.
     PARTIAL: gl.constexpr = FAST and N < 128
+    ROWS: gl.constexpr = u.shape[0]
     nothing = gl.zeros([ROWS, N], gl.float32, S)
     o = warpgroup_mma_init(gl.zeros([ROWS, D], gl.float32, OUT))
     m = gl.full([ROWS], -float("inf"), gl.float32, LS)
@@ -301,6 +300,7 @@ def _rows(
     S: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, N, 16])
     OUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
     G: gl.constexpr = NI * NH
+    ROWS: gl.constexpr = G * W
     L: gl.constexpr = rows_layout(G, W, D)
     MANY: gl.constexpr = NI + WGI > 1
     LG: gl.constexpr = gl.SliceLayout(1, gl.SliceLayout(1, L))
@@ -380,6 +380,7 @@ def forward(
     D: gl.constexpr = k1_desc.block_type.shape[2]
     k_buffers, k_full, k_empty = ring(k1_desc, STAGES)
     v_buffers, v_full, v_empty = ring(v1_desc, STAGES)
+    ROWS: gl.constexpr = NI * NH * W
     u_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([ROWS, D], k1_desc.dtype)
     u_buffers = gl.allocate_shared_memory(k1_desc.dtype, [2, ROWS, D], u_layout)
     agreed = agreement()

@@ -26,7 +26,6 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from trivium.ops.simplicial.hopper_forward import (
-    ROWS,
     agree,
     agreement,
     bring,
@@ -36,6 +35,8 @@ from trivium.ops.simplicial.hopper_forward import (
     told,
     weigh,
 )
+
+ROWS = gl.constexpr(64)  # rows of one warpgroup's tile
 
 
 @gluon.jit
