@@ -26,7 +26,9 @@ from trivium.report.tables import (
     learning_table,
     length_tables,
     percent,
+    pretraining_table,
     record_table,
+    solution_tables,
     tag_tables,
     threshold,
     tuning_table,
@@ -152,6 +154,11 @@ def _sections(results: Mapping[str, Any]) -> list[Section]:
             "Final exact match",
             words=["Dots are seeds; the band is the 95 % interval of the mean, cut at 0 and 100 %."],
             pictures=[Picture(figures["final"], _in_words(results))],
+        ),
+        *(
+            Section(table.title, tables=[table])
+            for table in (*solution_tables(results), pretraining_table(results))
+            if table is not None
         ),
         Section("What each variant costs", tables=[cost_table(results)]),
         Section("What is equal, and what is not", tables=[fairness_table(results)]),
