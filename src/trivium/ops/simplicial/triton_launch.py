@@ -43,7 +43,10 @@ def _power_of_two(count: int) -> int:
 
 
 class Tiles(NamedTuple):
-    """Queries, heads of a group and short keys whose products are the rows; long keys; warps; pipeline stages."""
+    """Queries, heads of a group and short keys whose products are the rows; long keys; warps; pipeline stages.
+
+    `registers` is the most that a thread may take: a multiprocessor runs as many programs as its registers hold.
+    """
 
     queries: int
     heads: int
@@ -51,11 +54,13 @@ class Tiles(NamedTuple):
     long: int
     warps: int = 4
     stages: int = 2
+    registers: int | None = None
 
     @property
     def options(self) -> dict[str, int]:
         """Return what the compiler takes."""
-        return {"num_warps": self.warps, "num_stages": self.stages}
+        found = {"num_warps": self.warps, "num_stages": self.stages}
+        return found if self.registers is None else found | {"maxnreg": self.registers}
 
 
 def tiles_for(kernel: str, *, width: int, group: int, short: int, wide: bool) -> Tiles:
