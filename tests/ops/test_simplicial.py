@@ -15,7 +15,8 @@ from trivium.ops.simplicial.masked import masked_simplicial
 from trivium.ops.simplicial.reference import allowed
 from trivium.registry import UserError
 
-AVAILABLE = [name for name, missing in dispatch.backends("simplicial").items() if missing is None]
+# Kernels have tests of their own, with the dtypes that they take, on a device or interpreted.
+AVAILABLE = [name for name in dispatch.backends("simplicial") if name not in ("triton", "hopper")]
 BACKENDS = [name for name in AVAILABLE if name != "reference"]
 every_form = pytest.mark.parametrize("form", FORMS)
 every_backend = pytest.mark.parametrize("backend", AVAILABLE)

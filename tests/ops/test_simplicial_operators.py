@@ -198,8 +198,8 @@ def test_hopper_launches_give_kernels_all_they_take(heads: int, dtype: torch.dty
     o, lse = hopper_launch.hopper_forward(q, k1, k2, v1, v2, 64, 32, 0.125)
     assert (o.shape, lse.shape) == (q.shape, (2, heads, 150))
     name, grid, given = launches.pop()
-    # Groups that fill both warpgroups' tiles have a kernel of their own.
-    assert (name, grid) == (("grouped", (132,)) if heads == 8 else ("forward", (76,)))
+    # Both warpgroups take heads of one query, or queries of one head.
+    assert (name, grid) == ("forward", (132,) if heads == 8 else (76,))
     assert given["flags"].numel() == 2 * grid[0]
     # float16 has not the range for weights without a maximum.
     assert given["LIMIT"] == (hopper_launch.RANGE if dtype == torch.bfloat16 else 0)
@@ -207,4 +207,4 @@ def test_hopper_launches_give_kernels_all_they_take(heads: int, dtype: torch.dty
     if heads == 8:
         hopper_decode_launch.run(*rings, 0.125)
         name, grid, given = launches.pop()
-        assert (name, grid, given["RINGS"], given["tokens"]) == ("grouped", (4,), True, 64)
+        assert (name, grid, given["slots1"], given["slots2"]) == ("decode", (4,), 64, 32)

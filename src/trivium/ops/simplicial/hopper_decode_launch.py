@@ -10,8 +10,8 @@ from torch import Tensor
 
 from trivium.ops.simplicial import operators
 from trivium.ops.simplicial.decode_support import HOPPER_ROWS, padded_short
+from trivium.ops.simplicial.hopper_decode import decode
 from trivium.ops.simplicial.hopper_describe import described, laid_out, processors
-from trivium.ops.simplicial.hopper_grouped import grouped
 from trivium.ops.simplicial.hopper_launch import LOG2E, RANGE
 from trivium.ops.simplicial.launches import launch
 
@@ -55,10 +55,10 @@ def run(
     programs = -(-steps // each)
     flags = torch.empty(2 * programs, device=q.device, dtype=torch.int32)
     launch(
-        *(grouped, ("rings", *key), (programs,)),
-        *(q, k_short, v_short, keys, values, o, flags, lengths, flags),  # no log-sum-exp is written
-        *(steps, each, blocks, heads, kv_heads, slots1, slots1, slots2, scale * LOG2E),
-        *(NH, W, plan.K_STAGES, plan.V_STAGES, True, limit, plan.registers),
+        *(decode, key, (programs,)),
+        *(q, k_short, v_short, keys, values, o, lengths, flags),
+        *(steps, each, blocks, heads, kv_heads, slots1, slots2, scale * LOG2E),
+        *(NH, W, plan.K_STAGES, plan.V_STAGES, limit, plan.registers),
         num_warps=4,
         maxnreg=plan.maxnreg,
     )

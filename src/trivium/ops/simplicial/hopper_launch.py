@@ -15,7 +15,6 @@ from trivium.ops.simplicial import hopper_support, operators, triton_launch
 from trivium.ops.simplicial.hopper_describe import described, laid_out, processors
 from trivium.ops.simplicial.hopper_forward import forward
 from trivium.ops.simplicial.hopper_gradients import hopper_backward
-from trivium.ops.simplicial.hopper_grouped import grouped
 from trivium.ops.simplicial.launches import launch
 
 LOG2E = 1.4426950408889634
@@ -28,7 +27,7 @@ class Tiles(NamedTuple):
     """How 64 rows of a warpgroup are made of NI queries, NH heads and W short keys, and where the other group begins.
 
     N long keys a tile; buffers of keys, and as many of values; programs a processor, a consumer's registers, and those
-    at entry; `pipelined` asks for the kernel that begins a step before the last one ends, for one query a step.
+    at entry.
     """
 
     NI: int
@@ -41,7 +40,6 @@ class Tiles(NamedTuple):
     ctas: int = 1
     registers: int = 240
     maxnreg: int = 168
-    pipelined: bool = False
 
 
 def tiles(group: int, width: int, window2: int) -> Tiles:
@@ -54,8 +52,6 @@ def tiles(group: int, width: int, window2: int) -> Tiles:
     # Measured on an H200. Narrow heads leave registers and shared memory for two programs a processor, whose beginnings
     # and ends then overlap; 104 registers a consumer hold tiles of 32 keys.
     rest = (128, 2) if width == 128 else (32, 6, 2, 104, 80)
-    if width == 128 and NI == 1 and split_heads:
-        rest = (64, 4, 1, 240, 168, True)
     return Tiles(NI, NH, 0 if split_heads else NI, NH if split_heads else 0, W, *rest)
 
 
@@ -91,20 +87,10 @@ def hopper_forward(
     lse = torch.empty(batch, heads, tokens, device=q.device, dtype=torch.float32)
     flags = torch.empty(2 * programs, device=q.device, dtype=torch.int32)
     keys, values = (described(x.view(batch, tokens, kv_heads * width), 1, plan.N, width) for x in (k1, v1))
-    blocks = group // (plan.NH + plan.WGH)
-    if plan.pipelined:
-        launch(
-            grouped, key, (programs,),
-            q, k2, v2, keys, values, o, lse, flags, flags,
-            units, 0, blocks, heads, kv_heads, tokens, window1, window2, scale * LOG2E,
-            plan.NH, plan.W, plan.STAGES, plan.STAGES, False, limit, plan.registers,
-            num_warps=4, maxnreg=plan.maxnreg,
-        )  # fmt: skip
-        return o, lse
     launch(
         forward, key, (programs,),
         q, k2, v2, keys, values, o, lse, flags,
-        units, blocks, units_i, heads, kv_heads, tokens, window1, window2, scale * LOG2E,
+        units, group // (plan.NH + plan.WGH), units_i, heads, kv_heads, tokens, window1, window2, scale * LOG2E,
         plan.NI, plan.NH, plan.WGI, plan.WGH, plan.W, plan.STAGES, limit, plan.registers,
         num_warps=4, maxnreg=plan.maxnreg,
     )  # fmt: skip

@@ -73,6 +73,7 @@ def sizes_for(*, width: int, wide: bool) -> tuple[int, int, int, int]:
 
 def tiles_for(kernel: str, *, width: int, group: int, short: int, wide: bool) -> Tiles:
     """Return the tiles of kernel "forward", "rows" or "long"; `width` is padded, `wide` says 4-byte inputs."""
+    registers = None
     if wide or kernel == "forward":
         rows, long, warps, stages = sizes_for(width=width, wide=wide)
         if not wide and short <= 16 and width <= 64:
@@ -81,11 +82,13 @@ def tiles_for(kernel: str, *, width: int, group: int, short: int, wide: bool) ->
         rows, long, warps, stages = (64, 32, 8, 1) if width > 128 else (128, 64, 8, 2)
         if short <= 16 and width <= 64:
             rows, warps = 64, 4
+            if width <= 32:  # three programs a multiprocessor, not two
+                registers = 168
     else:
         rows, long, warps, stages = (32, 64, 8, 1) if width > 128 else (64, 128, 8, 1)
     keys = min(power_of_two(short), rows)
     heads = min(group & -group, rows // keys)  # A power of two that divides the group: no row is wasted.
-    return Tiles(rows // keys // heads, heads, keys, long, warps, stages)
+    return Tiles(rows // keys // heads, heads, keys, long, warps, stages, registers)
 
 
 class _Call(NamedTuple):
