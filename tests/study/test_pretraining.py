@@ -13,6 +13,7 @@ from trivium.commands.train import train as train_command
 from trivium.config import UserError, config_hash, from_dict, results_only, to_yaml
 from trivium.report.folder import read_result
 from trivium.report.tables import pretraining_table, solution_tables
+from trivium.report.words import describe_study
 from trivium.study.compare import compare
 from trivium.study.jobs import Job, Plan, Workers
 from trivium.study.recipe import Recipe, load_recipe
@@ -91,6 +92,16 @@ def test_a_pretraining_of_another_vocabulary_is_refused_before_the_first_run(tmp
     recipe = from_dict(Recipe, plain(base=16))
     with pytest.raises(UserError, match=r"attention: pretrain.task: its vocabulary of \d+ symbols is not that of task"):
         compare(recipe, tmp_path / "runs", target=FAKE)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_what_is_wrong_with_a_pretraining_alone_is_said_to_be_its_own(tmp_path):
+    data = plain(max_digits=9)
+    with pytest.raises(UserError, match=r"^pretrain: model.max_length: 24 is shorter"):
+        compare(from_dict(Recipe, data), tmp_path / "runs", target=FAKE)
+    (tmp_path / "recipe.yaml").write_text(to_yaml({key: data[key] for key in data if key not in ("compare", "name")}))
+    with pytest.raises(UserError, match=r"^pretrain: model.max_length: 24 is shorter"):
+        train_command([str(tmp_path / "recipe.yaml"), "--runs", str(tmp_path / "runs")])
     assert not (tmp_path / "runs").exists()
 
 
@@ -177,3 +188,7 @@ def test_solutions_are_averaged_over_seeds_and_answers_compared_problem_by_probl
     assert by_rule.rows[1][-1] == "0.5"
     assert "Always '#### 4': 25.00 %" in by_rule.note
     assert likelihood.rows[0][1].startswith("1.9500 ±")
+    results = {"variants": found, "baseline": "attention", "thresholds": [], "failed": [], "status": "finished"}
+    words = describe_study({**results, "matched": {"by": "parameters", "to": "attention"}})
+    assert not any("in tokens" in text for text in words)  # there is no threshold to reach
+    assert any("cost attention 1.9500 nats a token" in text and "local -0.5000 (-0.5000" in text for text in words)

@@ -109,12 +109,12 @@ def test_the_heads_from_text_are_matched_in_parameters_and_in_flops_at_full_size
     recipe = load_recipe(FROM_TEXT)
     assert recipe.compare is not None
     context, longest = ModelContext(vocab_size=50_257, max_length=513), 435  # GSM8K's longest problem
-    attention, simplicial, wide = (
+    attention, simplicial, wide, local = (
         dataclasses.replace(recipe.model, layers=variant["model.layers"])
         for variant in recipe.compare.variants.values()
     )
     sizes = describe(attention, context, longest)
-    assert sizes["parameters"] == pytest.approx(95.7e6, rel=0.001)
+    assert sizes["parameters"] == pytest.approx(95.7e6, rel=0.001) == describe(local, context, longest)["parameters"]
     simplicial = match(simplicial, context, parameters=int(sizes["parameters"]), length=longest)
     costs = describe(simplicial, context, longest)["flops_per_token"]
     assert costs == pytest.approx(1.32 * sizes["flops_per_token"], rel=0.01)
@@ -144,7 +144,7 @@ def test_a_small_version_from_text_pretrains_and_answers(tmp_path: Path):
         "train.threads": 1,
     }
     variants = {each.name: each for each in expand(load_recipe(FROM_TEXT, changes))}
-    assert list(variants) == ["attention", "simplicial", "attention_flops"]
+    assert list(variants) == ["attention", "simplicial", "attention_flops", "local"]
     chosen = variants["simplicial"]
     assert chosen.pretraining is not None
     first = train(chosen.pretraining, tmp_path / "first")

@@ -54,11 +54,9 @@ except Interrupted as stopped:
 """
 
 
-@pytest.fixture(scope="module")
-def unbroken(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "unbroken"
-    train(tiny_config(MODEL), folder)
-    return folder
+@pytest.fixture
+def unbroken(whole):
+    return whole(tiny_config(MODEL))
 
 
 def assert_equal_runs(one, two):

@@ -18,7 +18,7 @@ from trivium.report.run import write_report
 from trivium.study.jobs import Event
 from trivium.study.live import LiveProgress
 from trivium.study.recipe import Recipe
-from trivium.study.variants import expand, folder_name
+from trivium.study.variants import expand, folder_name, prefixed
 from trivium.train.config import RunConfig
 from trivium.train.distributed import world_of_environment
 from trivium.train.loop import train as train_run
@@ -57,7 +57,8 @@ def train(arguments: Sequence[str]) -> int:
             pretraining = recipe.pretraining(config)
             if pretraining is not None:
                 before = study / folder_name(name, pretraining, pretraining=True)
-                run(pretraining, before)
+                with prefixed("pretrain: "):
+                    run(pretraining, before)
                 config = replace(config, train=replace(config.train, init_from=before))
             folder = study / folder_name(name, config)
             result = run(config, folder)

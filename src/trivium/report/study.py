@@ -135,6 +135,11 @@ def _sections(results: Mapping[str, Any]) -> list[Section]:
     tuning = tuning_table(results)
     levels = [f"tokens_to_{100 * level:g}" for level in results["thresholds"]]
     variants = results["variants"]
+    tokens_to = Section(
+        "Tokens to a threshold",
+        words=[results["tokens_rule"], "Dots are seeds; the band is the 95 % interval of the mean."],
+        pictures=[Picture(figures[level], _in_words(results)) for level in levels],
+    )
     sections = [
         Section("What the numbers show", words=describe_study(results), tables=[learning_table(results)]),
         Section(
@@ -145,11 +150,7 @@ def _sections(results: Mapping[str, Any]) -> list[Section]:
                 Picture(figures["loss"], "Validation loss against training tokens, one curve a variant."),
             ],
         ),
-        Section(
-            "Tokens to a threshold",
-            words=[results["tokens_rule"], "Dots are seeds; the band is the 95 % interval of the mean."],
-            pictures=[Picture(figures[level], _in_words(results)) for level in levels],
-        ),
+        *([tokens_to] if levels else []),
         Section(
             "Final exact match",
             words=["Dots are seeds; the band is the 95 % interval of the mean, cut at 0 and 100 %."],

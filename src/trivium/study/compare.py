@@ -22,7 +22,7 @@ from trivium.report.study import write_study_page
 from trivium.study.jobs import TRAIN, Event, Failure, Job, Plan, Workers, available_cores, plan
 from trivium.study.recipe import CompareConfig, Recipe
 from trivium.study.results import SCHEMA, Entry, collect
-from trivium.study.variants import Variant, expand, folder_name, nearly_equal
+from trivium.study.variants import Variant, expand, folder_name, nearly_equal, prefixed
 from trivium.train.distributed import world_of_environment
 from trivium.train.precision import choose_device
 from trivium.train.prepare import prepare
@@ -65,9 +65,10 @@ def compare(
     choose_device(recipe.train.device)
     checked: list[Any] = []
     for variant in variants:
-        for config in (variant.config, variant.pretraining):
+        for where, config in (("", variant.config), ("pretrain: ", variant.pretraining)):
             if config is not None and config.task not in checked:
-                prepare(config)  # what is wrong shows before the first of many runs
+                with prefixed(where):
+                    prepare(config)  # what is wrong shows before the first of many runs
                 checked.append(config.task)
     folder = Path(runs_dir) / recipe.folder_name
     on_event = on_progress or (lambda event: None)

@@ -1,6 +1,7 @@
 """From a recipe to runs of matched size: each variant is the recipe's model with one thing changed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from itertools import combinations
 from typing import Any
@@ -87,7 +88,7 @@ def expand(recipe: Recipe) -> list[Variant]:
     for name in _order(plans):
         plan = plans[name]
         config = _resolve(base, plan)
-        with _naming(name):
+        with prefixed(f"compare.variants.{name}: "):
             task = build(config.task)
             length = task.max_length
             context = model_context(task, config.model, config.evaluate.longest)
@@ -192,18 +193,13 @@ def _order(plans: Mapping[str, Variant]) -> list[str]:
     return ordered
 
 
-class _naming:
-    """Context that puts the variant's key path before a UserError."""
-
-    def __init__(self, name: str):
-        self.where = f"compare.variants.{name}"
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, UserError):
-            raise UserError(f"{self.where}: {error}") from None
+@contextmanager
+def prefixed(where: str) -> Iterator[None]:
+    """Put `where` before the words of a UserError."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where}{error}") from None
 
 
 def _resolve(base: RunConfig, plan: Variant) -> RunConfig:
