@@ -208,20 +208,3 @@ def test_hopper_launches_give_kernels_all_they_take(heads: int, dtype: torch.dty
         hopper_decode_launch.run(*rings, 0.125)
         name, grid, given = launches.pop()
         assert (name, grid, given["slots1"], given["slots2"]) == ("decode", (4,), 64, 32)
-
-
-@pytest.mark.parametrize("divisor", [1, 3, 16, 171, 2**17 - 1])
-@pytest.mark.parametrize("most", [1, 24, 131_072])
-def test_a_product_and_a_shift_divide_as_division_does(most: int, divisor: int):
-    pytest.importorskip("triton.experimental.gluon")
-    from trivium.ops.simplicial.hopper_forward import reciprocals
-
-    if most * divisor >= 2**31:  # a kernel counts its work items in 32 bits
-        with pytest.raises(ValueError, match=f"tiles: {most} rows of up to {divisor} are more than"):
-            reciprocals(most, divisor)
-        return
-    shift, by = reciprocals(most, divisor)
-    near = {multiple * divisor + step for multiple in (0, 1, most // 2, most - 1) for step in (0, 1, divisor - 1)}
-    for n in near:
-        assert n * by < 2**63
-        assert n * by >> shift == n // divisor

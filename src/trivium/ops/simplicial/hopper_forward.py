@@ -25,19 +25,6 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 
-def reciprocals(most: int, *divisors: int) -> tuple[int, ...]:
-    """Return a shift, and m for each divisor: n // divisor is n * m >> shift for all n of a quotient up to `most`.
-
-    A processor's division by a number that it learns at run time takes some 40 instructions.
-    """
-    shift = 62 - most.bit_length()
-    found = [-(-(1 << shift) // divisor) for divisor in divisors]
-    # The product is too large by n * (m * divisor - 2^shift) / divisor, which must stay below 2^shift / divisor.
-    if any((most + 1) * d * (m * d - (1 << shift)) >= 1 << shift for m, d in zip(found, divisors, strict=True)):
-        raise ValueError(f"tiles: {most} rows of up to {max(divisors)} are more than the kernel counts")
-    return shift, *found
-
-
 @gluon.jit
 def ring(desc, STAGES: gl.constexpr):
     """Return buffers of `desc`'s tiles, and barriers of them full and empty, which two warpgroups read."""
@@ -53,46 +40,35 @@ def ring(desc, STAGES: gl.constexpr):
 
 
 @gluon.jit
-def _place(step, HB, units_i, kv_heads, shift, by_i, by_kv, tokens, window1, NIC: gl.constexpr, N: gl.constexpr):
+def _place(step, HB, units_i, kv_heads, tokens, window1, NIC: gl.constexpr, N: gl.constexpr):
     """Return (b, kv head, head block, first i, tiles, first key) of this program's tile number `step`."""
     unit = gl.program_id(0) + (step // HB) * gl.num_programs(0)
-    row = ((unit.to(gl.int64) * by_i) >> shift).to(gl.int32)  # unit // units_i
-    b = ((row.to(gl.int64) * by_kv) >> shift).to(gl.int32)  # row // kv_heads
-    first_i = (units_i - 1 - (unit - row * units_i)) * NIC
+    head_block = step % HB
+    row = unit // units_i
+    first_i = (units_i - 1 - unit % units_i) * NIC
     last_i = gl.minimum(first_i + NIC, tokens) - 1
     low = gl.maximum(first_i - window1 + 1, 0)
     tiles = (last_i - low + N) // N
-    return b, row - b * kv_heads, step % HB, first_i, tiles, last_i + 1 - tiles * N
+    return row // kv_heads, row % kv_heads, head_block, first_i, tiles, last_i + 1 - tiles * N
 
 
 @gluon.jit
 def _produce(
     desc, full, empty, buffers, flags, agreed,
-    steps, HB, units_i, kv_heads, shift, by_i, by_kv, tokens, window1, NIC: gl.constexpr, LIMIT: gl.constexpr,
+    steps, HB, units_i, kv_heads, tokens, window1, NIC: gl.constexpr, LIMIT: gl.constexpr,
 ):  # fmt: skip
-    count = _bring(
-        desc, full, empty, buffers, gl.to_tensor(0),
-        steps, HB, units_i, kv_heads, shift, by_i, by_kv, tokens, window1, NIC,
-    )  # fmt: skip
+    count = _bring(desc, full, empty, buffers, gl.to_tensor(0), steps, HB, units_i, kv_heads, tokens, window1, NIC)
     if LIMIT > 0:  # noqa: SIM102 - known when compiling
         if told(flags, agreed):
-            _bring(
-                desc, full, empty, buffers, count,
-                steps, HB, units_i, kv_heads, shift, by_i, by_kv, tokens, window1, NIC,
-            )  # fmt: skip
+            _bring(desc, full, empty, buffers, count, steps, HB, units_i, kv_heads, tokens, window1, NIC)
 
 
 @gluon.jit
-def _bring(
-    desc, full, empty, buffers, count,
-    steps, HB, units_i, kv_heads, shift, by_i, by_kv, tokens, window1, NIC: gl.constexpr,
-):  # fmt: skip
+def _bring(desc, full, empty, buffers, count, steps, HB, units_i, kv_heads, tokens, window1, NIC: gl.constexpr):
     """Copy the tiles of all steps into the ring, of which `count` were brought before; return the new count."""
     N: gl.constexpr = desc.block_type.shape[1]
     for step in range(steps):
-        b, kv_head, _, _, tiles, start = _place(
-            step, HB, units_i, kv_heads, shift, by_i, by_kv, tokens, window1, NIC, N
-        )  # fmt: skip
+        b, kv_head, _, _, tiles, start = _place(step, HB, units_i, kv_heads, tokens, window1, NIC, N)
         count = bring(desc, full, empty, buffers, count, b, kv_head, tiles, start)
     return count
 
@@ -294,22 +270,20 @@ def _attend(
 def _consume(
     GROUP: gl.constexpr, q_ptr, k2_ptr, v2_ptr, o_ptr, lse_ptr, flags, agreed, u_buffers,
     k_full, k_empty, k_buffers, v_full, v_empty, v_buffers,
-    steps, HB, units_i, heads, kv_heads, shift, by_i, by_kv, tokens, window1, window2, scale,
+    steps, HB, units_i, heads, kv_heads, tokens, window1, window2, scale,
     NI: gl.constexpr, NH: gl.constexpr, WGI: gl.constexpr, WGH: gl.constexpr, W: gl.constexpr, LIMIT: gl.constexpr,
 ):  # fmt: skip
     stage, phase, bad = _rows(
         GROUP, LIMIT > 0, q_ptr, k2_ptr, v2_ptr, o_ptr, lse_ptr, u_buffers,
         k_full, k_empty, k_buffers, v_full, v_empty, v_buffers, gl.to_tensor(0), gl.to_tensor(0),
-        steps, HB, units_i, heads, kv_heads, shift, by_i, by_kv, tokens,
-        window1, window2, scale, NI, NH, WGI, WGH, W, LIMIT,
+        steps, HB, units_i, heads, kv_heads, tokens, window1, window2, scale, NI, NH, WGI, WGH, W, LIMIT,
     )  # fmt: skip
     if LIMIT > 0:  # noqa: SIM102
         if agree(GROUP, bad, flags, agreed):
             _rows(
                 GROUP, False, q_ptr, k2_ptr, v2_ptr, o_ptr, lse_ptr, u_buffers,
                 k_full, k_empty, k_buffers, v_full, v_empty, v_buffers, stage, phase,
-                steps, HB, units_i, heads, kv_heads, shift, by_i, by_kv, tokens,
-                window1, window2, scale, NI, NH, WGI, WGH, W, LIMIT,
+                steps, HB, units_i, heads, kv_heads, tokens, window1, window2, scale, NI, NH, WGI, WGH, W, LIMIT,
             )  # fmt: skip
 
 
@@ -317,7 +291,7 @@ def _consume(
 def _rows(
     GROUP: gl.constexpr, FAST: gl.constexpr, q_ptr, k2_ptr, v2_ptr, o_ptr, lse_ptr, u_buffers,
     k_full, k_empty, k_buffers, v_full, v_empty, v_buffers, stage, phase,
-    steps, HB, units_i, heads, kv_heads, shift, by_i, by_kv, tokens, window1, window2, scale,
+    steps, HB, units_i, heads, kv_heads, tokens, window1, window2, scale,
     NI: gl.constexpr, NH: gl.constexpr, WGI: gl.constexpr, WGH: gl.constexpr, W: gl.constexpr, LIMIT: gl.constexpr,
 ):  # fmt: skip
     """Do this warpgroup's rows of all steps; return the next stage, its phase, and if a log-sum-exp is past LIMIT."""
@@ -335,9 +309,7 @@ def _rows(
     buffer = u_buffers.index(GROUP)
     row = gl.arange(0, ROWS, gl.SliceLayout(1, S))
     group = heads // kv_heads
-    b, kv_head, head_block, first_i, tiles, start = _place(
-        0, HB, units_i, kv_heads, shift, by_i, by_kv, tokens, window1, NI + WGI, N
-    )
+    b, kv_head, head_block, first_i, tiles, start = _place(0, HB, units_i, kv_heads, tokens, window1, NI + WGI, N)
     i = first_i + GROUP * WGI
     head = kv_head * group + head_block * (NH + WGH) + GROUP * WGH
     q = _queries(q_ptr, b, head, i, tokens, heads, NI, NH, W, D)
@@ -350,7 +322,7 @@ def _rows(
         low = gl.maximum(i - window1 + 1, 0)
         # The next queries come from device memory: fetch them now. Short keys and values wait in the caches.
         next_b, next_kv_head, next_block, next_first, next_tiles, next_start = _place(
-            gl.minimum(step + 1, steps - 1), HB, units_i, kv_heads, shift, by_i, by_kv, tokens, window1, NI + WGI, N
+            gl.minimum(step + 1, steps - 1), HB, units_i, kv_heads, tokens, window1, NI + WGI, N
         )
         next_i = next_first + GROUP * WGI
         next_head = next_kv_head * group + next_block * (NH + WGH) + GROUP * WGH
@@ -396,7 +368,7 @@ def _rows(
 @gluon.jit
 def forward(
     q_ptr, k2_ptr, v2_ptr, k1_desc, v1_desc, o_ptr, lse_ptr, flags,
-    units, HB, units_i, heads, kv_heads, shift, by_i, by_kv, tokens, window1, window2, scale,
+    units, HB, units_i, heads, kv_heads, tokens, window1, window2, scale,
     NI: gl.constexpr, NH: gl.constexpr, WGI: gl.constexpr, WGH: gl.constexpr, W: gl.constexpr,
     STAGES: gl.constexpr, LIMIT: gl.constexpr, REGISTERS: gl.constexpr,
 ):  # fmt: skip
@@ -422,7 +394,7 @@ def forward(
                 (
                     gl.constexpr(0), q_ptr, k2_ptr, v2_ptr, o_ptr, lse_ptr, flags, agreed, u_buffers,
                     k_full, k_empty, k_buffers, v_full, v_empty, v_buffers,
-                    steps, HB, units_i, heads, kv_heads, shift, by_i, by_kv, tokens, window1, window2, scale,
+                    steps, HB, units_i, heads, kv_heads, tokens, window1, window2, scale,
                     NI, NH, WGI, WGH, W, LIMIT,
                 ),
             ),
@@ -431,7 +403,7 @@ def forward(
                 (
                     gl.constexpr(1), q_ptr, k2_ptr, v2_ptr, o_ptr, lse_ptr, flags, agreed, u_buffers,
                     k_full, k_empty, k_buffers, v_full, v_empty, v_buffers,
-                    steps, HB, units_i, heads, kv_heads, shift, by_i, by_kv, tokens, window1, window2, scale,
+                    steps, HB, units_i, heads, kv_heads, tokens, window1, window2, scale,
                     NI, NH, WGI, WGH, W, LIMIT,
                 ),
             ),
@@ -439,14 +411,14 @@ def forward(
                 _produce,
                 (
                     k1_desc, k_full, k_empty, k_buffers, flags, agreed,
-                    steps, HB, units_i, kv_heads, shift, by_i, by_kv, tokens, window1, NI + WGI, LIMIT,
+                    steps, HB, units_i, kv_heads, tokens, window1, NI + WGI, LIMIT,
                 ),
             ),
             (
                 _produce,
                 (
                     v1_desc, v_full, v_empty, v_buffers, flags, agreed,
-                    steps, HB, units_i, kv_heads, shift, by_i, by_kv, tokens, window1, NI + WGI, LIMIT,
+                    steps, HB, units_i, kv_heads, tokens, window1, NI + WGI, LIMIT,
                 ),
             ),
         ],

@@ -44,10 +44,7 @@ def power_of_two(count: int) -> int:
 
 
 class Tiles(NamedTuple):
-    """Queries, heads of a group and short keys whose products are the rows; long keys; warps; pipeline stages.
-
-    `registers` is the most that a thread may take: a multiprocessor runs as many programs as its registers hold.
-    """
+    """Queries, heads of a group and short keys whose products are the rows; long keys; warps; pipeline stages."""
 
     queries: int
     heads: int
@@ -55,13 +52,11 @@ class Tiles(NamedTuple):
     long: int
     warps: int = 4
     stages: int = 2
-    registers: int | None = None
 
     @property
     def options(self) -> dict[str, int]:
         """Return what the compiler takes."""
-        found = {"num_warps": self.warps, "num_stages": self.stages}
-        return found if self.registers is None else found | {"maxnreg": self.registers}
+        return {"num_warps": self.warps, "num_stages": self.stages}
 
 
 def sizes_for(*, width: int, wide: bool) -> tuple[int, int, int, int]:
@@ -73,7 +68,6 @@ def sizes_for(*, width: int, wide: bool) -> tuple[int, int, int, int]:
 
 def tiles_for(kernel: str, *, width: int, group: int, short: int, wide: bool) -> Tiles:
     """Return the tiles of kernel "forward", "rows" or "long"; `width` is padded, `wide` says 4-byte inputs."""
-    registers = None
     if wide or kernel == "forward":
         rows, long, warps, stages = sizes_for(width=width, wide=wide)
         if not wide and short <= 16 and width <= 64:
@@ -82,13 +76,11 @@ def tiles_for(kernel: str, *, width: int, group: int, short: int, wide: bool) ->
         rows, long, warps, stages = (64, 32, 8, 1) if width > 128 else (128, 64, 8, 2)
         if short <= 16 and width <= 64:
             rows, warps = 64, 4
-            if width <= 32:  # three programs a multiprocessor, not two
-                registers = 168
     else:
         rows, long, warps, stages = (32, 64, 8, 1) if width > 128 else (64, 128, 8, 1)
     keys = min(power_of_two(short), rows)
     heads = min(group & -group, rows // keys)  # A power of two that divides the group: no row is wasted.
-    return Tiles(rows // keys // heads, heads, keys, long, warps, stages, registers)
+    return Tiles(rows // keys // heads, heads, keys, long, warps, stages)
 
 
 class _Call(NamedTuple):
