@@ -151,6 +151,24 @@ def test_kernels_are_right_at_real_sizes(backend: str, draws: dict[str, Any], le
     assert decode_cases.error(backend, lengths, **draws) < (5e-2 if "loud" in draws else 1e-2)
 
 
+@on_hopper
+@pytest.mark.parametrize("factor", [30.0, -200.0])
+def test_rows_past_the_range_leave_all_others_right(factor: float):
+    lengths = [600, 40, 1, 513, 77]
+    rings, _ = decode_cases.draw(lengths, **PAPER, garbage=0.0)
+    q, k1, k2, v1, v2 = (x for x in rings if x is not None)
+    q[1, :, -1] *= factor  # negative: with keys of ones all its logits are far below zero
+    if factor < 0:
+        q[1].abs_().neg_().sub_(factor / -10)
+        k1[1], k2[1] = 1.0, 1.0
+    counts = torch.tensor(lengths, device="cuda")
+    options: dict[str, Any] = {"window1": 512, "window2": 32}
+    found = simplicial_decode(q, k1, k2, v1, v2, counts, **options, backend="hopper").double()
+    wanted = simplicial_decode(*(x.double() for x in (q, k1, k2, v1, v2)), counts, **options, backend="torch")
+    for b in range(5):
+        assert float((found[b] - wanted[b]).norm() / wanted[b].norm()) < (5e-2 if b == 1 else 1e-2)
+
+
 @on_a_gpu
 @pytest.mark.parametrize("backend", ["auto", "triton"])
 def test_a_captured_step_replays_with_other_lengths_and_rings(backend: str):

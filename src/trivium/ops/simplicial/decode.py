@@ -10,8 +10,7 @@ from torch import Tensor
 from trivium.ops import dispatch
 from trivium.ops.simplicial import decode_support as support
 from trivium.ops.simplicial import hopper_support, triton_support
-from trivium.ops.simplicial.forms import FORMS
-from trivium.registry import UserError, nearest
+from trivium.ops.simplicial.forms import check_numbers
 
 
 def _load_reference():
@@ -130,11 +129,9 @@ def _check(
     form: str,
 ) -> float:
     """Return the scale; raise ValueError that names the argument, what it was and what is allowed."""
-    if form not in FORMS:
-        raise UserError(f"form: {form!r} is not allowed; {nearest(str(form), list(FORMS))}")
-    for name, window in (("window1", window1), ("window2", window2)):
-        if isinstance(window, bool) or not isinstance(window, int) or window < 1:
-            raise UserError(f"{name}: {window!r} is not allowed; give a whole number of at least 1")
+    if q.ndim != 4:
+        raise ValueError(f"q: shape {tuple(q.shape)}; it must be (B, tokens, heads, D)")
+    scale = check_numbers(form, q.shape[3], window1, window2, scale)
     if (v2 is None) != (form == "factorized"):
         raise ValueError(f"v2: {'None' if v2 is None else 'a tensor'} does not go with form={form!r}")
     rings = {"k1": k1, "k2": k2, "v1": v1} | ({} if v2 is None else {"v2": v2})
@@ -149,8 +146,6 @@ def _check(
     kv_heads = k1.shape[2]
     if kv_heads < 1 or heads % kv_heads:
         raise ValueError(f"q: {heads} heads are not a multiple of the {kv_heads} key/value heads of k1")
-    if form == "determinant" and width < 3:
-        raise UserError(f"form: determinant needs a head width of at least 3, q has {width}")
     slots = {"k1": k1.shape[1], "k2": k2.shape[1], "v1": k1.shape[1], "v2": k2.shape[1]}
     if form == "factorized":
         slots["v1"] = v1.shape[1]
@@ -163,4 +158,4 @@ def _check(
             f"lengths: {lengths.dtype} of shape {tuple(lengths.shape)} on {lengths.device}; "
             f"give integers ({batch},) on {q.device}"
         )
-    return width**-0.5 if scale is None else float(scale)
+    return scale
