@@ -88,6 +88,18 @@ def test_models_that_cannot_be_compared_are_refused(texts: list[str], message: s
         timed_models(texts, **SIZES)
 
 
+def test_every_model_takes_the_backends_that_are_named(capsys: pytest.CaptureFixture[str]):
+    words = ["--models", "gla", "prefix_scan(chunk=4, layers=gla)", "--width", "16", "--heads", "2", "--layers", "2"]
+    words += ["--marks", "8", "--steps", "4", "--device", "cpu", "--json"]
+    assert cli.main(["bench", "latency", *words, "--backends", "gated_linear_attention", "reference"]) == 0
+    results = json.loads(capsys.readouterr().out)
+    assert results["backends"] == {"gated_linear_attention": "reference"}
+    chosen = [row["operators"]["gated_linear_attention"]["backend"] for row in results["rows"]]
+    assert chosen == ["reference", "reference"]
+    assert cli.main(["bench", "latency", *words, "--backends", "gla", "torch"]) == 2
+    assert "backends: unknown operator 'gla'" in capsys.readouterr().err
+
+
 def test_the_command_writes_results_and_a_figure_beside_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):

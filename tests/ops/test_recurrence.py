@@ -3,6 +3,7 @@
 import math
 import sys
 from importlib.metadata import PackageNotFoundError
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -312,6 +313,20 @@ def test_a_step_in_place_gives_what_the_operator_gives(name: str, decay: str):
         assert_equal(o, wanted[:, 0])
         assert_equal(state, expected["state"])
     assert state.data_ptr() == place
+
+
+def test_fla_may_load_what_torch_deprecates_and_no_other_warning_is_hushed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    said = "`torch.jit.script_method` is deprecated. Please switch to `torch.compile` or `torch.export`."
+    for module, message in (("fla_of_now", said), ("fla_of_then", "`torch.jit.script` is deprecated.")):
+        text = f"import warnings\nwarnings.warn({message!r}, DeprecationWarning)\n"
+        (tmp_path / f"{module}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert recurrence.import_fla("fla_of_now") is sys.modules["fla_of_now"]
+    with pytest.raises(DeprecationWarning, match="script`"):
+        recurrence.import_fla("fla_of_then")
+    monkeypatch.delitem(sys.modules, "fla_of_now")
 
 
 # ---- The adapters to fla, with a stand-in for its kernels that has fla's argument names and its packed rows.

@@ -3,8 +3,12 @@
 Shapes: B rows, T tokens, H heads, K key width, V value width.
 """
 
+import sys
+import warnings
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -139,6 +143,18 @@ def in_packed_rows(
     start = state_BHKV.new_zeros(len(bounds) - 1, *state_BHKV.shape[1:]).index_copy(0, first_B, state_BHKV)
     o, final = kernel([tensor.flatten(0, 1)[None] for tensor in tensors], start, bounds)
     return o[0].unflatten(0, documents_BT.shape), final.index_select(0, last_B)
+
+
+def import_fla(name: str) -> ModuleType:
+    """Import a module of flash-linear-attention; what torch itself deprecates on the way there raises nothing.
+
+    fla decorates functions with torch.compile, and torch 2.11's compiler then loads scripted classes of its own.
+    """
+    if name in sys.modules:
+        return sys.modules[name]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"`torch\.jit\.script_method` is", DeprecationWarning)
+        return import_module(name)
 
 
 def fla_missing() -> str | None:
