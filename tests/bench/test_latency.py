@@ -9,6 +9,7 @@ from trivium import cli
 from trivium.bench import latency
 from trivium.bench.latency import bench_latency, room_for
 from trivium.bench.latency_models import timed_models
+from trivium.commands.latency import latency as latency_command
 from trivium.registry import UserError
 from trivium.report.figures import to_svg
 from trivium.report.latency import latency_figure
@@ -42,6 +43,23 @@ def test_each_mark_has_a_spread_the_bytes_of_the_real_state_and_boundaries_apart
     assert [point["milliseconds"]["count"] for point in scan["points"]] == [6, 6]
     # 64 tokens are 16 chunks: the last of them completes four trees.
     assert (scan["worst"]["position"], scan["worst"]["merges"]) == (64, 4)
+
+
+def test_a_command_that_ends_early_leaves_the_rows_that_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    measure, out = latency._measure, tmp_path / "latency.json"
+
+    def until_gru(model: Any, *rest: Any) -> dict[str, Any]:
+        if model.name == "gru":
+            raise KeyboardInterrupt
+        return measure(model, *rest)
+
+    monkeypatch.setattr(latency, "_measure", until_gru)
+    words = ["--models", "gla", "gru", "--width", "16", "--heads", "2", "--layers", "1", "--marks", "8", "--steps", "2"]
+    with pytest.raises(KeyboardInterrupt):
+        latency_command([*words, "--device", "cpu", "--out", str(out)])
+    left = json.loads(out.read_text())
+    assert [row["name"] for row in left["rows"]] == ["gla"]
+    assert left["not_timed"] == ["gru"]
 
 
 def test_the_largest_merge_is_timed_from_the_state_before_it(monkeypatch: pytest.MonkeyPatch):

@@ -100,17 +100,25 @@ def latency(arguments: Sequence[str]) -> None:
     common: dict[str, Any] = {"steps": options.steps, "batch": options.batch, "device": str(device), "dtype": dtype}
     common["clock"] = options.clock
     common["on_progress"] = lambda line: print(line, file=sys.stderr)
-    results = bench_latency(models, options.marks, threads=options.threads, **common)
-    if options.transformers:
-        results["rows"].insert(0, bench_gpt2(results["marks"], **sizes, **common))
-    results = {
+    head = {
         "benchmark": "latency",
         "weights": "random, except where a row names a run",
         **sizes,
         **kinds,
         "environment": describe_environment(device),
-        **results,
     }
+    beside: list[dict[str, Any]] = []
+    if options.transformers:
+        beside.append(bench_gpt2(sorted(set(options.marks)), threads=options.threads, **sizes, **common))
+
+    def whole(results: dict[str, Any]) -> dict[str, Any]:
+        return {**head, **results, "rows": [*beside, *results["rows"]]}
+
+    def keep_rows(results: dict[str, Any]) -> None:
+        """Each row is minutes of timing: what ends the command early leaves those that it has."""
+        keep(whole(results), False, out)
+
+    results = whole(bench_latency(models, options.marks, threads=options.threads, on_row=keep_rows, **common))
     printed = keep(results, options.json, out)
     if figure is not None:
         from trivium.report.figures import save
