@@ -1,6 +1,7 @@
 """Gated linear attention and the gated delta rule: references against their formulas, backends against references."""
 
 import math
+import os
 import sys
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -327,6 +328,18 @@ def test_fla_may_load_what_torch_deprecates_and_no_other_warning_is_hushed(
     with pytest.raises(DeprecationWarning, match="script`"):
         recurrence.import_fla("fla_of_then")
     monkeypatch.delitem(sys.modules, "fla_of_now")
+
+
+def test_float32_by_fla_is_not_rounded_further_unless_the_user_says_so(monkeypatch: pytest.MonkeyPatch):
+    def asked(precision: str, before: str | None) -> str | None:
+        monkeypatch.delenv("TRITON_F32_DEFAULT", raising=False)
+        if before is not None:
+            monkeypatch.setenv("TRITON_F32_DEFAULT", before)
+        monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: precision)
+        recurrence.exact_float32()
+        return os.environ.get("TRITON_F32_DEFAULT")
+
+    assert [asked("highest", None), asked("highest", "tf32"), asked("high", None)] == ["ieee", "tf32", None]
 
 
 # ---- The adapters to fla, with a stand-in for its kernels that has fla's argument names and its packed rows.

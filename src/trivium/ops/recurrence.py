@@ -3,6 +3,7 @@
 Shapes: B rows, T tokens, H heads, K key width, V value width.
 """
 
+import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping
@@ -30,7 +31,7 @@ def register(operator: str, load_reference: Loader, load_chunked: Loader, load_f
 
     dispatch.register(operator, "reference", dispatch.Backend(load_reference))
     dispatch.register(operator, "torch", dispatch.Backend(load_chunked, suits=suits))
-    fla = dispatch.Backend(load_fla, missing=fla_missing, suits=fla_suits, refuses=fla_refuses)
+    fla = dispatch.Backend(load_fla, missing=fla_missing, suits=fla_suits, refuses=fla_refuses, remark=fla_remarks)
     dispatch.register(operator, "fla", fla)
 
 
@@ -136,6 +137,8 @@ def in_packed_rows(
 
     A row's first document begins from its state, the others from zero; the state of its last one comes back.
     """
+    if tensors[0].dtype == torch.float32 and not torch.compiler.is_compiling():
+        exact_float32()
     tensors = [tensor.contiguous() for tensor in tensors]
     if documents_BT is None:
         return kernel(tensors, state_BHKV.contiguous(), None)
@@ -155,6 +158,21 @@ def import_fla(name: str) -> ModuleType:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"`torch\.jit\.script_method` is", DeprecationWarning)
         return import_module(name)
+
+
+def exact_float32() -> None:
+    """Let Triton's products of float32 be float32, unless the user wants them rounded (`TRITON_F32_DEFAULT`, or
+    PyTorch's own `set_float32_matmul_precision`). fla's kernels leave it to Triton, which rounds to 10 bits (TF32).
+    """
+    if torch.get_float32_matmul_precision() == "highest":
+        os.environ.setdefault("TRITON_F32_DEFAULT", "ieee")
+
+
+def fla_remarks(facts: Mapping[str, Any]) -> str | None:
+    """Say what of a call by flash-linear-attention's kernels a reader of the record should know, or return None."""
+    if facts.get("dtype") != torch.float32:
+        return None
+    return "float32 products by Triton's TRITON_F32_DEFAULT, set to ieee where PyTorch's precision is 'highest'"
 
 
 def fla_missing() -> str | None:
