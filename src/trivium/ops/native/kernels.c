@@ -44,6 +44,7 @@
 #include "linear.h"
 #include "adamw.h"
 #include "norm.h"
+#include "memory.h"
 #endif
 #undef STORE
 #undef SUFFIX
@@ -77,4 +78,5 @@
 #include "linear.h"
 #include "adamw.h"
 #include "norm.h"
+#include "memory.h"
 #endif
