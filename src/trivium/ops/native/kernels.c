@@ -45,6 +45,7 @@
 #include "adamw.h"
 #include "norm.h"
 #include "memory.h"
+#include "simplicial.h"
 #endif
 #undef STORE
 #undef SUFFIX
@@ -79,4 +80,5 @@
 #include "adamw.h"
 #include "norm.h"
 #include "memory.h"
+#include "simplicial.h"
 #endif

@@ -22,7 +22,7 @@ import torch
 
 _log = logging.getLogger("trivium")
 
-HEADERS = ("vectors", "attention", "step", "pointwise", "linear", "adamw", "norm", "memory")
+HEADERS = ("vectors", "attention", "step", "pointwise", "linear", "adamw", "norm", "memory", "simplicial")
 SOURCES = ("kernels.c", *(f"{name}.h" for name in HEADERS))
 FLAGS = ("-std=gnu11", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fwrapv", "-fPIC", "-fopenmp")
 PATIENCE = 120.0  # seconds for the compiler, which needs 5
@@ -42,6 +42,7 @@ KINDS = {
     "norm_backward": "aaaaaaaaiii",
     "memory_step": "aaaaaaaiiiiiii",
     "convolution_step": "aaaaiiii",
+    "simplicial_step": "aaaaaaaiiiiiiiidi",
     "adamw": "aaaaaaaidddddai",
 }
 _TYPES = {"a": ctypes.c_void_p, "i": ctypes.c_int64, "d": ctypes.c_double}
