@@ -330,6 +330,27 @@ def test_fla_may_load_what_torch_deprecates_and_no_other_warning_is_hushed(
     monkeypatch.delitem(sys.modules, "fla_of_now")
 
 
+@pytest.mark.parametrize(
+    ("triton", "hopper", "gradients", "refused"),
+    [
+        ("3.6.0", True, True, True),
+        ("3.6.0", True, False, False),
+        ("3.6.0", False, True, False),
+        ("3.7.1", True, True, False),
+        ("3.3.1+gitabc", True, True, False),
+    ],
+)
+def test_fla_is_not_asked_for_a_gradient_that_triton_compiles_wrongly(
+    monkeypatch: pytest.MonkeyPatch, triton: str, hopper: bool, gradients: bool, refused: bool
+):
+    monkeypatch.setattr(recurrence, "version", {"triton": triton, "flash-linear-attention": "0.6.0"}.__getitem__)
+    monkeypatch.setattr(recurrence, "find_spec", lambda name: None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9 if hopper else 8, 0))
+    facts = {"dtype": torch.bfloat16, "device": "cuda", "gradients": gradients}
+    assert (recurrence.fla_backward_refuses(facts) is not None) == refused
+    assert recurrence.fla_refuses(facts) is None  # gated linear attention has another backward pass
+
+
 def test_float32_by_fla_is_not_rounded_further_unless_the_user_says_so(monkeypatch: pytest.MonkeyPatch):
     def asked(precision: str, before: str | None) -> str | None:
         monkeypatch.delenv("TRITON_F32_DEFAULT", raising=False)
