@@ -89,7 +89,7 @@ def latency(arguments: Sequence[str]) -> None:
     dtype = torch.float32
     if options.precision != "auto" or device.type == "cuda":
         dtype = choose_precision(options.precision, device).dtype
-    sizes = {"width": options.width, "heads": options.heads, "layers": options.layers}
+    sizes: dict[str, Any] = {"width": options.width, "heads": options.heads, "layers": options.layers}
     room = room_for(options.marks, options.steps)
     check_backends(options.backends)
     kinds: dict[str, Any] = {"positions": options.positions, "backends": options.backends}
