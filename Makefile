@@ -35,8 +35,9 @@ lint: $(VENV)/dev.stamp
 types: $(VENV)/dev.stamp
 	$(BIN)/pyright
 
+# Each test file is run by one process, so that what its tests share is made once.
 test: lint types
-	$(BIN)/python -m pytest -n $(JOBS) -q
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -q
 
 # Runs and reports stay; distclean takes the environment too.
 clean:

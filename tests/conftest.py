@@ -1,10 +1,40 @@
 """What holds for every test: one thread a process, and no test that fails because the machine is busy."""
 
+import pytest
 import torch
 from hypothesis import settings
+
+from tests.warm import warm  # noqa: F401  (a fixture for every test)
 
 # Two pytest processes on two cores must not fight over them, and sums must not depend on who else runs.
 torch.set_num_threads(1)
 
 settings.register_profile("trivium", deadline=None)
 settings.load_profile("trivium")
+
+# The files that take longest, by processor time: `--dist loadfile` gives each to one process, and begun late such a
+# file would keep one process busy while the other has nothing left.
+LONGEST = (
+    "contracts/test_mixers",
+    "train/test_distributed",
+    "study/test_compare",
+    "train/test_track",
+    "study/test_recipes",
+    "ops/test_simplicial_triton",
+    "contracts/test_tasks",
+    "contracts/test_models",
+    "train/test_mixtures",
+    "train/test_loop",
+    "study/test_jobs",
+    "train/test_resume",
+    "hub/test_hf",
+    "test_cli",
+    "ops/test_recurrence",
+    "generate/test_chat",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first."""
+    places = {f"tests/{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.nodeid.partition("::")[0], len(places)))

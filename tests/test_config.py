@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trivium.commands.flags import field_docs
@@ -262,6 +262,7 @@ recipes = st.fixed_dictionaries(
 )
 
 
+@settings(max_examples=40)  # each resolves a whole recipe, which takes its time
 @given(recipes)
 def test_a_recipe_written_out_resolved_reads_back_equal(data):
     recipe = from_dict(Recipe, data)

@@ -44,7 +44,12 @@ def imported_modules(tree: ast.AST, package: str) -> list[tuple[int, str]]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found += [(node.lineno, alias.name) for alias in node.names if alias.name != "trivium"]
-        elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == "trivium" and node.attr[:2] != "__":
+        elif (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id == "trivium"
+            and node.attr[:2] != "__"
+        ):
             found.append((node.lineno, _through_the_front_door(node.attr)))
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
@@ -59,7 +64,7 @@ def imported_modules(tree: ast.AST, package: str) -> list[tuple[int, str]]:
                 found.append((node.lineno, base))
         elif (
             isinstance(node, ast.Call)
-            and ast.unparse(node.func).split(".")[-1] in ("import_module", "__import__")
+            and getattr(node.func, "attr", getattr(node.func, "id", "")) in ("import_module", "__import__")
             and node.args
             and isinstance(node.args[0], ast.Constant)
         ):

@@ -36,6 +36,7 @@ COMMANDS = {
         "trivium.commands.latency:latency",
         "time a generated token against its position, with the bytes of state",
     ),
+    "bench tokenise": ("trivium.commands.tokenise:tokenise", "time the making of a corpus beside tiktoken alone"),
     "export": ("trivium.commands.export:export", "copy a run's model as a folder that trivium.load reads"),
     "doctor": ("trivium.commands.doctor:doctor", "say what this machine, its libraries and operators can do"),
 }

@@ -39,9 +39,15 @@ __all__ = [
 
 
 def knob(
-    default: Any = dataclasses.MISSING, *, factory: Any = dataclasses.MISSING, affects_results: bool = True
+    default: Any = dataclasses.MISSING,
+    *,
+    factory: Any = dataclasses.MISSING,
+    affects_results: bool | Literal["unless_default"] = True,
 ) -> Any:
-    """Declare a dataclass field; `affects_results=False` keeps it out of the run hash."""
+    """Declare a dataclass field; `affects_results=False` keeps it out of the run hash, "unless_default" its default.
+
+    A field that is added later is of the last kind: runs and studies from before it keep their names.
+    """
     metadata = {"affects_results": affects_results}
     if factory is not dataclasses.MISSING:
         return dataclasses.field(default_factory=factory, metadata=metadata)
@@ -256,9 +262,7 @@ def config_hash(config: Any) -> str:
 def results_only(config: Any) -> Any:
     """Return `config` as plain data without the fields that do not change results."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        kept = [
-            field for field in dataclasses.fields(config) if field.init and field.metadata.get("affects_results", True)
-        ]
+        kept = [field for field in dataclasses.fields(config) if field.init and _counts(field, config)]
         kind = getattr(config, "kind", None)
         return ({"kind": kind} if isinstance(kind, str) else {}) | {
             field.name: results_only(getattr(config, field.name)) for field in kept
@@ -268,6 +272,11 @@ def results_only(config: Any) -> Any:
     if isinstance(config, list | tuple):
         return [results_only(value) for value in config]
     return str(config) if isinstance(config, Path) else config
+
+
+def _counts(field: dataclasses.Field[Any], config: Any) -> bool:
+    affects = field.metadata.get("affects_results", True)
+    return bool(affects) and (affects != "unless_default" or getattr(config, field.name) != field.default)
 
 
 def parse_scalar(text: str) -> Any:

@@ -27,16 +27,16 @@ def count_of(task: Task, split: Split) -> int:
 
 
 def examples_of(task: Task, split: Split) -> list[Example]:
-    return [task.example(split, index) for index in range(count_of(task, split))]
+    return task.examples(split, np.arange(count_of(task, split)))
 
 
 def check_example_is_a_pure_function_of_its_index(task: Task) -> None:
     other = task.config.build()
     for split in splits_of(task):
-        forwards = examples_of(task, split)
+        forwards = [task.example(split, index) for index in range(count_of(task, split))]
         backwards = [other.example(split, index) for index in reversed(range(count_of(task, split)))]
         assert forwards == backwards[::-1], split
-        assert task.examples(split, np.arange(len(forwards))) == forwards, split
+        assert examples_of(task, split) == forwards, split
 
 
 def assert_equal(batch: Batch, expected: Batch) -> None:

@@ -89,9 +89,9 @@ def repeating(task: Task, split: str, count: int, stage: int = 0):
     return np.arange(count) // 2
 
 
-def tag_of_carries_only(task: Task, split: str, index: int, stage: int = 0):
-    example = Addition.example(task, split, index)
-    return dataclasses.replace(example, tags={"carries": 1} if example.tags["carries"] else {})
+def tag_of_carries_only(task: Task, split: str, indices: np.ndarray, stage: int = 0):
+    examples = Addition.examples(task, split, indices)
+    return [dataclasses.replace(each, tags={"carries": 1} if each.tags["carries"] else {}) for each in examples]
 
 
 PLANTED = [
@@ -103,7 +103,7 @@ PLANTED = [
     (task_checks.check_only_the_whole_answer_is_right, {"verify": end_is_optional}),
     (task_checks.check_only_the_whole_answer_is_right, {"verify": prompt_stays_on}),
     (task_checks.check_distinct_problems_differ, {"distinct": repeating}),
-    (task_checks.check_every_problem_has_the_same_tags, {"example": tag_of_carries_only}),
+    (task_checks.check_every_problem_has_the_same_tags, {"examples": tag_of_carries_only}),
 ]
 
 

@@ -127,6 +127,27 @@ def test_probabilities_are_those_of_the_text(kind):
     assert found.alternatives[-1][0][1] == max(share for _, share in found.alternatives[-1])
 
 
+@pytest.mark.parametrize("whole", [False, True])
+def test_tokens_that_come_several_a_pass_have_the_probability_of_the_place_that_told_them(whole):
+    task = AdditionConfig(format="reversed", max_digits=3, zero_pad=True).build()
+    model = built("attention*2", task)
+    model.decoding = Decoding(3, task.answer_tokens) if whole else Decoding(2)
+    shift = model.decoding.shift
+    found = trace(model, task, task.parse("101+22"))
+    ids = task.alphabet.encode("".join(found.tokens))
+    with torch.no_grad():
+        shares = model.eval()(torch.tensor([ids[: -1 - shift]]))[0][0].double().softmax(-1)
+    expected = [float(shares[place, token]) for place, token in enumerate(ids[1 + shift :])]
+    assert found.probabilities[: 1 + shift] == [None] * (1 + shift)
+    assert found.probabilities[1 + shift :] == pytest.approx(expected, rel=1e-4)
+    # Greedy: every written token is the most probable that its place told.
+    assert [best[0][0] for best in found.alternatives[found.prompt :]] == found.tokens[found.prompt :]
+    read = found.panels[0].weights_HTT.shape[1]
+    assert read == len(ids) - 1 - shift == (found.prompt if whole else read)
+    assert len(found.alternatives) == len(found.tokens)
+    assert found.described()["shift"] == shift
+
+
 def test_labels_are_traced_where_they_are_read():
     task = GroupWordsConfig(group="S3", max_length=6).build()
     found = trace(built("attention", task), task, task.example("test", 0))
@@ -148,9 +169,6 @@ def test_what_cannot_be_traced_is_refused(monkeypatch):
         trace(model, TASK, TASK.parse(long))
     monkeypatch.setattr(module, "LARGEST", 1000)
     with pytest.raises(UserError, match=r"would hold 0 MiB, more than 0 MiB: give a shorter expression"):
-        trace(model, TASK, TASK.parse("1+2"))
-    model.decoding = Decoding(1)
-    with pytest.raises(UserError, match="several tokens a pass"):
         trace(model, TASK, TASK.parse("1+2"))
 
 

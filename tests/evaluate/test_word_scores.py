@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.scripted import ScriptedModel
 from trivium.config import UserError
@@ -14,6 +15,8 @@ from trivium.evaluate.compare import compare_with, read_answers
 from trivium.evaluate.config import EvaluateConfig
 from trivium.evaluate.statistics import mcnemar
 from trivium.generate.calculator import completion, generate_with_calculator, written
+from trivium.model.context import model_context
+from trivium.model.decoder import DecoderConfig
 from trivium.tasks.word_answers import flexible_number, strict_number
 from trivium.tasks.word_problems import WordProblemsConfig
 
@@ -108,6 +111,35 @@ def test_the_constant_answer_is_the_whole_training_files(tmp_path: Path):
     for held_out in (1, 3):  # without the last three, 6 would be the most frequent
         task = WordProblemsConfig(train, train, held_out=held_out).build()
         assert task.constant_answer() == "#### 4<end>"
+
+
+def test_the_answer_loss_is_the_mean_of_the_answers_tokens_alone(tmp_path: Path):
+    task = problems(tmp_path)
+    config = DecoderConfig(width=16, heads=2, layers="attention*1")
+    torch.manual_seed(0)
+    model = config.build(model_context(task, config)).eval()
+    nats: list[float] = []
+    for example in task.problems("test"):
+        ids = task.alphabet.encode(example.prompt + example.answer)
+        # The number and the end symbol, behind "#### ".
+        answer = len(example.answer.split("#### ")[1].removesuffix("<end>")) + 1
+        with torch.no_grad():
+            shares = model(torch.tensor([ids[:-1]]))[0][0].log_softmax(-1)
+        nats += [-shares[place - 1, ids[place]].item() for place in range(len(ids) - answer, len(ids))]
+    scores = evaluate(model, task, EvaluateConfig(examples=99))
+    assert scores["answer_loss"] == pytest.approx(sum(nats) / len(nats), rel=1e-5)
+
+
+def test_of_the_steps_that_are_written_the_true_ones_are_counted(tmp_path: Path):
+    task = problems(tmp_path)
+    written = iter(
+        ("<<1+1=2>>, <<2+1=9>>#### 6<end>", "<<2+2=5>>#### 6<end>", "#### 6<end>", "<<1+=2>> <<0+9=9>>#### 8<end>")
+    )
+    texts = {example.prompt: next(written, "it<end>") for example in task.problems("test")}
+    chain = evaluate(writer(task, lambda example: texts[example.prompt]), task, EvaluateConfig(examples=99))["chain"]
+    # True are 1+1=2 and 0+9=9; 1+ is no expression, and its step is false.
+    assert (chain["steps_true"]["successes"], chain["steps_true"]["n"]) == (2, 5)
+    assert (chain["all_steps_true"]["successes"], chain["all_steps_true"]["n"]) == (0, 7)
 
 
 def test_the_calculator_completes_what_the_model_gets_wrong(tmp_path: Path):

@@ -6,7 +6,7 @@ is one of its own.
 
 import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -24,8 +24,24 @@ def _interpret() -> None:
     torch.set_num_threads(1)
 
 
-def interpreter() -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=_interpret)
+_pool: ProcessPoolExecutor | None = None
+
+
+@contextmanager
+def interpreter() -> Iterator[ProcessPoolExecutor]:
+    """Give the process in which Triton interprets: one for all test files, since it takes seconds to start."""
+    global _pool
+    if _pool is None:
+        _pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=_interpret)
+    yield _pool
+
+
+def end_interpreter() -> None:
+    """End the process, if one was started."""
+    global _pool
+    if _pool is not None:
+        _pool.shutdown()
+        _pool = None
 
 
 @contextmanager

@@ -74,12 +74,17 @@ class Page:
             assert time.monotonic() < end, f"never true: {script}"
             time.sleep(0.05)
 
-    def point(self, selector: str, *, click: bool = False) -> None:
-        """Move the mouse to the middle of an element, as a person does, and perhaps press its button."""
+    def point(self, selector: str, *, at: tuple[float, float] = (0.5, 0.5), click: bool = False) -> None:
+        """Move the mouse to the middle of an element, as a person does, and perhaps press its button.
+
+        `at` are other shares of its width and height. That place comes into sight first.
+        """
         script = (
             f"(() => {{ const e = document.querySelector({json.dumps(selector)}); "
-            "e.scrollIntoView({block: 'center'}); const r = e.getBoundingClientRect(); "
-            "return [r.x + r.width / 2, r.y + r.height / 2]; })()"
+            "const r = e.getBoundingClientRect(); "
+            f"const [x, y] = [r.x + {at[0]} * r.width, r.y + {at[1]} * r.height]; "
+            "scrollBy({left: x - innerWidth / 2, top: y - innerHeight / 2, behavior: 'instant'}); "
+            f"const s = e.getBoundingClientRect(); return [s.x + {at[0]} * s.width, s.y + {at[1]} * s.height]; }})()"
         )
         x, y = self.evaluate(script)
         self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)

@@ -1,6 +1,7 @@
 """The page that shows what a model looked at, in a real browser, and its maps as files."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -24,6 +25,25 @@ def traced():
     return trace(config.build(model_context(task, config)), task, task.parse("101+22"))
 
 
+def cell(row, column, tokens):
+    """Return where on a map of so many tokens a cell lies."""
+    return (column + 0.5) / tokens, (row + 0.5) / tokens
+
+
+def longer(found, tokens):
+    """Return a trace of so many tokens, of two heads."""
+    shares_HTT = np.random.default_rng(0).dirichlet(np.ones(tokens), size=(2, tokens)).astype(np.float32)
+    panel = replace(found.panels[0], weights_HTT=np.tril(shares_HTT))
+    return replace(
+        found,
+        tokens=["1"] * tokens,
+        significance=[1] * tokens,
+        probabilities=[None] * tokens,
+        alternatives=[[]] * tokens,
+        panels=[panel],
+    )
+
+
 def written(path, found, title="101+22"):
     return write_attention_page(path, title=title, subtitle="a run", described=found.described(), arrays=found.arrays())
 
@@ -35,10 +55,9 @@ def test_a_person_points_chooses_and_saves_and_nothing_leaves_the_page(traced, t
     with browsing(tmp_path / "profile") as page:
         page.open(path)
         assert page.evaluate("document.querySelectorAll('#grid button').length") == 7  # 3 layers of 2 heads, the model
-        assert page.evaluate("document.querySelectorAll('#map rect.cell').length") == tokens**2
         assert page.evaluate("document.querySelectorAll('.token.given').length") == traced.prompt
 
-        page.point(".cell[data-row='4'][data-column='2']")
+        page.point("#map .cells", at=cell(4, 2, tokens))
         weight = traced.panels[0].weights_HTT[0, 4, 2]
         page.until(f"document.getElementById('hint').textContent === 'token 5 2 reads token 3 1: {weight:.3f}'")
         assert page.evaluate("[...document.querySelectorAll('.token.marked')].map((t) => t.dataset.place)") == [
@@ -48,10 +67,10 @@ def test_a_person_points_chooses_and_saves_and_nothing_leaves_the_page(traced, t
 
         page.point("#grid button[data-panel='1'][data-head='1']", click=True)
         page.until("document.getElementById('name').textContent === 'layer 2, head 2: Simplicial'")
-        page.point("#map .cell[data-row='5'][data-column='3']", click=True)
+        page.point("#map .cells", at=cell(5, 3, tokens), click=True)
         page.until("document.getElementById('pairname').textContent.includes('token 6')")
         pair = traced.panels[1].pairs_HTTT[1, 5, 3, 4]
-        page.point("#pairs .cell[data-row='3'][data-column='4']")
+        page.point("#pairs .cells", at=cell(3, 4, tokens))
         page.until(f"document.getElementById('hint').textContent.endsWith('token 4 + and token 5 2: {pair:.3f}')")
 
         page.point("#grid button[data-panel='2'][data-head='0']", click=True)
@@ -62,6 +81,23 @@ def test_a_person_points_chooses_and_saves_and_nothing_leaves_the_page(traced, t
             page.point(f"[data-save='{kind}'][data-from='map']", click=True)
             page.until(f"(document.body.dataset.saved || '').includes('layer-3-head-1-GLA-map.{kind} ')")
             assert int(page.evaluate("document.body.dataset.saved.split(' ')[1]")) > 1000
+        # The darkest dot of a map is where its largest weight is.
+        dots = (
+            "(() => { const c = document.querySelector(\"#grid button[data-panel='0'][data-head='0'] canvas\"); "
+            "const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data; "
+            "return [...Array(c.width * c.height).keys()].map((i) => d[4 * i] + d[4 * i + 1] + d[4 * i + 2]); })()"
+        )
+        found = np.array(page.evaluate(dots))
+        weights = traced.panels[0].weights_HTT[0].ravel()
+        assert found[weights.argmax()] == found.min() < 400
+        assert (found[weights == 0] == 3 * 255).all()
+
+        long = longer(traced, 450)
+        page.open(written(tmp_path / "long.html", long))
+        page.point("#map .cells", at=cell(440, 3, 450))
+        weight = long.panels[0].weights_HTT[0, 440, 3]
+        page.until(f"document.getElementById('hint').textContent.endsWith(': {weight:.3f}')")
+        assert page.evaluate("document.querySelectorAll('*').length") < 12 * 450
         assert page.errors == []
         outside = [
             address for address in page.requests if not address.startswith(("file:", "data:", "blob:", "about:"))

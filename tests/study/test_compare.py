@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.study.fake_runs import CRASH_SEED, SLOW_SEED
-from trivium.config import UserError, from_dict
+from trivium.config import UserError, from_dict, to_dict
 from trivium.study.compare import compare
+from trivium.study.jobs import Plan, Workers
 from trivium.study.recipe import Recipe
 
 FAKE = "tests.study.fake_runs:train"
@@ -22,6 +23,40 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(autouse=True)
 def _workers_find_the_tests(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", f"{ROOT / 'src'}{os.pathsep}{ROOT}")
+
+
+class SharedWorkers:
+    """Stands in for Workers with those of the module: processes as ever, but not started anew for each study."""
+
+    def __init__(self, workers, plan, target):
+        assert (plan.jobs, target) == (1, FAKE)
+        self.workers = workers
+        workers.plan = plan
+
+    def __enter__(self):
+        return self.workers
+
+    def __exit__(self, *error):
+        assert all(worker.job is None for worker in self.workers._workers)
+
+
+@pytest.fixture(scope="module")
+def workers(tmp_path_factory):
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        Workers(Plan(jobs=1, threads=1), tmp_path_factory.mktemp("workers") / "workers.log", target=FAKE) as workers,
+    ):
+        patch.setenv("PYTHONPATH", f"{ROOT / 'src'}{os.pathsep}{ROOT}")
+        yield workers
+
+
+@pytest.fixture
+def shared_worker(workers, monkeypatch):
+    """Let studies of one test run in the worker of the test before, since starting one takes seconds."""
+    monkeypatch.setattr(
+        "trivium.study.compare.Workers",
+        lambda plan, log, *, keep_open, target: SharedWorkers(workers, plan, target),
+    )
 
 
 def recipe_of(seeds, **compare):
@@ -95,7 +130,7 @@ def test_a_study_of_real_runs_leaves_results_and_a_report(tmp_path):
     assert "local" in page
 
 
-def test_a_finished_study_is_not_trained_again_and_a_failed_run_is(tmp_path):
+def test_a_finished_study_is_not_trained_again_and_a_failed_run_is(shared_worker, tmp_path):
     recipe = recipe_of([0, CRASH_SEED])
     folder = tmp_path / recipe.folder_name
     events = []
@@ -112,7 +147,7 @@ def test_a_finished_study_is_not_trained_again_and_a_failed_run_is(tmp_path):
     assert [event.kind for event in events if "-s0-" in event.run] == ["kept", "kept"]
 
 
-def test_some_variants_now_and_the_others_later_are_one_study(tmp_path):
+def test_some_variants_now_and_the_others_later_are_one_study(shared_worker, tmp_path):
     recipe = recipe_of([0, 1], learning_rates=[1e-3, 3e-3])
     folder = tmp_path / recipe.folder_name
     results = compare(recipe, tmp_path, jobs=1, target=FAKE, only=["attention"])
@@ -129,7 +164,7 @@ def test_some_variants_now_and_the_others_later_are_one_study(tmp_path):
         compare(recipe, tmp_path, jobs=1, target=FAKE, only=["lokal"])
 
 
-def test_a_disk_that_is_full_when_the_results_are_written_keeps_the_earlier_ones(tmp_path, monkeypatch):
+def test_a_disk_that_is_full_when_the_results_are_written_keeps_the_earlier_ones(shared_worker, tmp_path, monkeypatch):
     recipe = recipe_of([0])
     folder = tmp_path / recipe.folder_name
     compare(recipe, tmp_path, jobs=1, target=FAKE)
@@ -150,7 +185,7 @@ def test_a_disk_that_is_full_when_the_results_are_written_keeps_the_earlier_ones
     assert calls(folder) == 2
 
 
-def test_the_run_that_is_offered_for_a_talk_is_one_that_finished(tmp_path, capsys):
+def test_the_run_that_is_offered_for_a_talk_is_one_that_finished(shared_worker, tmp_path, capsys):
     from trivium.commands.compare import show
 
     recipe = recipe_of([CRASH_SEED, 0])
@@ -159,7 +194,7 @@ def test_the_run_that_is_offered_for_a_talk_is_one_that_finished(tmp_path, capsy
     assert [Path(run).name.split("-")[1] for run in offered] == ["s0"]
 
 
-def test_every_variant_is_tuned_on_the_same_grid_and_takes_its_best(tmp_path):
+def test_every_variant_is_tuned_on_the_same_grid_and_takes_its_best(shared_worker, tmp_path):
     recipe = recipe_of([0], learning_rates=[1e-3, 3e-3, 3e-2], tuning_seeds=[7])
     results = compare(recipe, tmp_path, jobs=1, target=FAKE)
     for variant in results["variants"].values():
@@ -171,18 +206,14 @@ def test_every_variant_is_tuned_on_the_same_grid_and_takes_its_best(tmp_path):
     assert calls(tmp_path / recipe.folder_name) == 2 * 3 + 2
 
 
-def start(tmp_path, recipe):
+def start(warm, tmp_path, recipe):
     """Start a study in a process of its own, and wait until its first run trains."""
     code = (
         "import json, sys; from trivium.config import from_dict; from trivium.study.recipe import Recipe;"
         "from trivium.study.compare import compare;"
         f"compare(from_dict(Recipe, json.loads(sys.argv[1])), {str(tmp_path)!r}, jobs=1, target={FAKE!r})"
     )
-    from trivium.config import to_dict
-
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, json.dumps(to_dict(recipe))], cwd=ROOT, stderr=subprocess.PIPE, text=True
-    )
+    process = warm.start(code, json.dumps(to_dict(recipe)))
     folder = tmp_path / recipe.folder_name
     deadline = time.monotonic() + 120
     while True:
@@ -190,7 +221,7 @@ def start(tmp_path, recipe):
         slow = [run / "calls.log" for run in runs if not (run / "checkpoint").exists() and (run / "calls.log").exists()]
         if slow and (words := slow[0].read_text().split()):
             return process, folder, int(words[0])
-        assert process.poll() is None, process.communicate()[1]
+        assert process.poll() is None, process.err
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
@@ -204,13 +235,12 @@ def wait_for_end(process_id):
         time.sleep(0.05)
 
 
-def test_a_stopped_study_writes_checkpoints_and_the_same_command_continues_it(tmp_path):
+def test_a_stopped_study_writes_checkpoints_and_the_same_command_continues_it(warm, shared_worker, tmp_path):
     recipe = recipe_of([0, SLOW_SEED])
-    process, folder, worker = start(tmp_path, recipe)
+    process, folder, worker = start(warm, tmp_path, recipe)
     process.send_signal(signal.SIGTERM)
-    _, words = process.communicate(timeout=60)
-    assert process.returncode not in (0, -signal.SIGTERM)
-    assert "the same command continues" in words
+    assert process.wait() not in (0, -signal.SIGTERM)
+    assert "the same command continues" in process.err
     wait_for_end(worker)
     assert len(list(folder.glob("*/checkpoint"))) == 1
     results = json.loads((folder / "results.json").read_text())
@@ -218,9 +248,9 @@ def test_a_stopped_study_writes_checkpoints_and_the_same_command_continues_it(tm
     assert results["variants"]["local"]["seeds"]["0"]["status"] == "finished"
 
     # Killed outright this time: the worker must find that out by itself, and the lock must not outlive it.
-    process, folder, worker = start(tmp_path, recipe)
-    process.kill()
-    process.communicate()
+    process, folder, worker = start(warm, tmp_path, recipe)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
     wait_for_end(worker)
     assert len(list(folder.glob("*/checkpoint"))) == 2
 

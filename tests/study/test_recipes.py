@@ -51,8 +51,8 @@ LAB = {
 
 
 def test_every_recipe_is_tried_here():
-    # The larger presets differ from the small one in nothing else; hybrid_gpt2 has a test file of its own.
-    others = {"quickstart", "adder_chain_medium", "adder_chain_large", "hybrid_gpt2"}
+    # The larger presets differ from the small one in nothing else; the hybrids have a test file of their own.
+    others = {"quickstart", "adder_chain_medium", "adder_chain_large", "hybrid_gpt2", "hybrid_gsm8k"}
     assert {path.stem for path in RECIPES.glob("*.yaml")} == {*CHANGES, *LAB, *others}
 
 

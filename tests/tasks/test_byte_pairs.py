@@ -16,6 +16,10 @@ from trivium.tasks.byte_pairs import BytePairs, load_byte_pairs
 
 THEIRS = trained()
 OURS = BytePairs.from_tokenizers(THEIRS)
+# Joins blanks with one another, so that other cuts between them are other tokens.
+BLANKS = BytePairs.from_tokenizers(
+    trained(400, "a\n\n\n\n\n  b\t\t\t c   d\n \n e \xa0\xa0\u3000\u3000\r\n\r\n\u2003\u2003 f" * 3)
+)
 WORDS = st.lists(
     st.sampled_from(["the", " The", "sum ", "it's", "  ", "\n", "12", "é", "漢", "🎉", "x", "theory", "aaa"])
 )
@@ -66,6 +70,19 @@ def test_cutting_at_long_runs_of_blanks_changes_no_token():
     for limit in (2, 3, 5):
         with mock.patch.object(byte_pairs, "LONG_GAP", limit):
             assert [OURS.encode(case) for case in cases] == wanted
+
+
+SPACED = [*" \t\n\r\x0b\x1c\x85\xa0\u2003\u2029\u3000\u200b", "a", "'s", "7", "é", "!", "🎉"]
+
+
+@given(st.lists(st.sampled_from(SPACED)))
+@settings(max_examples=200, deadline=None)
+def test_long_texts_which_are_marked_are_cut_like_short_ones(symbols):
+    text = "".join(symbols)
+    plain = BLANKS.encode_ordinary(text).tolist()
+    with mock.patch.object(byte_pairs, "LONG_TEXT", 0):
+        assert BLANKS.encode_ordinary(text).tolist() == plain
+        assert BLANKS.decode(BLANKS.encode_ordinary(text + byte_pairs.MARK)) == text + byte_pairs.MARK
 
 
 @pytest.mark.parametrize("names", byte_pairs.FILE_PAIRS)

@@ -4,16 +4,18 @@ import os
 import shutil
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from tests.train.test_curriculum import config_of
 from tests.train.tiny import rows, tiny_config
 from trivium.config import UserError
 from trivium.train.checkpoint import list_checkpoints, read_checkpoint
-from trivium.train.distributed import world_of_environment
+from trivium.train.distributed import World, leave, parallel, world_of_environment
 from trivium.train.loop import train
 
 ROOT = Path(__file__).parents[2]
@@ -88,7 +90,12 @@ def folder(tmp_path_factory):
     (folder / "script.py").write_text(SCRIPT)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"}
     ended = subprocess.run(
-        [*command, str(folder / "script.py"), str(folder)], cwd=ROOT, env=environment, capture_output=True, text=True
+        [*command, str(folder / "script.py"), str(folder)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert ended.returncode == 0, ended.stderr
     return folder
@@ -140,3 +147,17 @@ def test_a_batch_smaller_than_the_number_of_processes_is_refused(monkeypatch, tm
     assert (world_of_environment().rank, world_of_environment().size) == (1, 3)
     with pytest.raises(UserError, match="2 examples cannot be shared by 3 processes"):
         train(tiny_config(batch=2), tmp_path / "run")
+
+
+def test_what_averages_gradients_is_gone_before_the_processes_part(monkeypatch, tmp_path):
+    world, cpu = World(0, 0, 2), torch.device("cpu")
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'meeting'}", rank=0, world_size=1)
+    model = parallel(torch.nn.Linear(2, 2), world, cpu)
+    model(torch.ones(1, 2)).sum().backward()
+    reducer = weakref.ref(model.reducer)
+    parted = dist.destroy_process_group
+    gone = []
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: (gone.append(reducer() is None), parted()))
+    leave()
+    assert gone == [True]
+    assert not dist.is_initialized()

@@ -1,5 +1,6 @@
 """Groups of parameters: which train, from when on and at which rate; a run with them continues exactly."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from trivium.model.context import model_context
 from trivium.model.decoder import DecoderConfig
 from trivium.tasks.addition import AdditionConfig
 from trivium.train.checkpoint import list_checkpoints, read_checkpoint
-from trivium.train.config import GroupConfig, TrainConfig
+from trivium.train.config import GroupConfig, RunConfig, TrainConfig
 from trivium.train.groups import grouped, num_weights, owners, set_training
 from trivium.train.loop import train
 from trivium.train.optim import build_optimizer, set_learning_rates
@@ -141,17 +142,17 @@ def broken_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 
 @pytest.mark.parametrize("broken", [5, 8, 11], ids=lambda step: f"before {step}")
 def test_a_run_with_frozen_and_late_groups_continues_exactly(
-    broken: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    broken: int, whole: Callable[[RunConfig], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     config = tiny_config({"dropout": 0.1}, groups=GROUPS)
-    result = train(config, tmp_path / "whole")
+    unbroken = whole(config)
     with monkeypatch.context() as patch:
         broken_at(patch, broken)
         with pytest.raises(RuntimeError, match="died"):
             train(config, tmp_path / "broken")
-    train(config, tmp_path / "broken")
-    assert rows(tmp_path / "broken") == rows(tmp_path / "whole")
-    assert weights(tmp_path / "broken") == weights(tmp_path / "whole")
+    result = train(config, tmp_path / "broken")
+    assert rows(tmp_path / "broken") == rows(unbroken)
+    assert weights(tmp_path / "broken") == weights(unbroken)
     assert result["trained_parameters"] < result["parameters"]
 
 

@@ -178,6 +178,7 @@ def test_the_chain_can_be_masked_from_the_loss(tmp_path):
 def test_a_compiled_model_gives_the_same_losses(finished, tmp_path, monkeypatch):
     # Which code the compiler makes is its own matter; here only the road through torch.compile is taken.
     folder, _, _ = finished
+    torch._dynamo.reset()  # what another test compiled would count as a change here
     compile_eagerly = torch.compile
     monkeypatch.setattr(loop.torch, "compile", lambda model: compile_eagerly(model, backend="eager"))
     train(tiny_config(compile=True), tmp_path / "run")

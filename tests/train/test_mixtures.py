@@ -1,5 +1,6 @@
 """Mixtures of experts: switched on without a jolt, balanced, their load told, and continued exactly."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,14 @@ from trivium.config import UserError
 from trivium.mixers.routing import Switched
 from trivium.model.base import ModelContext
 from trivium.model.decoder import DecoderConfig
-from trivium.train.config import TrainConfig
+from trivium.train.config import RunConfig, TrainConfig
 from trivium.train.loop import train
 from trivium.train.mixtures import mixtures_of
 from trivium.train.optim import build_optimizer, decays
 from trivium.train.prepare import prepare
 from trivium.train.run import load
 
+Whole = Callable[[RunConfig], Path]
 CONTEXT = ModelContext(vocab_size=14, max_length=13)
 FEEDFORWARDS = {"experts": 3, "layers": "attention*2"}
 HEADS = {"layers": "attention*1 + simplicial_experts(window1=9, window2=3, experts=3, bias=true)*1"}
@@ -132,19 +134,19 @@ def test_the_router_of_one_expert_a_token_learns():
 @KINDS
 @pytest.mark.parametrize("broken", [5, 6, 8])
 def test_a_run_that_switches_continues_exactly(
-    kind: dict[str, Any], broken: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: dict[str, Any], broken: int, whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     # Rows of metrics and checkpoints fall on different steps, so that the load in between is kept.
     config = tiny_config(kind, experts_from=6, log_every=4, save_every=3)
-    train(config, tmp_path / "whole")
+    unbroken = whole(config)
     with monkeypatch.context() as patch:
         broken_at(patch, broken)
         with pytest.raises(RuntimeError, match="died"):
             train(config, tmp_path / "broken")
     train(config, tmp_path / "broken")
-    assert rows(tmp_path / "broken") == rows(tmp_path / "whole")
-    assert weights(tmp_path / "broken") == weights(tmp_path / "whole")
-    first, second, third = rows(tmp_path / "whole", "train")
+    assert rows(tmp_path / "broken") == rows(unbroken)
+    assert weights(tmp_path / "broken") == weights(unbroken)
+    first, second, third = rows(unbroken, "train")
     assert not any(name.startswith("load.") for name in first)
     for row in (second, third):
         (name, *_) = (name for name in row if name.startswith("balance."))
@@ -188,6 +190,7 @@ def test_a_switch_without_experts_is_refused():
 @pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
 @KINDS
 def test_a_compiled_model_keeps_penalty_and_load(kind: dict[str, Any], recompute: bool):
+    torch._dynamo.reset()
     model = build(kind, checkpoint_activations=recompute, backends={"simplicial": "reference"}).train()
     compiled: Any = torch.compile(model, backend="aot_eager")
     mixtures = mixtures_of(model, TrainConfig())

@@ -1,5 +1,6 @@
 """More of one source when validation stops improving: when, by how much, up to where, and alike when continued."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -78,17 +79,19 @@ OPTIONS = {"source": "more", "patience": 1, "min_improvement": 5.0, "raise_by": 
 
 
 @pytest.mark.parametrize("broken", [5, 7, 9])
-def test_a_run_whose_mixture_changes_continues_exactly(broken: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_run_whose_mixture_changes_continues_exactly(
+    broken: int, whole: Callable[[RunConfig], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     config = from_dict(RunConfig, {**to_dict(tiny_config(plateau=OPTIONS, eval_every=2)), "task": TASK})
-    train(config, tmp_path / "whole")
+    unbroken = whole(config)
     with monkeypatch.context() as patch:
         broken_at(patch, broken)
         with pytest.raises(RuntimeError, match="died"):
             train(config, tmp_path / "broken")
     train(config, tmp_path / "broken")
-    assert rows(tmp_path / "broken") == rows(tmp_path / "whole")
-    assert weights(tmp_path / "broken") == weights(tmp_path / "whole")
-    changes = rows(tmp_path / "whole", "mixture")
+    assert rows(tmp_path / "broken") == rows(unbroken)
+    assert weights(tmp_path / "broken") == weights(unbroken)
+    changes = rows(unbroken, "mixture")
     assert [row["step"] for row in changes] == [4, 6, 8]
     assert [row["share.more"] for row in changes] == pytest.approx([0.3, 0.6, 0.7])
 

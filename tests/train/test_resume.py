@@ -1,11 +1,8 @@
-"""A run that is killed, interrupted or continued elsewhere ends as if nothing had been: here in real processes."""
+"""A run that is killed, interrupted or continued elsewhere ends as if nothing had been: in processes of their own."""
 
 import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -15,36 +12,26 @@ from trivium.train.checkpoint import list_checkpoints
 from trivium.train.loop import train
 from trivium.train.stop import Interrupted
 
-ROOT = Path(__file__).parents[2]
-
 # Dropout, so that the random numbers matter too.
 MODEL = {"dropout": 0.1}
 
-# Starts the run again and again, each time in a fresh process that kills itself (as by kill -9) the Nth time that it
-# forces a file to the disk: in the middle of a configuration, of a checkpoint, between checkpoint and metrics ...
+# Kills itself (as by kill -9) the Nth time that it forces a file to the disk: in the middle of a configuration, of a
+# checkpoint, between checkpoint and metrics ...
 KILLER = """
 import os, signal, sys
 from pathlib import Path
 from tests.train.tiny import tiny_config
 from trivium.train.loop import train
 
-folder, moments = Path(sys.argv[1]), [int(moment) for moment in sys.argv[2:]]
-fsync = os.fsync
-for moment in [*moments, 10**9]:
-    child = os.fork()
-    if child == 0:
-        calls = 0
-        def count(descriptor):
-            global calls
-            calls += 1
-            if calls == moment:
-                os.kill(os.getpid(), signal.SIGKILL)
-            fsync(descriptor)
-        os.fsync = count
-        train(tiny_config({"dropout": 0.1}), folder)
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    print(os.waitstatus_to_exitcode(status), flush=True)
+fsync, calls = os.fsync, 0
+def count(descriptor):
+    global calls
+    calls += 1
+    if calls == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    fsync(descriptor)
+os.fsync = count
+train(tiny_config({"dropout": 0.1}), Path(sys.argv[1]))
 """
 
 SLOW = """
@@ -67,15 +54,9 @@ except Interrupted as stopped:
 """
 
 
-@pytest.fixture(scope="module")
-def unbroken(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "unbroken"
-    train(tiny_config(MODEL), folder)
-    return folder
-
-
-def environment():
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"}
+@pytest.fixture
+def unbroken(whole):
+    return whole(tiny_config(MODEL))
 
 
 def assert_equal_runs(one, two):
@@ -83,20 +64,14 @@ def assert_equal_runs(one, two):
     assert weights(one) == weights(two)
 
 
-def test_a_run_killed_in_the_middle_of_any_write_ends_bit_for_bit_as_an_unbroken_one(unbroken, tmp_path):
-    moments = [1, 4, 9, 7, 12, 11, 14]
-    command = [sys.executable, "-c", KILLER, str(tmp_path / "run"), *map(str, moments)]
-    ended = subprocess.run(command, env=environment(), cwd=ROOT, capture_output=True, text=True, check=True)
-    codes = [int(code) for code in ended.stdout.split()]
-    assert codes.count(-signal.SIGKILL) >= 5, ended.stderr
-    assert codes[-1] == 0, ended.stderr
+def test_a_run_killed_in_the_middle_of_any_write_ends_bit_for_bit_as_an_unbroken_one(warm, unbroken, tmp_path):
+    codes = []
+    for moment in (1, 4, 9, 7, 12, 11, 14, 10**9):
+        process = warm.start(KILLER, tmp_path / "run", moment)
+        codes.append(process.wait())
+    assert codes.count(-signal.SIGKILL) >= 5, process.err
+    assert codes[-1] == 0, process.err
     assert_equal_runs(tmp_path / "run", unbroken)
-
-
-def start_slowly(folder):
-    return subprocess.Popen(
-        [sys.executable, "-c", SLOW, str(folder)], env=environment(), cwd=ROOT, stderr=subprocess.PIPE, text=True
-    )
 
 
 def wait_for_step(folder, step):
@@ -110,15 +85,15 @@ def wait_for_step(folder, step):
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_run_that_gets_a_signal_between_steps_continues_to_the_same_end(unbroken, tmp_path, number):
-    process = start_slowly(tmp_path / "run")
+def test_a_run_that_gets_a_signal_between_steps_continues_to_the_same_end(warm, unbroken, tmp_path, number):
+    process = warm.start(SLOW, tmp_path / "run")
     wait_for_step(tmp_path / "run", 4)
     process.send_signal(number)
-    _, message = process.communicate(timeout=60)
+    status, message = process.wait(), process.err
     if number == signal.SIGKILL:
-        assert process.returncode == -signal.SIGKILL
+        assert status == -signal.SIGKILL
     else:
-        assert process.returncode == 1
+        assert status == 1
         step = list_checkpoints(tmp_path / "run" / "checkpoints")[-1].name
         assert f"interrupted by {number.name}" in message
         assert f"the last good checkpoint is {tmp_path / 'run' / 'checkpoints' / step}" in message

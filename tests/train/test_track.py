@@ -1,11 +1,8 @@
 """The sinks, each with its real package. Those packages warn of their own dependencies, so they run in a process."""
 
 import json
-import os
 import sqlite3
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -15,7 +12,6 @@ from trivium.train.config import TrackConfig
 from trivium.train.loop import train
 from trivium.train.track import Tracker
 
-ROOT = Path(__file__).parents[2]
 ROW = {"step": 2, "split": "train", "loss": 0.5, "gradient_norm": None}
 
 
@@ -58,17 +54,21 @@ def test_a_sink_that_is_not_installed_is_refused_with_the_pip_command(tmp_path, 
 
 
 SINKS = """
-import dataclasses, sys
+import dataclasses, os, sys
 from pathlib import Path
+
+folder = Path(sys.argv[1])
+os.environ |= {"WANDB_MODE": "offline", "HOME": str(folder), "TRACKIO_DIR": str(folder / "trackio")}
+os.chdir(folder)
 from tests.train.tiny import tiny_config
 from trivium.train.config import TrackConfig
 from trivium.train.loop import train
 
 config = tiny_config(steps=4)
 track = TrackConfig(tensorboard=True, wandb="sums", trackio="sums")
-train(dataclasses.replace(config, track=track), Path(sys.argv[1]))
+train(dataclasses.replace(config, track=track), folder / "run")
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-events = EventAccumulator(str(Path(sys.argv[1]) / "tensorboard"))
+events = EventAccumulator(str(folder / "run" / "tensorboard"))
 events.Reload()
 for name in ("train/loss", "validation/exact_match"):
     for event in events.Scalars(name):
@@ -77,22 +77,12 @@ for name in ("train/loss", "validation/exact_match"):
 
 
 @pytest.fixture(scope="module")
-def tracked(tmp_path_factory):
+def tracked(warm, tmp_path_factory):
     """A run with every sink at once, in a process: (run folder, Trackio's folder, standard output)."""
     folder = tmp_path_factory.mktemp("runs")
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}",
-        "WANDB_MODE": "offline",
-        "HOME": str(folder),
-        "TRACKIO_DIR": str(folder / "trackio"),
-    }
-    ended = subprocess.run(
-        [sys.executable, "-c", SINKS, str(folder / "run")], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
-    assert ended.returncode == 0, ended.stderr
-    return folder / "run", folder / "trackio", ended.stdout
+    process = warm.start(SINKS, folder)
+    assert process.wait(timeout=240) == 0, process.err
+    return folder / "run", folder / "trackio", process.out
 
 
 def test_tensorboard_shows_the_rows_and_standard_output_stays_free_of_the_sinks_chatter(tracked):

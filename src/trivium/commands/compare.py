@@ -13,7 +13,7 @@ from rich.console import Console
 from trivium.commands import fail
 from trivium.commands.console import announce
 from trivium.commands.recipes import read_recipe
-from trivium.report.tables import cost_table, learning_table, to_rich
+from trivium.report.tables import cost_table, learning_table, pretraining_table, solution_tables, to_rich
 from trivium.study.compare import compare as compare_variants
 from trivium.study.live import LiveProgress
 
@@ -41,7 +41,7 @@ def compare(arguments: Sequence[str]) -> int:
     compared = recipe.compare
     tuning = len(compared.learning_rates) * len(compared.tuning_seeds) if compared and compared.tunes else 0
     variants = len(options.only or compared.variants) if compared else 0
-    runs = variants * (len(compared.seeds) + tuning) if compared else None
+    runs = variants * (len(compared.seeds) + tuning + (recipe.pretrain is not None)) if compared else None
     with LiveProgress(runs) as live:
         results = compare_variants(
             recipe,
@@ -66,8 +66,10 @@ def compare(arguments: Sequence[str]) -> int:
 def show(results: dict[str, Any], folder: Path) -> None:
     """Print the study's tables, where its report is, and what to try next."""
     console = Console()
-    for table in (learning_table(results), cost_table(results)):
-        console.print(to_rich(table))
+    drawn = (learning_table(results), *solution_tables(results), pretraining_table(results), cost_table(results))
+    for table in drawn:
+        if table is not None:
+            console.print(to_rich(table))
     # Where several learned it all, the one that needed the fewest tokens.
     level = f"{max(results['thresholds'], default=0):g}"
     finished = [variant for variant in results["variants"].values() if variant["exact_match"]["mean"] is not None]

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,12 +15,13 @@ from rich.table import Table
 
 from trivium.commands.console import announce
 from trivium.commands.flags import parse
-from trivium.commands.scores import show_readings, show_text
+from trivium.commands.scores import show_harness, show_readings, show_text
 from trivium.config import UserError
 from trivium.evaluate.answers import evaluate as evaluate_split
 from trivium.evaluate.answers import evaluate_file
 from trivium.evaluate.compare import compare_with, read_answers
 from trivium.evaluate.config import EvaluateConfig
+from trivium.evaluate.harness import run_harness
 from trivium.evaluate.perplexity import score_text
 from trivium.evaluate.published import check_published
 from trivium.evaluate.trace import Trace, save_trace, trace
@@ -69,6 +71,10 @@ class EvalOptions:
     """Tokens that a pass of --perplexity reads (default: what the model reads)."""
     stride: int | None = None
     """Tokens that a pass of --perplexity scores, at the end of its window (default: all, windows side by side)."""
+    harness: tuple[str, ...] = ()
+    """Tasks of lm-evaluation-harness to score instead, by name or as paths of their YAML files; needs lm-eval."""
+    limit: int | None = None
+    """Problems of each task of --harness (default: all)."""
     json: bool = False
     """Print the scores as JSON on standard output."""
 
@@ -99,6 +105,11 @@ def evaluate(arguments: Sequence[str]) -> None:
     if options.perplexity is not None:
         found = score_text(model, task, options.perplexity, options.split, options.window, options.stride)
         print(json.dumps(found, indent=1)) if options.json else show_text(found)
+        return
+    if options.harness:
+        with redirect_stdout(sys.stderr):  # what its libraries print is no part of our answer
+            results = run_harness(model, task, options.harness, batch=options.batch, limit=options.limit)
+        print(json.dumps(results, indent=1)) if options.json else show_harness(results)
         return
     for name in ("answers", "against", "calculator"):
         if getattr(options, name) and not task.checks_answers:
@@ -171,18 +182,19 @@ def answers_of(model: LanguageModel, task: Task, options: EvalOptions) -> list[d
 
 def refuse_mixed(options: EvalOptions) -> None:
     """Raise UserError for options that do not go together."""
-    for name in ("data", "perplexity"):
+    for name in ("data", "perplexity", "harness"):
         for other in ("answers", "against", "calculator"):
-            if getattr(options, name) is not None and getattr(options, other):
+            if getattr(options, name) and getattr(options, other):
                 raise UserError(f"--{other}: given beside --{name}; it is of problems of a split")
-    if options.perplexity is None:
-        for name in ("window", "stride"):
-            if getattr(options, name) is not None:
-                raise UserError(f"--{name}: belongs to --perplexity, which is not given")
-        return
-    for name in ("data", "lengths", "pairs", "published", "trace", "temperature"):
-        if getattr(options, name):
-            raise UserError(f"--{name}: given beside --perplexity, which scores a text and no problems")
+    for name, of in (("window", "perplexity"), ("stride", "perplexity"), ("limit", "harness")):
+        if getattr(options, name) is not None and not getattr(options, of):
+            raise UserError(f"--{name}: belongs to --{of}, which is not given")
+    if options.perplexity is not None and options.harness:
+        raise UserError("--harness: given beside --perplexity; give one of them")
+    for of, why in (("perplexity", "which scores a text and no problems"), ("harness", "which has its own problems")):
+        for name in ("data", "lengths", "pairs", "published", "trace", "temperature"):
+            if getattr(options, of) and getattr(options, name):
+                raise UserError(f"--{name}: given beside --{of}, {why}")
 
 
 def traces(model: LanguageModel, task: Task, split: Split, examples: int) -> dict[str, Trace]:

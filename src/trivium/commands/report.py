@@ -75,11 +75,12 @@ def show_expression(run: Path, expression: str, panels: Path | None) -> None:
             raise UserError(f"--panels: {panels}: {error.strerror}") from None
     described, arrays = found.described(), found.arrays()
     verdict = {True: "right", False: "wrong", None: "not checked"}[found.correct]
+    layers = len(found.panels) - 1  # the last shows the whole model
     name = quote(expression, safe="").replace("%", "_")[:120]
     page = write_attention_page(
         run / f"attention-{name}.html",
         title="".join(found.tokens),
-        subtitle=f"{run.name}: the answer is {verdict}; {len(found.panels) - 1} layers, {task.config.kind}",
+        subtitle=f"{run.name}: the answer is {verdict}; {layers} layer{'s' if layers != 1 else ''}, {task.config.kind}",
         described=described,
         arrays=arrays,
     )

@@ -1,9 +1,10 @@
-"""How trivium eval shows what it scores beside exact match: other rules, comparisons, perplexity."""
+"""How trivium eval shows what it scores beside exact match: other rules, comparisons, perplexity, the harness."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 
 
 def _rate(rate: Mapping[str, Any]) -> str:
@@ -46,3 +47,19 @@ def show_text(found: Mapping[str, Any]) -> None:
         console.print(f"perplexity per word: {found['per_word']:.4f} ({found['words']:,} words)")
     if found["bits_per_byte"] is not None:
         console.print(f"bits per byte: {found['bits_per_byte']:.4f}")
+
+
+def show_harness(results: Mapping[str, Any]) -> None:
+    """Print the harness's metrics by task."""
+    table = Table(title=f"lm-evaluation-harness {results['version']}")
+    for column in ("task", "version", "metric", "value", "standard error", "problems"):
+        table.add_column(column, justify="left" if column in ("task", "metric") else "right")
+    for name, task in results["tasks"].items():
+        for metric, value in task["metrics"].items():
+            error = task["errors"].get(metric)
+            told = "–" if error is None else f"{error:.4f}"
+            table.add_row(name, str(task["version"]), metric, f"{value:.4f}", told, str(task["problems"]))
+    console = Console()
+    console.print(table)
+    if results["cut"]:
+        console.print(f"{results['cut']:,} requests were longer than the model reads, and were cut")

@@ -3,21 +3,22 @@
 import dataclasses
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import tyro
 
 from trivium.commands import fail
 from trivium.commands.console import announce
 from trivium.commands.recipes import read_recipe
-from trivium.config import UserError, config_hash
+from trivium.config import UserError
 from trivium.registry import nearest
 from trivium.report.run import write_report
 from trivium.study.jobs import Event
 from trivium.study.live import LiveProgress
 from trivium.study.recipe import Recipe
-from trivium.study.variants import expand
+from trivium.study.variants import expand, folder_name, prefixed
 from trivium.train.config import RunConfig
 from trivium.train.distributed import world_of_environment
 from trivium.train.loop import train as train_run
@@ -38,18 +39,29 @@ def train(arguments: Sequence[str]) -> int:
     """Train, and say where the run folder is."""
     options, recipe = read_recipe(TrainOptions, arguments, "trivium train", "Train the model of a recipe.")
     name, config = pick(recipe, options.variant)
-    folder = options.runs / recipe.folder_name / f"{name}-s{config.train.seed}-{config_hash(config)}"
+    study = options.runs / recipe.folder_name
     first = world_of_environment().first
     if first:
         announce()
     try:
         # Of the processes that torchrun starts, one alone draws.
         with LiveProgress(1) if first else nullcontext(lambda event: None) as live:
-            result = train_run(
-                config,
-                folder,
-                on_progress=lambda now: live(Event("progress", folder.name, dataclasses.asdict(now))),
-            )
+
+            def run(config: RunConfig, folder: Path) -> dict[str, Any]:
+                return train_run(
+                    config,
+                    folder,
+                    on_progress=lambda now: live(Event("progress", folder.name, dataclasses.asdict(now))),
+                )
+
+            pretraining = recipe.pretraining(config)
+            if pretraining is not None:
+                before = study / folder_name(name, pretraining, pretraining=True)
+                with prefixed("pretrain: "):
+                    run(pretraining, before)
+                config = replace(config, train=replace(config.train, init_from=before))
+            folder = study / folder_name(name, config)
+            result = run(config, folder)
     except TrainingStopped as stop:
         return fail(str(stop)) if first else 1
     if first:

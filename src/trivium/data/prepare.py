@@ -27,6 +27,7 @@ from trivium.tasks.shards import FORMAT, INDEX, ShardEntry
 
 SOURCE = "source.json"
 SMALL = 3  # documents from which on whole ones are held out
+REMEMBERED = 1 << 27  # bytes of text up to which documents stay in memory instead of being read a second time
 _log = logging.getLogger("trivium")
 
 
@@ -58,6 +59,8 @@ class Plan:
     bytes: int
     symbols: tuple[str, ...]
     cut: dict[str, int] = field(default_factory=dict)
+    texts: list[str] | None = None
+    """The documents themselves, where they are small enough to be kept."""
 
 
 def _documents(name: str, sources: list[Source], key: str) -> Iterator[tuple[Source, str]]:
@@ -77,11 +80,18 @@ def make_plan(name: str, sources: list[Source], key: str, held_out: float, chara
     one's end is cut off for them. Raises UserError for a text of 0 tokens.
     """
     digests, sizes, told, symbols = [], [], [], set()
+    texts: list[str] | None = []
+    total = 0
     for source, text in _documents(name, sources, key):
         content = text.encode("utf-8", "replace")
         digests.append(hashlib.blake2b(content, digest_size=8).digest())
         sizes.append(len(content))
         told.append(source.split)
+        total += len(content)
+        if total > REMEMBERED:
+            texts = None
+        if texts is not None:
+            texts.append(text)
         if characters:
             symbols |= set(text)
     if not sizes:
@@ -90,12 +100,12 @@ def make_plan(name: str, sources: list[Source], key: str, held_out: float, chara
     if all(split is not None for split in told):
         if "train" not in told:
             _log.warning("%s: no train file is among these; the corpus can be scored on, not trained on", name)
-        return Plan([str(split) for split in told], sum(sizes), ordered)
+        return Plan([str(split) for split in told], total, ordered, texts=texts)
     if not 0 < held_out < 0.5:
         raise UserError(f"--held-out: expected a share above 0 and below 0.5, got {held_out}")
-    share = held_out * sum(sizes)
+    share = held_out * total
     if len(sizes) < SMALL:
-        return Plan(["train"] * len(sizes), sum(sizes), ordered, {"validation": int(share), "test": int(share)})
+        return Plan(["train"] * len(sizes), total, ordered, {"validation": int(share), "test": int(share)}, texts)
     splits = ["train"] * len(sizes)
     # Of equal documents all are in one split.
     order = sorted(range(len(sizes)), key=lambda number: (digests[number], number))
@@ -108,12 +118,12 @@ def make_plan(name: str, sources: list[Source], key: str, held_out: float, chara
             place += 1
     if "train" not in splits:
         raise UserError(f"--held-out: {held_out} leaves no document of {len(sizes)} to train on")
-    return Plan(splits, sum(sizes), ordered)
+    return Plan(splits, total, ordered, texts=texts)
 
 
-def _split_up(plan: Plan, documents: Iterator[tuple[Source, str]]) -> Iterator[tuple[str, str]]:
+def _split_up(plan: Plan, documents: Iterator[str]) -> Iterator[tuple[str, str]]:
     """Yield (split, text) of the documents of a plan."""
-    for number, (split, (_, text)) in enumerate(zip(plan.splits, documents, strict=True), start=1):
+    for number, (split, text) in enumerate(zip(plan.splits, documents, strict=True), start=1):
         if plan.cut and number == len(plan.splits):
             yield from _cut(text, plan.cut)
         else:
@@ -173,8 +183,8 @@ def prepare_text(
         progress.total = plan.bytes
         progress.show(progress)
         counted = time.perf_counter()
-        documents = _split_up(plan, _documents(name, sources, key))
-        groups = grouped(folder, documents, seed, words=words, shard_bytes=shard_bytes)
+        read = iter(plan.texts) if plan.texts is not None else (text for _, text in _documents(name, sources, key))
+        groups = grouped(folder, _split_up(plan, read), seed, words=words, shard_bytes=shard_bytes)
         entries = write_shards(groups, encoder, pool, jobs, progress.advance)
         ended = time.perf_counter()
     known = KNOWN.get(name)

@@ -49,7 +49,8 @@ def evaluate(
     `scores_of_published`. The answers of a task that labels what it reads are its labels, all read in one pass: no
     token is generated. Of a task of mere text nothing is, see `text_scores`.
 
-    "answer_loss" is teacher-forced too, see there. "readings" has the rates of the task's other rules by name, each
+    "loss" (chain and answer) and "answer_loss" are teacher-forced too, see there. "readings" has the rates of the
+    task's other rules by name, each
     with "unread", the answers that the rule found nothing in; "constant" is the rate of one and the same answer, that
     of most training problems. With `calculator`, "calculator_assisted" has the rates of answers whose `<<expression=`
     a calculator completed: another metric, see `generate.calculator`. To `answers` a row of each problem is added:
@@ -170,6 +171,7 @@ def _scores(
         "constant": _constant(task, examples),
         "errors": errors_of(len(correct) - sum(correct), len(correct)),
         "token_accuracy": forced["token_accuracy"],
+        "loss": forced["loss"],
         "answer_loss": forced["answer_loss"],
         "generated_tokens_per_problem": generated / len(examples),
         "by_tag": _by_tag(examples, correct),

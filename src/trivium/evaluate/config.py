@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from trivium.config import UserError
+from trivium.config import UserError, knob
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,8 @@ class EvaluateConfig:
     """Distinct test problems of each such pair."""
     published: tuple[str, ...] = ()
     """Published test sets of the task, by name, to score the model on as well."""
+    keep_answers: bool = knob(False, affects_results=False)
+    """Keep every test answer as answers.jsonl in the run's folder, for `trivium eval --against` and paired tests."""
 
     def __post_init__(self):
         for name in ("examples", "batch", "samples", "pair_examples"):

@@ -8,7 +8,7 @@ Shapes: B windows, T tokens of the longest, N scored tokens, V vocabulary.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,10 +64,12 @@ def nats(
     *,
     window: int | None = None,
     stride: int | None = None,
+    last: Sequence[int] | None = None,
 ) -> Iterator[tuple[int, float, int, bool]]:
     """Yield (number of a text, nats of its scored tokens, how many, whether each was the most probable) by windows.
 
     Texts are int64 ids of which the first is given. `window` defaults to what the model reads, `stride` to `window`.
+    With `last`, as many numbers as there are texts, each is read in one pass and only its last so many tokens count.
     Raises UserError when the model cannot read so much, or the stride is not of 1 to `window` tokens.
     """
     room = longest_input(model)
@@ -82,7 +84,11 @@ def nats(
     rows = max(1, LOGITS // (window * model.context.vocab_size))
     waiting: list[Window] = []
     with evaluating(model), torch.inference_mode():
-        for each in windows(texts, window, stride):
+        if last is None:
+            reading = windows(texts, window, stride)
+        else:
+            reading = (Window(n, ids, count) for n, (ids, count) in enumerate(zip(texts, last, strict=True)))
+        for each in reading:
             waiting.append(each)
             if len(waiting) == rows:
                 yield from _score(model, waiting)

@@ -49,7 +49,10 @@ class Panel:
 
 @dataclass(frozen=True)
 class Trace:
-    """One problem as the model saw it. `prompt` counts the tokens that were given; the rest was generated."""
+    """One problem as the model saw it. `prompt` counts the tokens that were given; the rest was generated.
+
+    What place t tells is token t + 1 + `shift`, or, with `labels`, the label of its own token.
+    """
 
     tokens: list[str]
     prompt: int
@@ -58,6 +61,7 @@ class Trace:
     labels: bool
     probabilities: list[float | None]
     alternatives: list[list[tuple[str, float]]]
+    shift: int = 0
     panels: list[Panel] = field(default_factory=list)
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -78,6 +82,7 @@ class Trace:
             "significance": self.significance,
             "correct": self.correct,
             "labels": self.labels,
+            "shift": self.shift,
             "probabilities": self.probabilities,
             "alternatives": self.alternatives,
             "panels": [{"layer": panel.layer, "mixer": panel.mixer, "kind": panel.kind} for panel in self.panels],
@@ -87,12 +92,10 @@ class Trace:
 def trace(model: LanguageModel, task: Task, example: Example) -> Trace:
     """Let `model` answer `example` greedily, and return what it read on the way.
 
-    Raises UserError for a problem that is longer than the model reads, a model that gives several tokens a pass, and
-    a trace of more than 256 MiB, with its size.
+    Of a model that gives several tokens a pass, each token's probability is that which the place told that gave it.
+    Raises UserError for a problem that is longer than the model reads, and a trace of more than 256 MiB, with its size.
     """
-    alphabet = task.alphabet
-    if model.decoding.shift:
-        raise UserError("this model gives several tokens a pass; only next-token models are traced")
+    alphabet, ahead = task.alphabet, 1 + model.decoding.shift
     prompt = alphabet.encode(example.prompt)
     check_length(len(prompt), longest_input(model), 0 if task.labels else len(alphabet.encode(example.answer)))
     ids = list(prompt)
@@ -101,21 +104,22 @@ def trace(model: LanguageModel, task: Task, example: Example) -> Trace:
         (found,) = generate(
             model, [prompt], end_id=alphabet.end_id, max_new_tokens=longest_input(model) + 1 - len(prompt)
         )
-        ids += found.tokens
+        # Where one pass gives whole answers, their end is known and not told.
+        ids += found.tokens[: model.decoding.answer_tokens]
         if example.answer:
             correct = task.verify(example, alphabet.decode(found.tokens)).correct
-    read = ids if task.labels else ids[:-1]  # what is generated last is read by nobody
+    read = ids if task.labels else ids[:-ahead]  # what the last pass generates is read by nobody
     _check_size(model, len(read))
     with evaluating(model):
         logits_TV, panels = _observe(model, read)
-        # What each place tells: the token behind it, or, where places are labelled and at the end, its best guess.
+        # What each place tells: a token behind it, or, where places are labelled, its best guess.
         told = logits_TV.argmax(-1).tolist()
         if not task.labels:
-            told = ids[1:]
+            told = ids[ahead:]
         panels.append(_whole_model(model, read, told))
     shares_TV = logits_TV.double().softmax(-1).cpu()
-    probabilities: list[float | None] = [] if task.labels else [None]
-    alternatives: list[list[tuple[str, float]]] = [] if task.labels else [[]]
+    probabilities: list[float | None] = [] if task.labels else [None] * ahead
+    alternatives: list[list[tuple[str, float]]] = [] if task.labels else [[] for _ in range(ahead)]
     for share_V, token in zip(shares_TV, told, strict=True):
         best = share_V.topk(min(ALTERNATIVES, len(share_V)))
         probabilities.append(float(share_V[token]))
@@ -129,6 +133,7 @@ def trace(model: LanguageModel, task: Task, example: Example) -> Trace:
         labels=task.labels,
         probabilities=probabilities,
         alternatives=alternatives,
+        shift=model.decoding.shift,
         panels=panels,
     )
 

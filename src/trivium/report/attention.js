@@ -15,7 +15,7 @@ for (const panel of data.panels) {
 }
 
 function make(tag, attributes = {}, text = "") {
-  const svg = ["svg", "rect", "text", "g", "line"].includes(tag);
+  const svg = ["svg", "rect", "text", "g", "line", "image"].includes(tag);
   const element = svg ? document.createElementNS(NS, tag) : document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
   if (text) element.textContent = text;
@@ -27,11 +27,17 @@ function tint(place, lightness) {
   const rank = data.significance[place];
   return rank ? `hsl(${(200 + 47 * (rank - 1)) % 360} 65% ${lightness}%)` : `hsl(0 0% ${lightness}%)`;
 }
-function shade(value, most, signed) {
-  const size = most > 0 ? Math.min(1, Math.abs(value) / most) : 0;
-  const light = 100 - 72 * Math.sqrt(size);
-  return `hsl(${signed && value < 0 ? 8 : 207} 85% ${light}%)`;
+// Colours of 256 sizes, white for none, as red, green and blue: blue ones, and red ones for negative values.
+function ramp(hue) {
+  return Array.from({ length: 256 }, (_, level) => {
+    const light = 1 - 0.72 * Math.sqrt(level / 255), chroma = 0.85 * Math.min(light, 1 - light);
+    return [0, 8, 4].map((shift) => {
+      const k = (shift + hue / 30) % 12;
+      return Math.round(255 * (light - chroma * Math.max(-1, Math.min(k - 3, 9 - k, 1))));
+    });
+  });
 }
+const blues = ramp(207), reds = ramp(8);
 const label = (place) => data.tokens[place] === " " ? "␣" : data.tokens[place];
 const named = (place) => `token ${place + 1} ${label(place)}`;
 const number = (value) => Math.abs(value) >= 0.0005 || value === 0 ? value.toFixed(3) : value.toExponential(1);
@@ -56,13 +62,30 @@ function drawTokens() {
   });
 }
 
+// A canvas of one dot a cell: a text of hundreds of tokens has more cells than a page may have elements.
+function picture(values, signed) {
+  const canvas = make("canvas", { width: T, height: T }), context = canvas.getContext("2d");
+  const image = context.createImageData(T, T), largest = most(values) || 1;
+  values.forEach((value, cell) => {
+    const [red, green, blue] = (signed && value < 0 ? reds : blues)[Math.round(255 * Math.abs(value) / largest) || 0];
+    image.data.set([red, green, blue, 255], 4 * cell);
+  });
+  context.putImageData(image, 0, 0);
+  return canvas;
+}
+
+// The same with several dots a cell, so that no viewer of a saved file blurs its edges.
+function enlarged(canvas) {
+  const scale = Math.max(1, Math.floor(1024 / T)), large = make("canvas", { width: scale * T, height: scale * T });
+  const context = large.getContext("2d");
+  context.imageSmoothingEnabled = false;
+  context.drawImage(canvas, 0, 0, large.width, large.height);
+  return large.toDataURL();
+}
+
 function thumbnail(values, signed) {
-  const canvas = make("canvas", { width: T, height: T, style: "width:84px;height:84px" });
-  const context = canvas.getContext("2d"), largest = most(values);
-  for (let t = 0; t < T; t++) for (let s = 0; s <= t; s++) {
-    context.fillStyle = shade(values[t * T + s], largest, signed);
-    context.fillRect(s, t, 1, 1);
-  }
+  const canvas = picture(values, signed);
+  canvas.style = "width:84px;height:84px";
   return canvas;
 }
 
@@ -108,19 +131,29 @@ function drawMap(into, values, { signed, rows, columns, describe, choose }) {
   }
   svg.append(make("text", { x: edge, y: 12, "font-size": 11 }, columns), make("text",
     { x: 10, y: edge, "font-size": 11, transform: `rotate(90 10 ${edge})` }, rows));
-  for (let row = 0; row < T; row++) for (let column = 0; column < T; column++) {
-    const value = values[row * T + column];
-    const square = make("rect", { class: "cell", x: edge + column * cell, y: edge + row * cell, width: cell, height: cell,
-      fill: shade(value, largest, signed), "data-row": row, "data-column": column });
-    square.addEventListener("mouseenter", () => { say(describe(row, column, value)); mark(row, column); });
-    square.addEventListener("mouseleave", () => mark());
-    if (choose) square.addEventListener("click", () => choose(row));
-    svg.append(square);
-  }
+  const area = { x: edge, y: edge, width: T * cell, height: T * cell };
+  svg.append(make("image", { ...area, href: enlarged(picture(values, signed)), style: "image-rendering: pixelated" }));
   if (choose) svg.append(make("rect", { class: "row-chosen", fill: "none", stroke: "#d0500a", "stroke-width": 2, x: edge,
     y: edge + chosen.row * cell, width: T * cell, height: cell, "pointer-events": "none" }));
-  const box = document.getElementById(into);
-  box.replaceChildren(svg);
+  const pointed = make("rect", { class: "pointed", fill: "none", stroke: "#d0500a", width: cell, height: cell,
+    visibility: "hidden", "pointer-events": "none" });
+  const cells = make("rect", { class: "cells", ...area, fill: "transparent" });
+  const at = (event) => {
+    const box = cells.getBoundingClientRect(), place = (from, side) => Math.floor(T * from / side);
+    return [place(event.clientY - box.top, box.height), place(event.clientX - box.left, box.width)]
+      .map((index) => Math.max(0, Math.min(T - 1, index)));
+  };
+  cells.addEventListener("mousemove", (event) => {
+    const [row, column] = at(event);
+    say(describe(row, column, values[row * T + column]));
+    mark(row, column);
+    for (const [name, value] of Object.entries({ x: edge + column * cell, y: edge + row * cell, visibility: "visible" }))
+      pointed.setAttribute(name, value);
+  });
+  cells.addEventListener("mouseleave", () => { mark(); pointed.setAttribute("visibility", "hidden"); });
+  if (choose) cells.addEventListener("click", (event) => choose(at(event)[0]));
+  svg.append(pointed, cells);
+  document.getElementById(into).replaceChildren(svg);
 }
 
 function mark(...places) {

@@ -48,6 +48,8 @@ def write_attention_page(
     data["read"] = int(arrays["panel0.weights_HTT"].shape[1])
     # What stands in a script ends at the first closing tag, even inside quotes.
     text = json.dumps(data, ensure_ascii=True).replace("<", "\\u003c")
+    ahead = 1 + described.get("shift", 0)  # traces that older versions stored have none
+    told = f" What a token tells is the one {ahead} places behind it: {ahead} come from a pass." if ahead > 1 else ""
     page = templates().get_template("attention.html.jinja")
     css = (folder / "page.css").read_text() + (folder / "attention.css").read_text()
     markup = import_module("markupsafe").Markup
@@ -56,7 +58,7 @@ def write_attention_page(
         page.render(
             title=title,
             subtitle=subtitle,
-            words=WORDS,
+            words=WORDS + told,
             css=markup(css),
             js=markup((folder / "attention.js").read_text()),
             data=markup(text),

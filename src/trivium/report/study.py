@@ -26,7 +26,9 @@ from trivium.report.tables import (
     learning_table,
     length_tables,
     percent,
+    pretraining_table,
     record_table,
+    solution_tables,
     tag_tables,
     threshold,
     tuning_table,
@@ -133,6 +135,11 @@ def _sections(results: Mapping[str, Any]) -> list[Section]:
     tuning = tuning_table(results)
     levels = [f"tokens_to_{100 * level:g}" for level in results["thresholds"]]
     variants = results["variants"]
+    tokens_to = Section(
+        "Tokens to a threshold",
+        words=[results["tokens_rule"], "Dots are seeds; the band is the 95 % interval of the mean."],
+        pictures=[Picture(figures[level], _in_words(results)) for level in levels],
+    )
     sections = [
         Section("What the numbers show", words=describe_study(results), tables=[learning_table(results)]),
         Section(
@@ -143,15 +150,16 @@ def _sections(results: Mapping[str, Any]) -> list[Section]:
                 Picture(figures["loss"], "Validation loss against training tokens, one curve a variant."),
             ],
         ),
-        Section(
-            "Tokens to a threshold",
-            words=[results["tokens_rule"], "Dots are seeds; the band is the 95 % interval of the mean."],
-            pictures=[Picture(figures[level], _in_words(results)) for level in levels],
-        ),
+        *([tokens_to] if levels else []),
         Section(
             "Final exact match",
             words=["Dots are seeds; the band is the 95 % interval of the mean, cut at 0 and 100 %."],
             pictures=[Picture(figures["final"], _in_words(results))],
+        ),
+        *(
+            Section(table.title, tables=[table])
+            for table in (*solution_tables(results), pretraining_table(results))
+            if table is not None
         ),
         Section("What each variant costs", tables=[cost_table(results)]),
         Section("What is equal, and what is not", tables=[fairness_table(results)]),

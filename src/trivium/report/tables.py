@@ -63,11 +63,60 @@ def learning_table(results: Mapping[str, Any]) -> Table:
     return Table("What each token taught", columns, rows, note)
 
 
+_RULES = ("strict", "flexible")
+_SOLUTIONS = {
+    "loss": "nats a token",
+    "answer_loss": "nats a token of answers",
+    "steps_true": "own steps true",
+    "steps_wanted": "right steps written",
+}
+
+
+def solution_tables(results: Mapping[str, Any]) -> list[Table]:
+    """Return what is scored of solutions beside exact match, over seeds: by the task's rules, and their likelihood and
+    steps; nothing where no variant has any."""
+    found = {name: variant["solutions"] for name, variant in results["variants"].items() if variant.get("solutions")}
+    if not found:
+        return []
+    rules = [key for key in _RULES if any(key in scores for scores in found.values())]
+    rows = []
+    for name, scores in found.items():
+        tests = (results["variants"][name].get("paired") or {}).values()
+        values = ", ".join(f"{test['strict']['p']:.2g}" for test in tests if "strict" in test)
+        rows.append([name, *(write_interval(scores[key], 2) if key in scores else MISSING for key in rules)])
+        rows[-1].append(values or MISSING)
+    seeds = [seed for variant in results["variants"].values() for seed in variant["seeds"].values()]
+    constant = next((seed["constant"] for seed in seeds if seed.get("constant")), None)
+    always = "" if constant is None else f" Always {constant['answer']!r}: {percent(constant['rate'], 2)}."
+    note = (
+        f"Test problems right by each rule.{always} p: McNemar's test of strict against {results['baseline']}, a value "
+        "a seed."
+    )
+    by_rule = Table("Answers", ["variant", *rules, "p"], rows, note)
+    keys = [key for key in _SOLUTIONS if any(key in scores for scores in found.values())]
+    rows = []
+    for name, scores in found.items():
+        cells = [
+            (_nats if "loss" in key else write_interval)(scores[key]) if key in scores else MISSING for key in keys
+        ]
+        rows.append([name, *cells])
+    note = "Test problems; nats are teacher-forced, over whole solutions and over the numbers that answer them alone."
+    return [by_rule, Table("Solutions", ["variant", *(_SOLUTIONS[key] for key in keys)], rows, note)]
+
+
+def _nats(values: Mapping[str, Any]) -> str:
+    if values["low"] is None:
+        return f"{values['mean']:.4f} (one seed)"
+    return f"{values['mean']:.4f} ± {values['high'] - values['mean']:.4f}"
+
+
 def cost_table(results: Mapping[str, Any]) -> Table:
     """Return what each variant costs: parameters, FLOPs and state bytes per token, tokens/s, and where variants write
     problems in different ways the tokens that an answer takes."""
     lengths = sorted({variant["sizes"].get("length", results["length"]) for variant in results["variants"].values()})
     differs = len(lengths) > 1
+    variants = results["variants"].values()
+    measured = any(variant.get("peak_bytes") for variant in variants)
     rows = []
     for name, variant in results["variants"].items():
         sizes, relative = variant["sizes"], variant["relative"]
@@ -78,6 +127,7 @@ def cost_table(results: Mapping[str, Any]) -> Table:
                 _relative(f"{sizes['flops_per_token']:,.0f}", relative["flops_per_token"]),
                 f"{sizes['state_bytes_per_token']:,.0f}",
                 f"{variant['tokens_per_second']:,.0f}" if variant["tokens_per_second"] else MISSING,
+                *([_gigabytes(variant.get("peak_bytes"))] if measured else []),
                 *([_generated(variant)] if differs else []),
             ]
         )
@@ -91,8 +141,37 @@ def cost_table(results: Mapping[str, Any]) -> Table:
         f"training tokens/s is the median over seeds, with {results['jobs']} runs side by side."
     )
     columns = ["variant", "parameters", "FLOPs/token", "state bytes/token", "tokens/s"]
+    columns += ["peak GB"] if measured else []
     columns += ["generated tokens/problem"] if differs else []
     return Table("What each variant costs", columns, rows, note)
+
+
+def pretraining_table(results: Mapping[str, Any]) -> Table | None:
+    """Return what each variant learned before its own runs, and at what cost; None where none was pretrained."""
+    found = {
+        name: variant["pretraining"] for name, variant in results["variants"].items() if variant.get("pretraining")
+    }
+    if not found:
+        return None
+    rows = [
+        [
+            name,
+            f"{first['tokens']:,}",
+            MISSING if first["loss"] is None else f"{first['loss']:.4f}",
+            f"{first['perplexity']:.2f}" if first.get("perplexity") else MISSING,
+            f"{first['tokens_per_second']:,.0f}",
+            _gigabytes(first["peak_bytes"]),
+        ]
+        for name, first in found.items()
+    ]
+    note = (
+        "One run a variant, whose weights all its seeds begin with; scored on its own test problems, or rows of text."
+    )
+    return Table("Pretraining", ["variant", "tokens", "nats/token", "perplexity", "tokens/s", "peak GB"], rows, note)
+
+
+def _gigabytes(count: float | None) -> str:
+    return MISSING if not count else f"{count / 1e9:.1f}"
 
 
 def fairness_table(results: Mapping[str, Any]) -> Table:
@@ -216,14 +295,14 @@ def threshold(rate: float) -> str:
     return f"{100 * rate:g} %"
 
 
-def write_interval(values: Mapping[str, Any]) -> str:
+def write_interval(values: Mapping[str, Any], digits: int = 1) -> str:
     """Return the mean of a rate and its interval, which is cut where rates end."""
     if values["mean"] is None:
         return MISSING
     if values["low"] is None:
-        return f"{percent(values['mean'])} (one seed)"
-    low, high = (f"{100 * max(0.0, end):.1f}" if end < 1 else "100" for end in (values["low"], values["high"]))
-    return f"{percent(values['mean'])} ({low}–{high})"
+        return f"{percent(values['mean'], digits)} (one seed)"
+    low, high = (f"{100 * max(0.0, end):.{digits}f}" if end < 1 else "100" for end in (values["low"], values["high"]))
+    return f"{percent(values['mean'], digits)} ({low}–{high})"
 
 
 def write_points(values: Mapping[str, Any]) -> str:

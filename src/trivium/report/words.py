@@ -24,7 +24,8 @@ def describe_study(results: Mapping[str, Any]) -> list[str]:
     elif not _finished(variants[baseline]):
         words.append(f"No run of {baseline} has finished, so there is nothing to compare the others with.")
     elif others:
-        words += [_tokens(results), _final(results)]
+        words += [_tokens(results)] if results["thresholds"] else []
+        words += [_final(results), *_likelihood(results)]
     elif len(variants) > 1:
         words.append(f"No run but those of {baseline} has finished, so there is nothing to compare it with.")
     words.append(_limits(results))
@@ -126,6 +127,26 @@ def _final(results: Mapping[str, Any]) -> str:
     return f"{text} No interval excludes zero: by their final score these runs do not tell the variants apart."
 
 
+def _likelihood(results: Mapping[str, Any]) -> list[str]:
+    """Compare the likelihood of whole solutions, which tells variants apart where few answers are right."""
+    variants, baseline = results["variants"], results["baseline"]
+    losses = {name: variant["solutions"]["loss"] for name, variant in variants.items() if variant.get("solutions")}
+    parts = []
+    for name, loss in losses.items():
+        difference = loss.get("difference") or {"mean": None}
+        if difference["mean"] is None:
+            continue
+        parts.append(f"{name} {difference['mean']:+.4f}")
+        if difference["low"] is not None:
+            parts[-1] += f" ({difference['low']:+.4f} to {difference['high']:+.4f})"
+    if not parts:
+        return []
+    return [
+        f"Whole solutions of new problems cost {baseline} {losses[baseline]['mean']:.4f} nats a token; the others "
+        f"beyond that, paired by seed: {', '.join(parts)}."
+    ]
+
+
 def _limits(results: Mapping[str, Any]) -> str:
     variants = results["variants"]
     seeds = max((_finished(variant) for variant in variants.values()), default=0)
@@ -137,6 +158,8 @@ def _limits(results: Mapping[str, Any]) -> str:
         text = "One seed gives no interval: what differs here may be chance."
     elif seeds < 5:
         text += f" {seeds} seeds make wide intervals."
+    if any(variant.get("pretraining") for variant in variants.values()):
+        text += " Each variant was pretrained once: what another pretraining would change is in no interval."
     if any(tuned):
         text += f" Each variant took the best of the same {max(tuned)} learning rates, on seeds that are not reported."
     elif len(rates) == 1:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from trivium.report.study import write_study_page
 from trivium.study.jobs import TRAIN, Event, Failure, Job, Plan, Workers, available_cores, plan
 from trivium.study.recipe import CompareConfig, Recipe
 from trivium.study.results import SCHEMA, Entry, collect
-from trivium.study.variants import Variant, expand, nearly_equal
+from trivium.study.variants import Variant, expand, folder_name, nearly_equal, prefixed
 from trivium.train.distributed import world_of_environment
 from trivium.train.precision import choose_device
 from trivium.train.prepare import prepare
@@ -64,9 +65,11 @@ def compare(
     choose_device(recipe.train.device)
     checked: list[Any] = []
     for variant in variants:
-        if variant.config.task not in checked:
-            prepare(variant.config)  # what is wrong shows before the first of many runs
-            checked.append(variant.config.task)
+        for where, config in (("", variant.config), ("pretrain: ", variant.pretraining)):
+            if config is not None and config.task not in checked:
+                with prefixed(where):
+                    prepare(config)  # what is wrong shows before the first of many runs
+                checked.append(config.task)
     folder = Path(runs_dir) / recipe.folder_name
     on_event = on_progress or (lambda event: None)
     with _hold(folder) as lock:
@@ -75,6 +78,7 @@ def compare(
         study = _Study(recipe, variants, folder, using, on_event, command or sys.argv, only)
         with Workers(using, folder / "workers.log", keep_open=[lock], target=target) as workers:
             try:
+                study.pretrain(workers)
                 study.tune(workers)
                 study.train(workers)
             except KeyboardInterrupt:
@@ -105,18 +109,40 @@ class _Study:
         self.command = _command(command)
         self.only = set(only) or {variant.name for variant in variants}
         self.entries = [Entry(variant, variant.config.train.learning_rate) for variant in variants]
-        self.tuning_failures: list[dict[str, Any]] = []
+        self.early_failures: list[dict[str, Any]] = []  # of runs before those that are reported
         self.notes = nearly_equal(variants)
         for note in self.notes:
             _log.warning("%s", note)
+
+    def pretrain(self, workers: Workers) -> None:
+        """Train what comes before the runs of each variant; a variant whose pretraining fails has no runs."""
+        jobs: dict[str, Entry] = {}
+        order: list[Job] = []
+        for entry in self.entries:
+            run = entry.variant.pretraining
+            if run is None:
+                continue
+            job = Job(run, self.folder / folder_name(entry.variant.name, run, pretraining=True))
+            if self._wants(entry, job):
+                jobs[job.name] = entry
+                order.append(job)
+        # One a device: such runs fill it, and their tokens/s are then those of a run alone.
+        for name, failure in self._run(workers, order, side_by_side=len(self.using.devices) or None).items():
+            entry = jobs[name]
+            if failure is None:
+                entry.pretraining = self.folder / name
+            else:
+                self.early_failures.append(
+                    {"run": name, "variant": entry.variant.name, "seed": None, "error": failure.message}
+                )
 
     def tune(self, workers: Workers) -> None:
         """Try the grid of learning rates with the tuning seeds, and let each variant take its best."""
         if not self.compare.tunes:
             return
         plans = [
-            (entry, rate, [self._job(entry.variant, seed, rate) for seed in self.compare.tuning_seeds])
-            for entry in self.entries
+            (entry, rate, [self._job(entry, seed, rate, tuning=True) for seed in self.compare.tuning_seeds])
+            for entry in self._ready()
             for rate in self.compare.learning_rates
         ]
         outcomes = self._run(workers, [job for entry, _, jobs in plans for job in jobs if self._wants(entry, job)])
@@ -126,7 +152,7 @@ class _Study:
             errors = {job.name: outcomes[job.name] for job in jobs if outcomes[job.name] is not None}
             entry.tuning.append(_tuned(rate, jobs, errors))
             # A rate at which training diverges is what a grid is there to find; other failures are not.
-            self.tuning_failures += [
+            self.early_failures += [
                 {"run": name, "variant": entry.variant.name, "seed": None, "error": failure.message}
                 for name, failure in errors.items()
                 if failure is not None and not failure.diverged
@@ -144,10 +170,10 @@ class _Study:
         order: list[Job] = []
         # Seed by seed, so that an interrupted study has all variants of its first seeds.
         for seed in self.compare.seeds:
-            for entry in self.entries:
+            for entry in self._ready():
                 if self.compare.tunes and not any(row["chosen"] for row in entry.tuning):
                     continue
-                job = self._job(entry.variant, seed, entry.learning_rate)
+                job = self._job(entry, seed, entry.learning_rate)
                 if not self._wants(entry, job):
                     continue
                 entry.folders[seed] = job.folder
@@ -162,7 +188,7 @@ class _Study:
         """Write results.json and report.html of what is there, and return the results."""
         length = self.recipe.task.build().max_length
         results = collect(self.recipe, self.entries, length=length)
-        failed = self.tuning_failures + results.pop("failed")
+        failed = self.early_failures + results.pop("failed")
         ended = "failed" if failed else "partial" if results["not_run"] else "finished"
         content = {
             "schema": SCHEMA,
@@ -181,15 +207,23 @@ class _Study:
         write_study_page(content, self.folder / "report.html")
         return content
 
+    def _ready(self) -> list[Entry]:
+        """Return the entries whose runs can be trained: all, or where the recipe pretrains those that were."""
+        return [entry for entry in self.entries if (entry.variant.pretraining is None) == (entry.pretraining is None)]
+
     def _wants(self, entry: Entry, job: Job) -> bool:
         """Say whether a run is trained now, or was by an earlier session."""
         return entry.variant.name in self.only or _is_finished(job)
 
-    def _job(self, variant: Variant, seed: int, learning_rate: float) -> Job:
-        run = variant.run(seed, learning_rate)
-        return Job(run, self.folder / variant.folder_name(run))
+    def _job(self, entry: Entry, seed: int, learning_rate: float, tuning: bool = False) -> Job:
+        run = entry.variant.run(seed, learning_rate)
+        if tuning and self.compare.tuning_examples is not None:
+            run = replace(run, evaluate=replace(run.evaluate, examples=self.compare.tuning_examples))
+        if entry.pretraining is not None:
+            run = replace(run, train=replace(run.train, init_from=entry.pretraining))
+        return Job(run, self.folder / entry.variant.folder_name(run))
 
-    def _run(self, workers: Workers, jobs: Sequence[Job]) -> dict[str, Failure | None]:
+    def _run(self, workers: Workers, jobs: Sequence[Job], side_by_side: int | None = None) -> dict[str, Failure | None]:
         outcomes: dict[str, Failure | None] = {}
         waiting = []
         for job in jobs:
@@ -198,7 +232,7 @@ class _Study:
                 self.on_event(Event("kept", job.name))
             else:
                 waiting.append(job)
-        return outcomes | workers.run(waiting, self.on_event)
+        return outcomes | workers.run(waiting, self.on_event, side_by_side)
 
     def _environment(self) -> dict[str, Any]:
         """Return the first run's environment, with "differs": what later runs recorded otherwise."""

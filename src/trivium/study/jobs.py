@@ -126,20 +126,22 @@ class Workers:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
         self._end(interrupted=error is not None)
 
-    def run(self, jobs: Sequence[Job], on_event: Callable[[Event], None]) -> dict[str, "Failure | None"]:
+    def run(
+        self, jobs: Sequence[Job], on_event: Callable[[Event], None], side_by_side: int | None = None
+    ) -> dict[str, "Failure | None"]:
         """Train `jobs` and return what went wrong with each by name, None for those that finished.
 
+        No more than `side_by_side` of them go at a time (default: as the plan says, which is the most).
         KeyboardInterrupt (also raised here for SIGTERM) leaves workers to be stopped by the context's end: each
         writes its checkpoint first.
         """
         waiting = deque(jobs)
         outcomes: dict[str, Failure | None] = {}
-        for worker in self._workers:
-            if worker.ready and waiting:
-                worker.give(waiting.popleft(), self.plan.threads)
+        most = min(self.plan.jobs, side_by_side or self.plan.jobs)
+        self._share(waiting, most)
         with _sigterm_interrupts():
             while len(outcomes) < len(jobs):
-                self._fill(len(jobs) - len(outcomes))
+                self._fill(min(most, len(jobs) - len(outcomes)))
                 worker, message = self._receive()
                 if message is None:
                     self._bury(worker, outcomes, on_event)
@@ -156,12 +158,19 @@ class Workers:
                     on_event(Event(message["event"], message["id"], message=message.get("error", "")))
                 else:
                     worker.stopped = message.get("error") or "it was asked to stop"
-                if message is not None and worker.ready and worker.job is None and waiting:
-                    worker.give(waiting.popleft(), self.plan.threads)
+                self._share(waiting, most)
         return outcomes
 
-    def _fill(self, unfinished: int) -> None:
-        while len(self._workers) < min(self.plan.jobs, unfinished):
+    def _share(self, waiting: deque[Job], most: int) -> None:
+        """Give what waits to workers that have nothing to do, until `most` of them have."""
+        busy = sum(worker.job is not None for worker in self._workers)
+        for worker in self._workers:
+            if waiting and busy < most and worker.ready and worker.job is None:
+                worker.give(waiting.popleft(), self.plan.threads)
+                busy += 1
+
+    def _fill(self, wanted: int) -> None:
+        while len(self._workers) < wanted:
             taken = [worker.device for worker in self._workers]
             device = min(self.plan.devices, key=taken.count) if self.plan.devices else None
             self._workers.append(_Worker(self, device, self._messages))

@@ -1,15 +1,17 @@
 """A recipe: one run, and the question that a study of several such runs answers."""
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from trivium.config import UserError, config_hash, from_dict, knob, load_yaml, set_path
+from trivium.evaluate.config import EvaluateConfig
 from trivium.registry import nearest
 from trivium.tasks.addition import AdditionConfig
-from trivium.train.config import RunConfig
+from trivium.tasks.base import Task, TaskConfig
+from trivium.train.config import RunConfig, TrainConfig
 
 # A variant's name becomes part of a folder's name.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+-]*")
@@ -33,6 +35,8 @@ class CompareConfig:
     """Grid on which every variant is tuned alike, each taking its best; empty: all use train.learning_rate."""
     tuning_seeds: tuple[int, ...] = (1000,)
     """Seeds of the tuning runs; none may be a reporting seed."""
+    tuning_examples: int | None = knob(None, affects_results="unless_default")
+    """Test problems that tuning runs are scored on; the choice is by validation, so few do (default: as the others)."""
     thresholds: tuple[float, ...] = knob((0.9, 0.99), affects_results=False)
     """Exact-match rates to which the tokens are counted."""
 
@@ -53,6 +57,8 @@ class CompareConfig:
         for key in ("seeds", "tuning_seeds"):
             if min(getattr(self, key), default=0) < 0:
                 raise UserError(f"{key}: seeds are whole numbers from 0 on, got {list(getattr(self, key))}")
+        if self.tuning_examples is not None and self.tuning_examples < 1:
+            raise UserError(f"tuning_examples: expected 1 or more, got {self.tuning_examples}")
         if any(rate <= 0 for rate in self.learning_rates):
             raise UserError(f"learning_rates: expected positive numbers, got {list(self.learning_rates)}")
         if any(not 0 < threshold <= 1 for threshold in self.thresholds):
@@ -75,9 +81,26 @@ class CompareConfig:
 
 
 @dataclass(frozen=True)
-class Recipe(RunConfig):
-    """A run's sections, and with `compare` a study of variants of that run."""
+class PretrainConfig:
+    """What a model learns before the recipe's own task: a run of its own, with whose weights the recipe's begins.
 
+    In a study every variant has one such run, which its seeds share.
+    """
+
+    task: TaskConfig
+    """What is learned first; its vocabulary is that of the recipe's task."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """How it is trained; its device and threads are the recipe's where they are left out."""
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    """How it is scored when this training ends."""
+
+
+@dataclass(frozen=True)
+class Recipe(RunConfig):
+    """A run's sections, with `pretrain` one that comes before it, and with `compare` a study of variants of it."""
+
+    pretrain: PretrainConfig | None = knob(None, affects_results="unless_default")
+    """What the model is trained on first."""
     compare: CompareConfig | None = None
     """The variants of a study."""
     name: str = knob("", affects_results=False)
@@ -86,11 +109,38 @@ class Recipe(RunConfig):
     def __post_init__(self):
         if self.name and not _NAME.fullmatch(self.name):
             raise UserError(f"name: a name is made of letters, digits, _, + and -, got {self.name!r}")
+        if self.pretrain is not None and self.train.init_from is not None:
+            raise UserError(
+                "train.init_from: given beside pretrain, with whose weights the run begins; those that pretraining "
+                "begins with are pretrain.train.init_from"
+            )
 
     @property
     def run(self) -> RunConfig:
         """The recipe's own run, without the study."""
         return RunConfig(**{field.name: getattr(self, field.name) for field in fields(RunConfig)})
+
+    def pretraining(
+        self, run: RunConfig, build: Callable[[TaskConfig], Task] = lambda task: task.build()
+    ) -> RunConfig | None:
+        """Return the run that comes before `run`, one of this recipe's; None without `pretrain`.
+
+        Raises UserError when the two differ in their vocabulary.
+        """
+        first = self.pretrain
+        if first is None:
+            return None
+        train = first.train
+        if train.device == "auto":
+            train = replace(train, device=run.train.device)
+        train = replace(train, threads=train.threads or run.train.threads)
+        theirs, ours = (build(task).alphabet for task in (first.task, run.task))
+        if theirs != ours:
+            raise UserError(
+                f"pretrain.task: its vocabulary of {len(theirs)} symbols is not that of task, of {len(ours)}; one "
+                "model learns both, so give both the same tokenizer"
+            )
+        return RunConfig(first.task, run.model, train, first.evaluate, run.track)
 
     @property
     def folder_name(self) -> str:

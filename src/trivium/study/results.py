@@ -8,9 +8,10 @@ from statistics import median
 from typing import Any
 
 from trivium.config import to_dict
-from trivium.evaluate.statistics import mean_interval
 from trivium.report.folder import read_metrics, read_result
+from trivium.study.intervals import interval
 from trivium.study.recipe import Recipe
+from trivium.study.solutions import over_seeds, paired_tests, solution_scores
 from trivium.study.variants import Variant
 
 SCHEMA = 1
@@ -32,6 +33,7 @@ class Entry:
     folders: dict[int, Path] = field(default_factory=dict)
     errors: dict[int, str] = field(default_factory=dict)
     tuning: list[dict[str, Any]] = field(default_factory=list)
+    pretraining: Path | None = None
 
 
 def collect(recipe: Recipe, entries: Sequence[Entry], *, length: int) -> dict[str, Any]:
@@ -43,7 +45,12 @@ def collect(recipe: Recipe, entries: Sequence[Entry], *, length: int) -> dict[st
     counted = "generated_tokens" if generated else "tokens"
     variants = {entry.variant.name: _variant(entry, thresholds, counted) for entry in entries}
     baseline = variants[compare.baseline]
+    folders = {entry.variant.name: entry.folders for entry in entries}
     for name, results in variants.items():
+        other = None if name == compare.baseline else baseline["seeds"]
+        if solutions := over_seeds(results["seeds"], other):
+            results["solutions"] = solutions
+            results["paired"] = {} if other is None else paired_tests(folders[name], folders[compare.baseline])
         sizes, reference = results["sizes"], baseline["sizes"]
         results["relative"] = {key: sizes[key] / reference[key] for key in ("parameters", "flops_per_token")}
         if name != compare.baseline:
@@ -99,7 +106,24 @@ def _variant(entry: Entry, thresholds: Sequence[float], counted: str) -> dict[st
         "by_pair": _by_pair([seed["by_pair"] for seed in done]),
         "generated_tokens_per_problem": interval([seed["generated_tokens_per_problem"] for seed in done]),
         "samples": first["samples"] if first else {"right": [], "wrong": []},
+        "peak_bytes": max((seed["peak_bytes"] for seed in done if seed.get("peak_bytes")), default=None),
+        **({} if variant.pretraining is None else {"pretraining": _pretraining(entry.pretraining)}),
         "tuning": entry.tuning,
+    }
+
+
+def _pretraining(folder: Path | None) -> dict[str, Any] | None:
+    """Return what the run before a variant's own ones came to, None while there is none that finished."""
+    result = None if folder is None else read_result(folder)
+    if folder is None or result is None:
+        return None
+    rows = [row for row in read_metrics(folder) if row.get("split") == "validation"]
+    evaluation = result["evaluation"]
+    return {
+        "run": folder.name,
+        "curve": {key: [_finite(row.get(key)) for row in rows] for key in ("step", "tokens", "loss")},
+        **{key: evaluation.get(key) for key in ("loss", "perplexity", "token_accuracy", "exact_match")},
+        **{key: result.get(key) for key in ("tokens", "seconds", "tokens_per_second", "peak_bytes", "precision")},
     }
 
 
@@ -128,11 +152,22 @@ def _seed(folder: Path, error: str | None, thresholds: Sequence[float], counted:
         "by_length": evaluation.get("by_length") or {},
         "by_pair": evaluation.get("by_pair") or {},
         "published": evaluation.get("published") or {},
+        "solutions": solution_scores(evaluation),
+        "constant": evaluation.get("constant"),
         "generated_tokens_per_problem": evaluation["generated_tokens_per_problem"],
         "samples": evaluation.get("samples") or {"right": [], "wrong": []},
         **{
             key: result.get(key)
-            for key in ("tokens", "generated_tokens", "seconds", "tokens_per_second", "precision", "threads", "device")
+            for key in (
+                "tokens",
+                "generated_tokens",
+                "seconds",
+                "tokens_per_second",
+                "peak_bytes",
+                "precision",
+                "threads",
+                "device",
+            )
         },
     }
 
@@ -149,14 +184,6 @@ def tokens_to(tokens: Sequence[float], exact_match: Sequence[float | None], thre
             return before[0] + (count - before[0]) * (threshold - before[1]) / (rate - before[1])
         before = (count, rate)
     return None
-
-
-def interval(values: Sequence[float]) -> dict[str, Any]:
-    """Return {"mean", "low", "high", "values"}: Student's t over seeds; nulls where there are too few of them."""
-    if not values:
-        return {"mean": None, "low": None, "high": None, "values": []}
-    mean, low, high = mean_interval(values)
-    return {"mean": mean, "low": low, "high": high, "values": list(values)}
 
 
 def difference(seeds: Mapping[str, Any], baseline: Mapping[str, Any]) -> dict[str, Any]:

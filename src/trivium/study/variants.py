@@ -1,6 +1,7 @@
 """From a recipe to runs of matched size: each variant is the recipe's model with one thing changed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from itertools import combinations
 from typing import Any
@@ -12,6 +13,7 @@ from trivium.model.layers import parse_layers
 from trivium.model.sizing import describe, match
 from trivium.registry import nearest
 from trivium.study.recipe import CompareConfig, Recipe
+from trivium.tasks.base import Task, TaskConfig
 from trivium.train.config import ChainRemovalConfig, RolloutConfig, RunConfig
 from trivium.train.objectives import has_chain
 
@@ -39,7 +41,7 @@ _SHARED = ("width", "heads", "feedforward", "norm", "tied", "dropout", "max_leng
 @dataclass(frozen=True)
 class Variant:
     """One side of a comparison: its sized run, what that costs at `length` tokens, the longest of its task, and what it
-    was matched to."""
+    was matched to, and the run that comes before it if the recipe has one."""
 
     name: str
     config: RunConfig
@@ -49,6 +51,7 @@ class Variant:
     overrides: Mapping[str, Any] = field(default_factory=dict)
     match: str | None = None
     to: str | None = None
+    pretraining: RunConfig | None = None
 
     def run(self, seed: int, learning_rate: float | None = None) -> RunConfig:
         """Return the run of this variant with `seed`, and with `learning_rate` if it is given."""
@@ -59,7 +62,12 @@ class Variant:
 
     def folder_name(self, run: RunConfig) -> str:
         """Return the name of the folder of `run`."""
-        return f"{self.name}-s{run.train.seed}-{config_hash(run)}"
+        return folder_name(self.name, run)
+
+
+def folder_name(name: str, run: RunConfig, *, pretraining: bool = False) -> str:
+    """Return the name of the folder of a run of the variant `name`, or of the run that comes before it."""
+    return f"{name}{'-pretraining' if pretraining else ''}-s{run.train.seed}-{config_hash(run)}"
 
 
 def expand(recipe: Recipe) -> list[Variant]:
@@ -76,26 +84,44 @@ def expand(recipe: Recipe) -> list[Variant]:
     written = base.task.written_by
     plans = {name: _plan(name, overrides, compare, written) for name, overrides in compare.variants.items()}
     sized: dict[str, Variant] = {}
+    build = _Tasks()
     for name in _order(plans):
         plan = plans[name]
         config = _resolve(base, plan)
-        with _naming(name):
-            task = config.task.build()
+        with prefixed(f"compare.variants.{name}: "):
+            task = build(config.task)
             length = task.max_length
             context = model_context(task, config.model, config.evaluate.longest)
             if plan.to is not None:
                 config = replace(config, model=_match(config.model, context, plan, sized[plan.to], length))
             sizes = describe(config.model, context, length)
-        sized[name] = replace(plan, config=config, sizes=sizes, mixer=_mixer(config.model), length=length)
+            first = recipe.pretraining(config, build)
+        sized[name] = replace(
+            plan, config=config, sizes=sizes, mixer=_mixer(config.model), length=length, pretraining=first
+        )
     variants = [sized[name] for name in plans]
     for one, other in combinations(variants, 2):
         length = one.length
-        if _equal(one, other, has_chain(one.config.task.build())):
+        if _equal(one, other, has_chain(build(one.config.task))):
             raise UserError(
                 f"compare.variants: {one.name!r} and {other.name!r} are the same at this task's {length} tokens, so "
                 "one is no control for the other; change its window, its mixer or its match"
             )
     return variants
+
+
+class _Tasks:
+    """Builds each task once: those of files read and tokenise all of them."""
+
+    def __init__(self):
+        self._built: list[tuple[TaskConfig, Task]] = []
+
+    def __call__(self, config: TaskConfig) -> Task:
+        for known, task in self._built:
+            if known == config:
+                return task
+        self._built.append((config, config.build()))
+        return self._built[-1][1]
 
 
 def nearly_equal(variants: Sequence[Variant]) -> list[str]:
@@ -167,18 +193,13 @@ def _order(plans: Mapping[str, Variant]) -> list[str]:
     return ordered
 
 
-class _naming:
-    """Context that puts the variant's key path before a UserError."""
-
-    def __init__(self, name: str):
-        self.where = f"compare.variants.{name}"
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, UserError):
-            raise UserError(f"{self.where}: {error}") from None
+@contextmanager
+def prefixed(where: str) -> Iterator[None]:
+    """Put `where` before the words of a UserError."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where}{error}") from None
 
 
 def _resolve(base: RunConfig, plan: Variant) -> RunConfig:

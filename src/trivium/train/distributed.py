@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 import torch
 import torch.distributed as dist
@@ -24,6 +25,8 @@ T = TypeVar("T")
 
 # Others wait at a collective while the first process evaluates and writes.
 _PATIENCE = timedelta(hours=2)
+
+_parallel: WeakSet[DistributedDataParallel] = WeakSet()
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,19 @@ def join(world: World, device: torch.device) -> None:
     else:
         dist.init_process_group("gloo", timeout=_PATIENCE)
     # Not after each run: a group that is made a second time may find the addresses of the first.
-    atexit.register(dist.destroy_process_group)
+    atexit.register(leave)
+
+
+def leave() -> None:
+    """Take leave of the other processes.
+
+    What averages gradients (DDP's reducer) goes first: as the last to hold the group it would wait, with Python's lock,
+    for the group's threads, which may wait for that lock. It may have outlived its run in the frames of an error.
+    """
+    for model in _parallel:
+        del model.reducer, model.logger
+    _parallel.clear()
+    dist.destroy_process_group()
 
 
 def parallel(model: nn.Module, world: World, device: torch.device) -> nn.Module:
@@ -70,7 +85,9 @@ def parallel(model: nn.Module, world: World, device: torch.device) -> nn.Module:
     # torch 2.13 renamed the option and warns of its old name.
     renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
     unsent: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
-    return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True, **unsent)
+    made = DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True, **unsent)
+    _parallel.add(made)
+    return made
 
 
 def exchange(model: nn.Module, last: bool) -> Any:

@@ -29,7 +29,7 @@ from trivium.train.config import RunConfig
 from trivium.train.distributed import from_first, join, parallel, sum_over_processes, world_of_environment
 from trivium.train.environment import describe_environment, tell_changes
 from trivium.train.groups import grouped, num_weights, set_training
-from trivium.train.memory import keep_freed_memory
+from trivium.train.memory import keep_freed_memory, peak_bytes, reset_peak
 from trivium.train.mixtures import mixtures_of
 from trivium.train.optim import build_optimizer, set_learning_rates
 from trivium.train.precision import Precision, choose_device, choose_precision
@@ -105,6 +105,7 @@ def train(
         keep_freed_memory()
 
         forget()  # what an earlier run of this process chose
+        reset_peak(device)
         torch.manual_seed(options.seed)
         model = config.model.build(made.context).to(device).train()
         backends: dict[str, str] = getattr(config.model, "backends", {})
@@ -338,7 +339,8 @@ def train(
             raise request.at_once(request.signal)
 
         mixtures.spread()  # a model that never got so far computes the same with them
-        return from_first(world, lambda: _finish(run, model, task, made.context, at, precision))
+        peak = peak_bytes(device)
+        return from_first(world, lambda: _finish(run, model, task, made.context, at, precision, peak))
 
 
 def _finish(
@@ -348,11 +350,14 @@ def _finish(
     context: ModelContext,
     at: Position,
     precision: Precision,
+    peak: int | None,
 ) -> dict[str, Any]:
     """Save and score the trained model; return what result.json holds."""
     config = run.config
     save_model(run.model, model, config.task)
-    evaluation = evaluate(model, task, config.evaluate, split="test", chain_loss=config.train.chain_loss)
+    answers: list[dict[str, Any]] | None = [] if config.evaluate.keep_answers else None
+    scored = {"split": "test", "chain_loss": config.train.chain_loss, "answers": answers}
+    evaluation = evaluate(model, task, config.evaluate, **scored)
     result = {
         "status": "finished",
         "step": at.step,
@@ -361,6 +366,7 @@ def _finish(
         "generated_tokens": at.generated,
         "seconds": at.seconds,
         "tokens_per_second": at.tokens / at.seconds,
+        "peak_bytes": peak,
         "parameters": config.model.num_params(context),
         "trained_parameters": num_weights(grouped(model, config.train))["trained"],
         "flops_per_token": config.model.flops_per_token(context, context.max_length),
@@ -375,7 +381,7 @@ def _finish(
     }
     samples = [{"verdict": name, **sample} for name in ("right", "wrong") for sample in evaluation["samples"][name]]
     record_training(run.model, training_record(to_dict(config), result))
-    run.write_result(result, samples)
+    run.write_result(result, samples, answers or None)
     return json.loads(json.dumps(result))
 
 

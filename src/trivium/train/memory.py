@@ -1,7 +1,9 @@
-"""How the C library treats memory that a training step frees."""
+"""Memory: how the C library treats what a training step frees, and the most that a run held on its device."""
 
 import ctypes
 import sys
+
+import torch
 
 # mallopt(3), from glibc's malloc.h.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
@@ -20,3 +22,14 @@ def keep_freed_memory() -> bool:
         return False
     told = [mallopt(_MMAP_THRESHOLD, 1 << 30), mallopt(_TRIM_THRESHOLD, (1 << 31) - 1), mallopt(_TOP_PAD, 1 << 26)]
     return all(told)
+
+
+def reset_peak(device: torch.device) -> None:
+    """Begin to count what a run holds on `device`."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_bytes(device: torch.device) -> int | None:
+    """Return the most bytes of tensors that this process held on `device` since `reset_peak`; None on a processor."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None

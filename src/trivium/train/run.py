@@ -1,6 +1,7 @@
 """The folder of one run: its configuration, environment, metrics, checkpoints, model and result.
 
     config.yaml  environment.json  metrics.jsonl  checkpoints/step-N/  model/  samples.jsonl  result.json
+    answers.jsonl, with evaluate.keep_answers
 
 result.json is written last: a folder that has it is finished.
 """
@@ -33,12 +34,13 @@ from trivium.train.config import RunConfig
 from trivium.train.mixtures import for_reading
 from trivium.train.objectives import decoding_of
 
-CONFIG, ENVIRONMENT, METRICS, RESULT, SAMPLES = (
+CONFIG, ENVIRONMENT, METRICS, RESULT, SAMPLES, ANSWERS = (
     "config.yaml",
     "environment.json",
     "metrics.jsonl",
     "result.json",
     "samples.jsonl",
+    "answers.jsonl",
 )
 _LOCK = "run.lock"
 
@@ -77,9 +79,13 @@ class Run:
         """Record what the run depends on."""
         write_whole(self.folder / ENVIRONMENT, json.dumps(environment, indent=1) + "\n")
 
-    def write_result(self, result: dict[str, Any], samples: list[dict[str, Any]]) -> None:
-        """Write samples.jsonl, then result.json, which marks the run as finished."""
-        write_whole(self.folder / SAMPLES, "".join(json.dumps(sample) + "\n" for sample in samples))
+    def write_result(
+        self, result: dict[str, Any], samples: list[dict[str, Any]], answers: list[dict[str, Any]] | None = None
+    ) -> None:
+        """Write samples.jsonl and any answers.jsonl, then result.json, which marks the run as finished."""
+        for name, rows in ((SAMPLES, samples), (ANSWERS, answers)):
+            if rows is not None:
+                write_whole(self.folder / name, "".join(json.dumps(row) + "\n" for row in rows))
         write_whole(self.folder / RESULT, json.dumps(result, indent=1) + "\n")
 
     def open(self) -> None:

@@ -1,0 +1,143 @@
+"""Processes that start at once: forks of one that has imported torch and trained once.
+
+A fresh interpreter needs seconds for that, and what these tests are about (signals, kills, locks) needs a process of
+its own and not a fresh one.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# For each line on standard input, fork a process that runs its code as `python -c` would. Between the two stands one
+# that waits, and writes the exit status when there is one: this process itself has no threads and waits for nobody.
+SERVER = """
+import json, os, signal, sys, tempfile, traceback
+from pathlib import Path
+
+import trivium.commands.train, trivium.study.compare
+from tests.train.tiny import tiny_config
+from trivium.train.loop import train
+
+def run(order):
+    for number, name in ((0, os.devnull), (1, order["out"]), (2, order["err"])):
+        os.dup2(os.open(name, os.O_RDWR | os.O_CREAT, 0o644), number)
+    sys.stdin = open(0, closefd=False)
+    sys.argv = ["-c", *order["arguments"]]
+    try:
+        exec(compile(order["code"], "<string>", "exec"), {"__name__": "__main__"})
+    except SystemExit as stop:
+        if stop.code is None or isinstance(stop.code, int):
+            return stop.code or 0
+        print(stop.code, file=sys.stderr)
+        return 1
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+with tempfile.TemporaryDirectory() as folder:
+    train(tiny_config(steps=1, warmup=0), Path(folder) / "run")
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+print("ready", flush=True)
+for line in sys.stdin:
+    order = json.loads(line)
+    if os.fork() == 0:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        child = os.fork()
+        if child == 0:
+            status = run(order)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+        print(child, flush=True)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        Path(order["status"] + ".part").write_text(str(status))
+        os.replace(order["status"] + ".part", order["status"])
+        os._exit(0)
+"""
+
+
+class Forked:
+    """A process that runs; its name among others is `pid`."""
+
+    def __init__(self, pid: int, files: dict[str, Path]):
+        self.pid = pid
+        self._files = files
+
+    def poll(self) -> int | None:
+        """Return the exit status, negative for a signal, or None while it runs."""
+        return int(self._files["status"].read_text()) if self._files["status"].exists() else None
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal."""
+        os.kill(self.pid, number)
+
+    def wait(self, timeout: float = 60) -> int:
+        """Return the exit status when there is one."""
+        deadline = time.monotonic() + timeout
+        while (status := self.poll()) is None:
+            assert time.monotonic() < deadline, f"it did not end: {self.err}"
+            time.sleep(0.01)
+        return status
+
+    @property
+    def out(self) -> str:
+        """What it has printed."""
+        return self._files["out"].read_text()
+
+    @property
+    def err(self) -> str:
+        """What it has printed to standard error."""
+        return self._files["err"].read_text()
+
+
+class Warm:
+    """The process that is forked from."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", SERVER],
+            env=environment,
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.number = 0
+        assert self._line() == "ready\n"
+
+    def _line(self) -> str:
+        stdout: Any = self.process.stdout
+        return stdout.readline()
+
+    def start(self, code: str, *arguments: object) -> Forked:
+        """Run `code` as `python -c code *arguments` would."""
+        self.number += 1
+        files = {name: self.folder / f"{self.number}.{name}" for name in ("out", "err", "status")}
+        order = {"code": code, "arguments": [str(argument) for argument in arguments]}
+        stdin: IO[str] | Any = self.process.stdin
+        stdin.write(json.dumps(order | {name: str(path) for name, path in files.items()}) + "\n")
+        stdin.flush()
+        return Forked(int(self._line()), files)
+
+    def close(self) -> None:
+        """End the process that is forked from."""
+        self.process.communicate(timeout=60)
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The process that is forked from, started when the first test asks for it."""
+    made = Warm(tmp_path_factory.mktemp("warm"))
+    yield made
+    made.close()
