@@ -316,12 +316,13 @@ def test_a_step_in_place_gives_what_the_operator_gives(name: str, decay: str):
     assert state.data_ptr() == place
 
 
-def test_fla_may_load_what_torch_deprecates_and_no_other_warning_is_hushed(
+def test_fla_may_load_with_the_two_warnings_that_it_brings_and_no_other_is_hushed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     said = "`torch.jit.script_method` is deprecated. Please switch to `torch.compile` or `torch.export`."
     for module, message in (("fla_of_now", said), ("fla_of_then", "`torch.jit.script` is deprecated.")):
-        text = f"import warnings\nwarnings.warn({message!r}, DeprecationWarning)\n"
+        text = "import warnings\nwarnings.warn('Flash Attention is not installed.', ImportWarning)\n"
+        text += f"warnings.warn({message!r}, DeprecationWarning)\n"
         (tmp_path / f"{module}.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
     assert recurrence.import_fla("fla_of_now") is sys.modules["fla_of_now"]

@@ -51,7 +51,7 @@ def test_output_state_and_every_gradient_equal_the_recurrence(
     found = [] if refused else results(name, arguments, backend="fla", documents=ids)
     with torch.no_grad():  # a few tokens take the recurrent kernel
         o, state = OPERATORS[name](**arguments, backend="fla", documents=ids)
-    names = ("o", "state", *arguments)
+    names = ("o", "final state", *arguments)  # then gradients, by the arguments' names
     errors = {key: off(mine, theirs) for key, mine, theirs in zip(names, found, wanted, strict=not refused)}
     errors |= {"o without gradient": off(o, wanted[0]), "state without gradient": off(state, wanted[1])}
     assert max(errors.values()) <= TOLERANCE[dtype], errors

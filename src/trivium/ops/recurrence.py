@@ -159,14 +159,16 @@ def in_packed_rows(
 
 
 def import_fla(name: str) -> ModuleType:
-    """Import a module of flash-linear-attention; what torch itself deprecates on the way there raises nothing.
+    """Import a module of flash-linear-attention; two warnings of the way there that concern no user raise nothing.
 
-    fla decorates functions with torch.compile, and torch 2.11's compiler then loads scripted classes of its own.
+    fla decorates functions with torch.compile, and torch 2.11's compiler then loads scripted classes of its own, which
+    torch deprecates; and fla says that other layers of its would like flash-attn.
     """
     if name in sys.modules:
         return sys.modules[name]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"`torch\.jit\.script_method` is", DeprecationWarning)
+        warnings.filterwarnings("ignore", "Flash Attention is not installed", ImportWarning)
         return import_module(name)
 
 
