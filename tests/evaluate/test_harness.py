@@ -40,7 +40,7 @@ OUTPUTS = (
 
 def written(folder: Path, data: Path, old: str = "", new: str = "") -> Path:
     """Write the task file of the data page, its data at `data`."""
-    text = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)[-1]
+    text = re.findall(r"```yml\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)[-1]
     assert "data/gsm8k/test.jsonl" in text
     assert old in text
     path = folder / "task.yaml"

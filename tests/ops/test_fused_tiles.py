@@ -36,7 +36,13 @@ def norm_linear_bytes(tiles: launch.Tiles, inner: int) -> int:
 
 
 def test_every_tiling_of_norm_linear_fits_the_shared_memory_of_the_chip():
-    cases = {(launch.norm_linear_tiles(m, d, n), d) for m in ROWS for d in WIDTHS for n in OUTER}
+    cases = {
+        (launch.norm_linear_tiles(m, d, n, act), d)
+        for m in ROWS
+        for d in WIDTHS
+        for n in OUTER
+        for act in (False, True)
+    }
     found = {case: norm_linear_bytes(*case) for case in cases}
     assert 0 < max(found.values()) <= SHARED, found
 

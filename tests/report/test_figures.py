@@ -4,20 +4,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trivium.report.axes import short_count
 from trivium.report.figures import (
-    PLAIN,
-    Row,
-    Series,
     intervals,
     learning_curves,
     length_curves,
     length_map,
     save,
-    short_count,
-    styles,
     to_svg,
 )
 from trivium.report.spread import spread
+from trivium.report.style import PLAIN, Row, Series, styles
 
 NAMES = {"attention": "attention", "local": "local", "simplicial": "simplicial", "attention_flops": "attention"}
 

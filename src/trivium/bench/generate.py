@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -109,7 +110,7 @@ def bench_generate(
         "digits": digits,
         "prompt_tokens": setting.prompts_BT.shape[1],
         "new_tokens": setting.new_tokens,
-        "environment": {**describe_environment(device), "transformers": _version()},
+        "environment": {**describe_environment(device), "transformers": version("transformers")},
         "operators": dispatch.chosen(),
         "threads": threads or before,
         "repeats": repeats,
@@ -122,12 +123,12 @@ def bench_generate(
 def make_setting(shape: Shape, device: torch.device, problems: int = PROBLEMS) -> Setting:
     """Return both programs' model with the same lively weights in float32, and prompts of one length."""
     try:
-        import transformers
+        from transformers.utils import logging
     except ImportError as error:
         raise UserError(
             f"bench generate: transformers is not installed ({error}); pip install 'trivium[hf]' brings it"
         ) from None
-    transformers.logging.set_verbosity_error()
+    logging.set_verbosity_error()
     task, config = shape.task.build(), shape.model()
     torch.manual_seed(0)
     ours = config.build(model_context(task, config)).eval()
@@ -171,7 +172,9 @@ def our_generator(setting: Setting, batch: int) -> Generator:
 def our_answers(setting: Setting, generator: Generator, prompts_BT: Tensor) -> np.ndarray:
     """Return our tokens (B, N), filled up with the end token."""
     tokens_BN, counts_B, *_ = generator.arrays(prompts_BT)
-    tokens_BN = np.pad(tokens_BN, ((0, 0), (0, setting.new_tokens - tokens_BN.shape[1])))
+    missing = setting.new_tokens - tokens_BN.shape[1]
+    if missing:
+        tokens_BN = np.pad(tokens_BN, ((0, 0), (0, missing)))
     return np.where(np.arange(setting.new_tokens) < counts_B[:, None], tokens_BN, setting.end_id)
 
 
@@ -266,9 +269,3 @@ def _time(setting: Setting, answer: Callable[[Tensor], np.ndarray], batch: int, 
             break
     cell.tokens_per_second.append(tokens / (time.perf_counter() - began))
     cell.prompts = prompts
-
-
-def _version() -> str:
-    import transformers
-
-    return transformers.__version__

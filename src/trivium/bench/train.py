@@ -14,6 +14,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -136,7 +137,7 @@ def bench_train(
         "benchmark": "train",
         "environment": {
             **describe_environment(torch.device(timed[-1].device)),
-            "transformers": _transformers_version(),
+            "transformers": version("transformers"),
         },
         "threads": threads,
         "repeats": repeats,
@@ -154,12 +155,6 @@ def _require_transformers() -> None:
         raise UserError(
             f"bench train: transformers' Trainer is not installed ({error}); pip install 'trivium[hf]' brings it"
         ) from None
-
-
-def _transformers_version() -> str:
-    import transformers
-
-    return transformers.__version__
 
 
 def check_first_loss(shape: Shape) -> dict[str, float]:

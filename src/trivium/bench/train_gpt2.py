@@ -7,6 +7,7 @@ backward, counting exactly the allowed pairs) stand against a product of 8192^3 
 import json
 import tempfile
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
@@ -271,7 +272,7 @@ def bench_gpt2(
         row["note"] += f"; 2-simplicial attention {share['share']:.0%} of the step"
     return {
         "benchmark": "train",
-        "environment": {**describe_environment(torch.device(shape.device)), "transformers": _transformers_version()},
+        "environment": {**describe_environment(torch.device(shape.device)), "transformers": version("transformers")},
         "threads": threads,
         "repeats": repeats,
         "unit": "steps/s, median of the repeats",
@@ -279,9 +280,3 @@ def bench_gpt2(
         "matmul_tflops": rate / 1e12,
         "rows": [row],
     }
-
-
-def _transformers_version() -> str:
-    import transformers
-
-    return transformers.__version__

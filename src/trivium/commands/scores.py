@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 
 def _rate(rate: Mapping[str, Any]) -> str:
@@ -50,16 +49,14 @@ def show_text(found: Mapping[str, Any]) -> None:
 
 
 def show_harness(results: Mapping[str, Any]) -> None:
-    """Print the harness's metrics by task."""
-    table = Table(title=f"lm-evaluation-harness {results['version']}")
-    for column in ("task", "version", "metric", "value", "standard error", "problems"):
-        table.add_column(column, justify="left" if column in ("task", "metric") else "right")
+    """Print the harness's metrics by task, a line for each."""
+    console = Console()
+    console.print(f"lm-evaluation-harness {results['version']}")
     for name, task in results["tasks"].items():
+        problems = f"{task['problems']:,} problems" if task["problems"] is not None else "a group"
         for metric, value in task["metrics"].items():
             error = task["errors"].get(metric)
-            told = "–" if error is None else f"{error:.4f}"
-            table.add_row(name, str(task["version"]), metric, f"{value:.4f}", told, str(task["problems"]))
-    console = Console()
-    console.print(table)
+            told = "" if error is None else f", standard error {error:.4f}"
+            console.print(f"{name}, {metric}: {value:.4f} ({problems}{told})", markup=False, soft_wrap=True)
     if results["cut"]:
         console.print(f"{results['cut']:,} requests were longer than the model reads, and were cut")

@@ -198,7 +198,7 @@ def run_harness(
 
 
 def _metrics(found: Any, name: str) -> dict[str, Any]:
-    values = {key: value for key, value in found["results"][name].items() if isinstance(value, int | float)}
+    values = {key: float(value) for key, value in found["results"][name].items() if isinstance(value, int | float)}
     is_error = {key: "_stderr," in key for key in values}
     return {
         "version": found["versions"].get(name),

@@ -201,15 +201,17 @@ class FixedAnswers:
             self._uniform_BN[:, : uniform_BN.shape[1]] = uniform_BN
         self._read_prompts(prompts)
         lengths_B, finished = prompts.lengths_B.copy(), _Finished(self.device)
-        for index in range(1, num_passes):
-            if finished.seen():
-                break
-            self._run("pass", self._pass)
-            lengths_B += per_pass
+        # Whether all rows have ended is asked behind so many passes: until then one graph may hold them all.
+        together, made = (LOOK_EVERY if self._streams_whole() else 1), 1
+        while made < num_passes and not finished.seen():
+            count = min(together, num_passes - made)
+            self._run(("passes", count), lambda count=count: self._passes(count))
+            made += count
+            lengths_B += per_pass * count
             work = self.model.settling(lengths_B)
             if work is not None:
                 self._run(work, lambda work=work: self.model.settle(self.state, self._read_B, work))
-            if index % LOOK_EVERY == 0:
+            if (made - 1) % LOOK_EVERY == 0:
                 finished.look(self._all_done)
         # The next call writes where this one did.
         return tuple(None if x is None else x[:given].clone() for x in (self._tokens_BN, self._shares_BN))  # pyright: ignore[reportReturnType]
@@ -246,6 +248,10 @@ class FixedAnswers:
     def _streams_whole(self) -> bool:
         """Say whether no value decides what reading a prompt computes; where chunks are settled, lengths do."""
         return type(self.model).settling is LanguageModel.settling
+
+    def _passes(self, count: int) -> None:
+        for _ in range(count):
+            self._pass()
 
     def _pass(self) -> None:
         self._read_B.copy_(self._added_B)

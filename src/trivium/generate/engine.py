@@ -65,6 +65,7 @@ class Generator:
         self.wanted = Wanted(end_id, temperature, seed, probabilities or model.decoding.shift > 0)
         self.model, self.max_new_tokens, self.batch = model, max_new_tokens, batch
         self._kept: dict[int, FixedAnswers] = {}  # by rows
+        self._modules = tuple(model.modules())
 
     def __call__(self, prompts: Sequence[Sequence[int]]) -> list[Generation]:
         """Continue each of `prompts`; results in the given order."""
@@ -103,15 +104,14 @@ class Generator:
         at_once = served_at_once(device_of(model))
         answers = self._answers(lengths_B, min(self.batch, count)) if at_once else EagerAnswers(model, self.wanted)
         found: list[Found] = []
-        with evaluating(model), torch.inference_mode():
+        with evaluating(model, self._modules), torch.inference_mode():
             for start in range(0, count, self.batch):
                 rows = order_B[start : start + self.batch]
                 tokens = tokens_BT if len(rows) == count else tokens_BT[torch.from_numpy(rows)]
                 tokens = tokens[:, : int(lengths_B[rows].max())]
                 found.append(answers(Prompts(tokens, lengths_B[rows], budgets_B[rows], rows)))
-        back_B = np.argsort(order_B)
         tokens_BN, shares_BN = (
-            _joined([each[index] for each in found], self.wanted.end_id, back_B) for index in (0, 1)
+            _joined([each[index] for each in found], self.wanted.end_id, order_B) for index in (0, 1)
         )
         assert tokens_BN is not None
         if whole:
@@ -179,10 +179,14 @@ def check_length(prompt: int, room: int, answer: int = 0, least: int = 1) -> Non
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put every module of `model` into eval mode, and each back into its own afterwards."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
+def evaluating(model: nn.Module, modules: Sequence[nn.Module] = ()) -> Iterator[None]:
+    """Put every module of `model` into eval mode, and each back into its own afterwards.
+
+    `modules` are all of them, where the caller has them: finding them takes longer than a small model's token.
+    """
+    training = [module for module in modules or model.modules() if module.training]
+    for module in training:
+        module.training = False
     try:
         yield
     finally:
@@ -191,13 +195,15 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _joined(parts: list[Tensor | None], end_id: int, order: np.ndarray) -> np.ndarray | None:
-    """Return the rows of the parts in an order, each part filled up on the right with end tokens."""
+    """Return the rows of the parts, which lie in `order`, as they were given; parts are filled up with end tokens."""
     arrays = [part.cpu().numpy() for part in parts if part is not None]
     if not arrays:
         return None
+    if len(arrays) == 1:
+        return arrays[0]
     width = max(array.shape[1] for array in arrays)
     fill = [np.pad(x, ((0, 0), (0, width - x.shape[1])), constant_values=end_id) for x in arrays]
-    return fill[0] if len(fill) == 1 else np.concatenate(fill)[order]
+    return np.concatenate(fill)[np.argsort(order)]
 
 
 def _with_end(

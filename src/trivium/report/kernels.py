@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trivium.registry import UserError
-from trivium.report.figures import Series, rates, save, styles
+from trivium.report.figures import rates, save
+from trivium.report.style import Series, styles
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

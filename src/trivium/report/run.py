@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from trivium.config import UserError, load_yaml
-from trivium.report.figures import PLAIN, Series, learning_curves, styles
+from trivium.report.figures import learning_curves
 from trivium.report.folder import read_json, read_metrics, read_result
 from trivium.report.html import Picture, Section, samples_of, write_page
 from trivium.report.study import read_results, write_study_page
+from trivium.report.style import PLAIN, Series, styles
 from trivium.report.tables import Table, length_tables, percent, record_table, tag_tables
 
 SAMPLES = 10

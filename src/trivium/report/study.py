@@ -7,18 +7,15 @@ from typing import TYPE_CHECKING, Any
 from trivium.config import UserError, to_yaml
 from trivium.registry import nearest
 from trivium.report.figures import (
-    Row,
-    Series,
-    Style,
     intervals,
     learning_curves,
     length_curves,
     length_map,
     save,
-    styles,
 )
 from trivium.report.folder import read_json
 from trivium.report.html import Picture, Section, samples_of, write_page
+from trivium.report.style import Row, Series, Style, styles
 from trivium.report.tables import (
     cost_table,
     errors_table,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
-from trivium.report.figures import short_count
+from trivium.report.axes import short_count
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable

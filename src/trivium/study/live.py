@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from trivium.report.figures import short_count
+from trivium.report.axes import short_count
 from trivium.report.tables import MISSING, percent
 from trivium.study.jobs import Event
 

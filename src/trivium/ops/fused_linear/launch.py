@@ -40,15 +40,18 @@ def _power_of_two(count: int) -> int:
     return max(16, 1 << max(count - 1, 0).bit_length())
 
 
-def norm_linear_tiles(rows: int, inner: int, outer: int) -> Tiles:
+def norm_linear_tiles(rows: int, inner: int, outer: int, activated: bool = False) -> Tiles:
     """Return the tiles for (rows, inner) times (inner, outer): few rows are spread by their columns.
 
     A program holds whole rows of both in shared memory. One column tile in one stage was fastest where it was timed (1,
-    12 and 1000 rows of 256 numbers on an H200); several in more stages were slower and can outgrow that memory.
+    12, 1000, 10,000 and 100,000 rows of 256 numbers on an H200); several in more stages were slower and can outgrow
+    that memory. Many rows have wide tiles, so that their norms are computed less often.
     """
     padded = _power_of_two(inner)
     if rows <= 256:
         return Tiles(16, 16, padded, 1, 4, 1)
+    if rows > 4096 and padded <= 256:
+        return Tiles(64, 128, padded, 1, 4, 1) if activated else Tiles(128, 256, padded, 1, 8, 1)
     return Tiles(64, 64 if padded <= 512 else 32, padded, 1, 4, 1)
 
 
@@ -59,7 +62,8 @@ def linear_add_tiles(rows: int, inner: int, outer: int) -> Tiles:
         return Tiles(16, 16, part, 1, 4, 3)
     if rows <= 4096:
         return Tiles(64, 32, min(part, 128), 1, 4, 3)
-    return Tiles(128, min(256, _power_of_two(outer)), min(part, 64), 1, 8, 3)
+    columns = 128 if inner <= 512 else 256
+    return Tiles(128, min(columns, _power_of_two(outer)), min(part, 64), 1, 8, 3)
 
 
 def _norm_linear(
@@ -69,7 +73,7 @@ def _norm_linear(
     y = torch.empty(*x.shape[:-1], outer, dtype=x.dtype, device=x.device)
     if not y.numel():
         return y
-    tiles = norm_linear_tiles(rows, inner, outer)
+    tiles = norm_linear_tiles(rows, inner, outer, activation != 0)
     _kernels.norm_linear[(_ceil(rows, tiles.rows), _ceil(outer, tiles.columns * tiles.tiles))](
         *(x, gamma, gamma if beta is None else beta, weight, weight if bias is None else bias, y),
         *(rows, outer, eps),

@@ -38,7 +38,7 @@ def packed_attention(
     flattened B*T) does. Training scores answers: in the last layer nothing reads what other tokens would ask.
 
     The backends are "torch" and "reference", which call `attention` with its backend or its reference, "native" on a
-    CPU, and "triton", for at most LONGEST tokens on a GPU and only by name. Raises UserError for a backend that is
+    CPU, and "triton", for at most LONGEST tokens on a GPU. Raises UserError for a backend that is
     missing or cannot.
     """
     if (query_MHD is None) != (places_M is None):
@@ -141,6 +141,7 @@ dispatch.register(
     dispatch.Backend(
         _load_triton,
         missing=triton_support.missing,
-        refuses=_refuses,  # and "auto" leaves it until it has been checked and timed on a GPU
+        suits=triton_support.suits,
+        refuses=_refuses,
     ),
 )
