@@ -4,10 +4,14 @@ Shapes: B rows, T newest tokens, H query heads, G key/value heads, D head width,
 lies in slot p mod C, so that a ring holds the last C positions; softmax does not care in which order.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from trivium.ops import dispatch
+from trivium.ops.native import support as native_support
 from trivium.ops.simplicial import decode_support as support
 from trivium.ops.simplicial import hopper_support, triton_support
 from trivium.ops.simplicial.forms import check_numbers
@@ -37,11 +41,31 @@ def _load_hopper():
     return hopper_decode
 
 
+def _load_native():
+    from trivium.ops.native.simplicial import native
+
+    return native
+
+
+def _native_refuses(facts: Mapping[str, Any]) -> str | None:
+    for name, allowed in (("form", "trilinear"), ("tokens", 1), ("gradients", False)):
+        if facts.get(name, allowed) != allowed:
+            return f"it steps one token of the trilinear form without gradients; {name} is {facts[name]}"
+    if str(facts.get("dtype")) == "torch.bfloat16":
+        return "it computes in float32 or float64"
+    return native_support.refuses(facts)
+
+
 dispatch.register("simplicial_decode", "reference", dispatch.Backend(_load_reference))
 dispatch.register(
     "simplicial_decode",
     "torch",
     dispatch.Backend(_load_torch, suits=lambda device_type: f"plain PyTorch, runs on {device_type}"),
+)
+dispatch.register(
+    "simplicial_decode",
+    "native",
+    dispatch.Backend(_load_native, missing=native_support.missing, suits=native_support.suits, refuses=_native_refuses),
 )
 dispatch.register(
     "simplicial_decode",
@@ -101,6 +125,7 @@ def simplicial_decode(
         (
             ("form", form),
             ("dtype", q.dtype),
+            ("device", q.device.type),
             ("width", q.shape[3]),
             ("group", q.shape[2] // k1.shape[2]),
             ("tokens", min(tokens, 2)),
