@@ -35,9 +35,13 @@ lint: $(VENV)/dev.stamp
 types: $(VENV)/dev.stamp
 	$(BIN)/pyright
 
+# The types are checked beside the tests and told last: pyright alone would leave a core idle.
 # Each test file is run by one process, so that what its tests share is made once.
-test: lint types
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -q
+test: lint
+	@$(BIN)/pyright > $(VENV)/types.log 2>&1 & types=$$!; \
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -q; tests=$$?; \
+	wait $$types; types=$$?; \
+	cat $(VENV)/types.log; exit $$((tests || types))
 
 # Runs and reports stay; distclean takes the environment too.
 clean:

@@ -28,7 +28,7 @@ LONGEST = (
     "study/test_jobs",
     "train/test_resume",
     "hub/test_hf",
-    "test_cli",
+    "commands/test_commands",
     "ops/test_recurrence",
     "generate/test_chat",
 )

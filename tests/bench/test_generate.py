@@ -8,7 +8,7 @@ import torch
 
 from trivium.bench import generate as module
 from trivium.bench.gates import WrongResult
-from trivium.bench.generate import bench_generate, compare_answers
+from trivium.bench.generate import bench_generate, compare_answers, compare_best
 from trivium.bench.train import SHAPES
 from trivium.config import UserError
 
@@ -64,6 +64,23 @@ def test_answers_are_compared_up_to_the_end_and_no_further():
     found = compare_answers(found_BN, wanted_BN, logits_BNV, end)
     assert found == {"equal": 0.5, "largest_gap": pytest.approx(3.0 / logits_BNV.std())}
     assert compare_answers(wanted_BN, wanted_BN, logits_BNV, end) == {"equal": 1.0, "largest_gap": 0.0}
+
+
+def test_the_best_of_each_is_compared_at_the_batch_that_suits_it():
+    rows = [
+        {"batch": 1, "trivium": 3.0, "transformers": 2.0, "transformers_prompts": 5},
+        {"batch": 10, "trivium": 60.0, "transformers": 30.0, "transformers_prompts": 20},
+        {"batch": 100, "trivium": 50.0, "transformers": 10.0, "transformers_prompts": 100},
+    ]
+    assert compare_best(rows) == {
+        "trivium_batch": 10,
+        "one_at_a_time": 30.0,
+        "one_at_a_time_prompts": 5,
+        "batched": 2.0,
+        "batched_prompts": 20,
+    }
+    assert compare_best(rows[:1])["batched"] is None
+    assert compare_best(rows[1:])["one_at_a_time"] is None
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from trivium import cli
 from trivium.bench import latency
 from trivium.bench.latency import bench_latency, room_for
 from trivium.bench.latency_models import timed_models
+from trivium.commands.latency import latency as latency_command
 from trivium.registry import UserError
 from trivium.report.figures import to_svg
 from trivium.report.latency import latency_figure
@@ -42,6 +43,23 @@ def test_each_mark_has_a_spread_the_bytes_of_the_real_state_and_boundaries_apart
     assert [point["milliseconds"]["count"] for point in scan["points"]] == [6, 6]
     # 64 tokens are 16 chunks: the last of them completes four trees.
     assert (scan["worst"]["position"], scan["worst"]["merges"]) == (64, 4)
+
+
+def test_a_command_that_ends_early_leaves_the_rows_that_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    measure, out = latency._measure, tmp_path / "latency.json"
+
+    def until_gru(model: Any, *rest: Any) -> dict[str, Any]:
+        if model.name == "gru":
+            raise KeyboardInterrupt
+        return measure(model, *rest)
+
+    monkeypatch.setattr(latency, "_measure", until_gru)
+    words = ["--models", "gla", "gru", "--width", "16", "--heads", "2", "--layers", "1", "--marks", "8", "--steps", "2"]
+    with pytest.raises(KeyboardInterrupt):
+        latency_command([*words, "--device", "cpu", "--out", str(out)])
+    left = json.loads(out.read_text())
+    assert [row["name"] for row in left["rows"]] == ["gla"]
+    assert left["not_timed"] == ["gru"]
 
 
 def test_the_largest_merge_is_timed_from_the_state_before_it(monkeypatch: pytest.MonkeyPatch):
@@ -86,6 +104,18 @@ def test_one_layer_stands_for_all_and_a_prefix_scan_shares_them_out():
 def test_models_that_cannot_be_compared_are_refused(texts: list[str], message: str):
     with pytest.raises(UserError, match=message):
         timed_models(texts, **SIZES)
+
+
+def test_every_model_takes_the_backends_that_are_named(capsys: pytest.CaptureFixture[str]):
+    words = ["--models", "gla", "prefix_scan(chunk=4, layers=gla)", "--width", "16", "--heads", "2", "--layers", "2"]
+    words += ["--marks", "8", "--steps", "4", "--device", "cpu", "--json"]
+    assert cli.main(["bench", "latency", *words, "--backends", "gated_linear_attention", "reference"]) == 0
+    results = json.loads(capsys.readouterr().out)
+    assert results["backends"] == {"gated_linear_attention": "reference"}
+    chosen = [row["operators"]["gated_linear_attention"]["backend"] for row in results["rows"]]
+    assert chosen == ["reference", "reference"]
+    assert cli.main(["bench", "latency", *words, "--backends", "gla", "torch"]) == 2
+    assert "backends: unknown operator 'gla'" in capsys.readouterr().err
 
 
 def test_the_command_writes_results_and_a_figure_beside_them(

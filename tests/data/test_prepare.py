@@ -69,6 +69,16 @@ def test_whole_documents_are_held_out_whatever_their_order(pairs: str, tmp_path:
     assert len(held[0]["test"] & held[1]["test"]) > len(held[0]["test"]) / 2
 
 
+def test_a_test_file_stays_whole_beside_files_whose_names_tell_nothing(pairs: str, tmp_path: Path):
+    source = raw(tmp_path / "raw").parent
+    (source / "test.txt").write_text("never seen in training\n" * 9, encoding="utf-8")
+    prepare_text("text", local_sources(source), tmp_path / "made", pairs)
+    corpus = Corpus(tmp_path / "made")
+    assert [corpus.vocabulary.decode(ids) for ids in corpus.documents("test")] == ["never seen in training\n" * 9]
+    assert not corpus.has("validation")
+    assert corpus.count("train", "documents") == len(DOCUMENTS)
+
+
 def test_the_end_of_a_single_text_is_held_out(pairs: str, tmp_path: Path):
     text = "a line of text\n" * 200
     (tmp_path / "book.txt").write_text(text, encoding="utf-8")

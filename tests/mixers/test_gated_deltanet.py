@@ -11,7 +11,9 @@ from trivium.config import from_dict
 from trivium.mixers.base import MixerConfig, MixerContext
 from trivium.mixers.gated_deltanet import GatedDeltaNetConfig
 from trivium.registry import UserError
+from trivium.tasks.groups import group
 
+BARE = {"decay": False, "output_gate": False, "convolution": None}
 CONTEXT = MixerContext(width=12, heads=3, max_length=16)
 
 
@@ -66,6 +68,57 @@ def test_negative_eigenvalues_let_one_layer_hold_the_parity_of_a_word(negative: 
     y_BTD, _ = mixer(x_BTD, state)
     found = [int(value < 0) for value in y_BTD[0, :, 0]]
     assert found == wanted if wanted else sum(found) == 0
+
+
+def transpositions(places: list[int]) -> list[tuple[int, int]]:
+    """Return pairs whose exchanges, one after the other, send i to places[i]."""
+    pairs, now = [], list(range(len(places)))
+    for i, wanted in enumerate(places):
+        if now[i] != wanted:
+            pairs.append((now[i], wanted))
+            now = [{now[i]: wanted, wanted: now[i]}.get(x, x) for x in now]
+    return pairs
+
+
+def before_silu(wanted: float) -> float:
+    """Return x with silu(x) = wanted, the one nearer to 0."""
+    x = 2 * wanted
+    for _ in range(60):
+        sigmoid = 1 / (1 + math.exp(-x))
+        x -= (x * sigmoid - wanted) / (sigmoid * (1 + x * (1 - sigmoid)))
+    return x
+
+
+@torch.no_grad()
+def test_four_householders_hold_every_product_of_a_long_word_over_s5_from_an_empty_memory():
+    """Exchanging two places is a reflection. With values c k each leaves the memory c I as it is, so that the empty
+    memory, which is c I less c I, becomes c I less c times the product.
+    """
+    s5 = group("S5")
+    places = [[int(digit) - 1 for digit in symbol.strip("()")] for symbol in s5.symbols]
+    config = from_dict(MixerConfig, {"kind": "gated_deltanet", "householder": 4, "negative_eigenvalues": True} | BARE)
+    mixer: Any = build(config, MixerContext(width=120, heads=20, max_length=512))  # a unit vector each; one head works
+    for parameter in mixer.parameters():
+        parameter.zero_()
+    mixer.strength.weight.fill_(-80)
+    for place in range(5):
+        mixer.qkv.weight[place] = before_silu((place + 1) / 10)
+    for element, wanted in enumerate(places):
+        for step, pair in enumerate(transpositions(wanted)):
+            mixer.strength.weight[step * 20, element] = 80
+            for place, value in zip(pair, (0.2, -0.2), strict=True):
+                key = 120 * (1 + step) + place
+                mixer.qkv.weight[key, element] = mixer.qkv.weight[key + 4 * 120, element] = before_silu(value)
+    mixer.norm = torch.nn.Identity()
+    mixer.out.weight.copy_(torch.eye(120))
+    word = torch.randint(120, (512,), generator=torch.Generator().manual_seed(0))
+    y_TD = mixer(torch.eye(120, dtype=torch.float64)[word][None])[0][0]
+    query = torch.arange(1, 6, dtype=torch.float64) / math.sqrt(55)
+    product, c = 0, 0.2 * math.sqrt(2)
+    for element, found in zip(word.tolist(), y_TD, strict=True):
+        product = int(s5.table[product, element])
+        moved = query[torch.tensor(places[product])]
+        torch.testing.assert_close(found[:5], c * (query - moved) / math.sqrt(6), rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize(("householder", "window"), [(1, 4), (3, None)])

@@ -53,9 +53,10 @@ def step_errors(
     """
     from trivium.ops.cached_attention.step import cached_step
 
-    length = torch.tensor([[0, slots - 1, slots, 2 * slots + 1, 1][row % 5] for row in range(rows)], device=DEVICE)
-    rings = [draw(rows, slots, kv_heads, width, dtype=dtype, seed=seed) for seed in (1, 2)]
-    empty = torch.arange(slots, device=DEVICE) >= length[:, None].clamp(min=1)
+    device = "cpu" if backend == "native" else DEVICE
+    length = torch.tensor([[0, slots - 1, slots, 2 * slots + 1, 1][row % 5] for row in range(rows)], device=device)
+    rings = [draw(rows, slots, kv_heads, width, dtype=dtype, seed=seed).to(device) for seed in (1, 2)]
+    empty = torch.arange(slots, device=device) >= length[:, None].clamp(min=1)
     if backend in ("triton", "native"):  # the mask of the others does not keep a NaN behind a weight of 0 away
         rings = [ring.masked_fill(empty[..., None, None], torch.nan) for ring in rings]
     mine = [ring.clone() for ring in rings]
@@ -63,8 +64,8 @@ def step_errors(
     counts = [length.clone(), length.clone()]
     worst = {"o": 0.0, "keys": 0.0, "values": 0.0, "length": 0.0}
     for step in range(3):
-        packed = draw(rows, heads + 2 * kv_heads, width, dtype=dtype, seed=10 + step)
-        added = (torch.arange(rows, device=DEVICE) % 3 != step).long() if masked else None
+        packed = draw(rows, heads + 2 * kv_heads, width, dtype=dtype, seed=10 + step).to(device)
+        added = (torch.arange(rows, device=device) % 3 != step).long() if masked else None
         with settings():
             o = cached_step(packed, *mine, counts[0], added, backend=backend)
         wanted = cached_step(packed.double(), *theirs, counts[1], added, backend="reference")

@@ -46,8 +46,18 @@ def weighted(outputs: tuple[Tensor, ...], seed: int = 7) -> Tensor:
 CASES: dict[str, tuple[Callable[..., tuple[Tensor, ...]], Callable[..., list[tuple[int, ...]]]]] = {
     "linear": (lambda *given, backend: (linear(*given, backend=backend),), linear_case),
     "feedforward": (lambda *given, backend: (feedforward(*given, backend=backend),), feedforward_case),
+    "feedforward, stream": (
+        lambda stream, *given, backend: (feedforward(*given, stream=stream, backend=backend),),
+        lambda *sizes: [feedforward_case(*sizes)[0], *feedforward_case(*sizes)],
+    ),
+    "norm of one": (
+        lambda *given, backend: add_norm(given[0], None, *given[1:], backend=backend),
+        lambda *sizes: norm_case(*sizes)[1:],
+    ),
     "add_norm": (lambda *given, backend: add_norm(*given, backend=backend), norm_case),
 }
+
+OPERATORS = {"feedforward, stream": "feedforward", "norm of one": "add_norm"}  # of cases that are called otherwise
 
 
 def run(operator: str, backend: str, shapes: list[tuple[int, ...]], dtype: torch.dtype) -> list[Tensor]:
@@ -59,14 +69,16 @@ def run(operator: str, backend: str, shapes: list[tuple[int, ...]], dtype: torch
 
 
 @pytest.mark.parametrize("sizes", [(0, 3, 4), (1, 1, 1), (7, 5, 3), (97, 17, 33), (800, 24, 40)], ids=str)
-@pytest.mark.parametrize(("operator", "backend"), [(name, each) for name in CASES for each in fast(name)])
+@pytest.mark.parametrize(
+    ("operator", "backend"), [(name, each) for name in CASES for each in fast(OPERATORS.get(name, name))]
+)
 def test_a_backend_gives_the_values_and_gradients_of_the_reference(
     operator: str, backend: str, sizes: tuple[int, int, int]
 ):
     shapes = CASES[operator][1](*sizes)
     expected = run(operator, "reference", shapes, torch.float64)
     for dtype, tolerance in TOLERANCES:
-        if operator == "add_norm" and sizes[1] == 1:
+        if "norm" in operator and sizes[1] == 1:
             tolerance *= 1000  # of one number nothing but rounding is left, and divided by the root of epsilon
         for mine, wanted in zip(run(operator, backend, shapes, dtype), expected, strict=True):
             assert mine.dtype == dtype
@@ -127,11 +139,30 @@ def test_of_a_sum_either_half_may_go_unused():
 
 
 @needs_compiler
+def test_what_autocast_made_narrow_is_added_to_a_wide_stream():
+    x, y, weight, bias = (torch.randn(shape).requires_grad_() for shape in norm_case(70, 6, 0))
+    results = []
+    for backend in ("auto", "torch"):
+        dispatch.forget()
+        outputs = add_norm(x, y.bfloat16(), weight, bias, backend=backend)
+        assert {output.dtype for output in outputs} == {torch.float32}
+        assert dispatch.chosen()["add_norm"]["backend"] == ("native" if backend == "auto" else "torch")
+        results.append((*outputs, *torch.autograd.grad(weighted(outputs), (x, y, weight, bias))))
+    torch.testing.assert_close(*results)
+
+
+@needs_compiler
 def test_a_norm_of_one_tensor_hands_that_on():
     x, _, weight, bias = (torch.randn(shape, dtype=torch.float64).requires_grad_() for shape in norm_case(70, 6, 0))
     total, normed = add_norm(x, None, weight, bias, backend="native")
-    assert total is x
+    assert torch.equal(total, x)
     torch.testing.assert_close(normed, torch.nn.functional.layer_norm(x, (6,), weight, bias))
+
+
+def test_a_stream_has_the_shape_of_what_is_added_to_it():
+    weights = [torch.ones(shape) for shape in feedforward_case(3, 4, 5)[1:]]
+    with pytest.raises(ValueError, match=r"x is \(3, 4\) and the stream \(4,\)"):
+        feedforward(torch.ones(3, 4), *weights, stream=torch.ones(4))
 
 
 def test_the_two_parts_of_a_sum_have_one_shape():
@@ -146,7 +177,7 @@ def test_shapes_that_do_not_fit_are_refused_before_memory_is_read(operator: str)
     for index, shape in enumerate(shapes):
         wrong = [torch.ones(each) for each in shapes]
         wrong[index] = torch.ones(*shape[:-1], shape[-1] + 1)
-        with pytest.raises(ValueError, match=operator):
+        with pytest.raises(ValueError, match=OPERATORS.get(operator, operator)):
             function(*wrong, backend="native")
 
 

@@ -1,8 +1,10 @@
 """Gated linear attention and the gated delta rule: references against their formulas, backends against references."""
 
 import math
+import os
 import sys
 from importlib.metadata import PackageNotFoundError
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -312,6 +314,54 @@ def test_a_step_in_place_gives_what_the_operator_gives(name: str, decay: str):
         assert_equal(o, wanted[:, 0])
         assert_equal(state, expected["state"])
     assert state.data_ptr() == place
+
+
+def test_fla_may_load_with_the_two_warnings_that_it_brings_and_no_other_is_hushed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    said = "`torch.jit.script_method` is deprecated. Please switch to `torch.compile` or `torch.export`."
+    for module, message in (("fla_of_now", said), ("fla_of_then", "`torch.jit.script` is deprecated.")):
+        text = "import warnings\nwarnings.warn('Flash Attention is not installed.', ImportWarning)\n"
+        text += f"warnings.warn({message!r}, DeprecationWarning)\n"
+        (tmp_path / f"{module}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert recurrence.import_fla("fla_of_now") is sys.modules["fla_of_now"]
+    with pytest.raises(DeprecationWarning, match="script`"):
+        recurrence.import_fla("fla_of_then")
+    monkeypatch.delitem(sys.modules, "fla_of_now")
+
+
+@pytest.mark.parametrize(
+    ("triton", "hopper", "gradients", "refused"),
+    [
+        ("3.6.0", True, True, True),
+        ("3.6.0", True, False, False),
+        ("3.6.0", False, True, False),
+        ("3.7.1", True, True, False),
+        ("3.3.1+gitabc", True, True, False),
+    ],
+)
+def test_fla_is_not_asked_for_a_gradient_that_triton_compiles_wrongly(
+    monkeypatch: pytest.MonkeyPatch, triton: str, hopper: bool, gradients: bool, refused: bool
+):
+    monkeypatch.setattr(recurrence, "version", {"triton": triton, "flash-linear-attention": "0.6.0"}.__getitem__)
+    monkeypatch.setattr(recurrence, "find_spec", lambda name: None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9 if hopper else 8, 0))
+    facts = {"dtype": torch.bfloat16, "device": "cuda", "gradients": gradients}
+    assert (recurrence.fla_backward_refuses(facts) is not None) == refused
+    assert recurrence.fla_refuses(facts) is None  # gated linear attention has another backward pass
+
+
+def test_float32_by_fla_is_not_rounded_further_unless_the_user_says_so(monkeypatch: pytest.MonkeyPatch):
+    def asked(precision: str, before: str | None) -> str | None:
+        monkeypatch.delenv("TRITON_F32_DEFAULT", raising=False)
+        if before is not None:
+            monkeypatch.setenv("TRITON_F32_DEFAULT", before)
+        monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: precision)
+        recurrence.exact_float32()
+        return os.environ.get("TRITON_F32_DEFAULT")
+
+    assert [asked("highest", None), asked("highest", "tf32"), asked("high", None)] == ["ieee", "tf32", None]
 
 
 # ---- The adapters to fla, with a stand-in for its kernels that has fla's argument names and its packed rows.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tests.ops.test_recurrence import OPERATORS, draw, every_operator, packed
-from trivium.ops.recurrence import fla_missing
+from trivium.ops.recurrence import fla_backward_refuses, fla_missing
 
 pytestmark = pytest.mark.skipif(fla_missing() is not None, reason=f"fla: {fla_missing()}")
 
@@ -46,11 +46,14 @@ def test_output_state_and_every_gradient_equal_the_recurrence(
     arguments = on_device(draw(name, tokens, width=64, value_width=64), dtype)
     ids = packed(tokens).cuda() if documents else None
     wide = {key: tensor.detach().double().requires_grad_() for key, tensor in arguments.items()}
-    wanted = results(name, wide, backend="torch", documents=ids)
-    found = results(name, arguments, backend="fla", documents=ids)
+    wanted = results(name, wide, backend="reference", documents=ids)
+    refused = name == "gated_delta_rule" and fla_backward_refuses({"gradients": True})
+    found = [] if refused else results(name, arguments, backend="fla", documents=ids)
     with torch.no_grad():  # a few tokens take the recurrent kernel
         o, state = OPERATORS[name](**arguments, backend="fla", documents=ids)
-    names = ("o", "state", *arguments)
-    errors = {key: off(mine, theirs) for key, mine, theirs in zip(names, found, wanted, strict=True)}
+    names = ("o", "final state", *arguments)  # then gradients, by the arguments' names
+    errors = {key: off(mine, theirs) for key, mine, theirs in zip(names, found, wanted, strict=not refused)}
     errors |= {"o without gradient": off(o, wanted[0]), "state without gradient": off(state, wanted[1])}
     assert max(errors.values()) <= TOLERANCE[dtype], errors
+    if refused:
+        pytest.skip(f"output and state agree; {refused}")

@@ -15,7 +15,8 @@ from trivium.ops.simplicial.masked import masked_simplicial
 from trivium.ops.simplicial.reference import allowed
 from trivium.registry import UserError
 
-AVAILABLE = [name for name, missing in dispatch.backends("simplicial").items() if missing is None]
+# Kernels have tests of their own, with the dtypes that they take, on a device or interpreted.
+AVAILABLE = [name for name in dispatch.backends("simplicial") if name not in ("triton", "hopper")]
 BACKENDS = [name for name in AVAILABLE if name != "reference"]
 every_form = pytest.mark.parametrize("form", FORMS)
 every_backend = pytest.mark.parametrize("backend", AVAILABLE)
@@ -232,7 +233,9 @@ def test_no_rows_or_no_tokens_give_an_empty_output(backend: str, form: str, shap
     arguments = draw(shape[1], rows=shape[0], form=form)
     o = simplicial_attention(**arguments, window1=5, window2=3, backend=backend)
     assert o.shape == arguments["q"].shape
-    o.sum().backward()
+    given = leaves(arguments)
+    for tensor, gradient in zip(given, torch.autograd.grad(o.sum(), given), strict=True):
+        assert gradient.shape == tensor.shape
 
 
 @pytest.mark.parametrize("form", ["trilinear", "determinant"])
@@ -339,6 +342,9 @@ def test_the_sum_of_powers_is_not_rounded_to_bfloat16(backend: str):
         ({"window1": 0}, "window1: 0 is not allowed; give a whole number of at least 1"),
         ({"window2": -3}, "window2: -3 is not allowed"),
         ({"window2": 2.0}, r"window2: 2\.0 is not allowed"),
+        ({"scale": math.nan}, "scale: nan is not allowed; give a finite number"),
+        ({"scale": "half"}, "scale: 'half' is not allowed"),
+        ({"q": torch.zeros(2, 6, 4, 0)}, "form: trilinear needs a head width of at least 1, q has 0"),
         ({"form": "trilinaer"}, "form: 'trilinaer' is not allowed; did you mean 'trilinear'"),
         ({"q": torch.zeros(2, 6, 3, 5)}, "q: 3 heads are not a multiple of the 2 key/value heads"),
         ({"q": torch.zeros(2, 6, 4)}, r"q: shape \(2, 6, 4\)"),

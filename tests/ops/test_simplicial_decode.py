@@ -9,6 +9,7 @@ import torch
 
 from tests.ops import decode_cases, triton_cases
 from trivium.ops import dispatch, simplicial_decode
+from trivium.ops.native.support import missing as native_missing
 from trivium.ops.simplicial import decode_support, hopper_support
 
 on_hopper = pytest.mark.skipif(hopper_support.missing() is not None, reason=f"Hopper: {hopper_support.missing()}")
@@ -46,6 +47,33 @@ def test_plain_backends_give_the_last_tokens_of_whole_sequences(backend: str, dr
     # Zero times NaN is NaN in a matrix product: what plain PyTorch must not read it may multiply by zero.
     garbage = torch.nan if backend == "reference" else 1e30
     assert decode_cases.error(backend, LENGTHS, **draws, garbage=garbage) < 1e-5
+
+
+@pytest.mark.skipif(native_missing() is not None, reason=f"kernels in C: {native_missing()}")
+@pytest.mark.parametrize(
+    "draws",
+    [
+        {},
+        {"heads": 6, "slots": (3, 5)},
+        {"slots": (1, 4), "kv_heads": 4},
+        {"slots": (40, 3), "windows": (99, 3), "kv_heads": 1},
+        {"slots": (8, 4), "windows": (5, 4)},
+        {"slots": (70, 33), "width": 37, "lengths": [75, 200, 12]},
+        {"slots": (20, 18), "width": 64, "loud": 30.0},
+    ],
+)
+def test_the_kernel_in_c_gives_the_last_token_of_whole_sequences(draws: dict[str, Any]):
+    draws = {"lengths": LENGTHS, **draws}
+    assert decode_cases.error("native", **draws) < 1e-5 * (10 if "loud" in draws else 1)
+
+
+@pytest.mark.skipif(native_missing() is not None, reason=f"kernels in C: {native_missing()}")
+def test_logits_far_below_zero_weigh_as_others_do():
+    """Keys that fill a vector up have the logit 0, and must not pass for the largest."""
+    q, k1, k2 = torch.ones(1, 1, 1, 4), torch.full((1, 3, 1, 4), -100.0), torch.ones(1, 2, 1, 4)
+    v1, v2 = torch.arange(12.0).view(1, 3, 1, 4), torch.ones(1, 2, 1, 4)
+    o = simplicial_decode(q, k1, k2, v1, v2, torch.tensor([3]), window1=3, window2=2, backend="native")
+    torch.testing.assert_close(o.flatten(), torch.tensor([4.0, 5.0, 6.0, 7.0]))
 
 
 @pytest.mark.parametrize("tokens", [1, 3])
@@ -149,6 +177,24 @@ HOPPER_CASES = [
 def test_kernels_are_right_at_real_sizes(backend: str, draws: dict[str, Any], lengths: list[int]):
     # Loud queries: products of keys are rounded to 16 bits and multiplied by logits in the hundreds.
     assert decode_cases.error(backend, lengths, **draws) < (5e-2 if "loud" in draws else 1e-2)
+
+
+@on_hopper
+@pytest.mark.parametrize("factor", [30.0, -200.0])
+def test_rows_past_the_range_leave_all_others_right(factor: float):
+    lengths = [600, 40, 1, 513, 77]
+    rings, _ = decode_cases.draw(lengths, **PAPER, garbage=0.0)
+    q, k1, k2, v1, v2 = (x for x in rings if x is not None)
+    q[1, :, -1] *= factor  # negative: with keys of ones all its logits are far below zero
+    if factor < 0:
+        q[1].abs_().neg_().sub_(factor / -10)
+        k1[1], k2[1] = 1.0, 1.0
+    counts = torch.tensor(lengths, device="cuda")
+    options: dict[str, Any] = {"window1": 512, "window2": 32}
+    found = simplicial_decode(q, k1, k2, v1, v2, counts, **options, backend="hopper").double()
+    wanted = simplicial_decode(*(x.double() for x in (q, k1, k2, v1, v2)), counts, **options, backend="torch")
+    for b in range(5):
+        assert float((found[b] - wanted[b]).norm() / wanted[b].norm()) < (5e-2 if b == 1 else 1e-2)
 
 
 @on_a_gpu

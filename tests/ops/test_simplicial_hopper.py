@@ -148,6 +148,34 @@ def test_loud_logits_take_the_online_softmax_and_stay_finite(shape):
     assert off(found, run(wide(inputs), shape, "torch")) < 5e-2
 
 
+def low(inputs: list[Tensor]) -> list[Tensor]:
+    """Return inputs whose logits are all far below what exp2 can tell from zero."""
+    q, k1, k2, v1, v2 = (x.detach() for x in inputs)
+    return [-(1 + q.abs()) * 200 / q.shape[3] ** 0.5, torch.ones_like(k1), torch.ones_like(k2), v1, v2]
+
+
+@on_hopper
+@pytest.mark.parametrize("shape", [*SHAPES[:3], SHAPES[5]])
+def test_logits_far_below_zero_do_not_vanish(shape):
+    from trivium.ops.simplicial.hopper_launch import hopper_forward
+
+    inputs = low(draw(shape, torch.bfloat16))
+    o, lse = hopper_forward(*(inputs[i] for i in (0, 1, 2, 3, 4)), shape[5], shape[6], shape[4] ** -0.5)
+    assert float(lse.max()) < -100
+    assert off(o, run(wide(inputs), shape, "torch")) < 5e-2
+
+
+@on_hopper
+@pytest.mark.parametrize("shape", [*SHAPES[:3], SHAPES[5]])
+def test_queries_past_the_range_leave_all_others_right(shape):
+    inputs = [x.detach() for x in draw(shape, torch.bfloat16)]
+    loud = shape[1] // 3
+    inputs[0][-1, loud:, -1] *= 30
+    found, wanted = run(inputs, shape, "hopper"), run(wide(inputs), shape, "torch")
+    assert off(found[:, :loud], wanted[:, :loud]) < 1e-2
+    assert off(found, wanted) < 5e-2
+
+
 @on_hopper
 def test_the_log_sum_exp_is_that_of_all_pairs_in_float32():
     from trivium.ops.simplicial.hopper_launch import hopper_forward

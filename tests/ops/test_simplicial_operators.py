@@ -176,3 +176,35 @@ def test_addresses_that_are_no_multiple_of_16_are_told():
     x = torch.zeros(64)
     assert aligned(x, x[4:])
     assert not aligned(x, x[1:])
+
+
+@pytest.mark.parametrize("heads", [8, 3])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_hopper_launches_give_kernels_all_they_take(heads: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
+    """On a machine that has Triton and no GPU: the kernels by shape, their arguments by name, and a programs' grid."""
+    pytest.importorskip("triton.experimental.gluon")
+    from trivium.ops.simplicial import hopper_decode_launch, hopper_launch
+
+    launches: list[tuple[str, tuple[int, ...], dict[str, Any]]] = []
+
+    def record(kernel: Any, key: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
+        hash(key)
+        launches.append((kernel.__name__, grid, dict(zip(kernel.arg_names, arguments, strict=True))))
+
+    for module in (hopper_launch, hopper_decode_launch):
+        monkeypatch.setattr(module, "launch", record)
+        monkeypatch.setattr(module, "processors", lambda index: 132)
+    q, k1, k2, v1, v2 = (torch.zeros(2, 150, n, 128, dtype=dtype) for n in (heads, 1, 1, 1, 1))
+    o, lse = hopper_launch.hopper_forward(q, k1, k2, v1, v2, 64, 32, 0.125)
+    assert (o.shape, lse.shape) == (q.shape, (2, heads, 150))
+    name, grid, given = launches.pop()
+    # Both warpgroups take heads of one query, or queries of one head.
+    assert (name, grid) == ("forward", (132,) if heads == 8 else (76,))
+    assert given["flags"].numel() == 2 * grid[0]
+    # float16 has not the range for weights without a maximum.
+    assert given["LIMIT"] == (hopper_launch.RANGE if dtype == torch.bfloat16 else 0)
+    rings = (q[:, :1], k1[:, :64], v1[:, :64], k2[:, :32], v2[:, :32], torch.tensor([9, 300]))
+    if heads == 8:
+        hopper_decode_launch.run(*rings, 0.125)
+        name, grid, given = launches.pop()
+        assert (name, grid, given["slots1"], given["slots2"]) == ("decode", (4,), 64, 32)

@@ -97,3 +97,21 @@ def test_words_that_are_none_are_refused():
 def test_an_unknown_group_lists_the_known_ones(name):
     with pytest.raises(UserError, match=r"Z2xS3|more than 1024 elements"):
         group(name)
+
+
+def test_a_start_symbol_is_read_and_not_scored():
+    plain, started = (
+        GroupWordsConfig(group="S3", min_length=3, max_length=6, start=start).build() for start in (False, True)
+    )
+    assert started.max_length == plain.max_length + 1
+    example = started.example("train", 4)
+    assert example.prompt.startswith("<start>(")
+    assert example.tags["length"] == example.prompt.count("(")
+    tokens, _, weights = started.encode(example)
+    assert (weights[0], set(weights[1:]), len(tokens)) == (0, {1.0}, 1 + example.tags["length"])
+    assert plain.parse(example.prompt.removeprefix("<start>")).answer == example.answer
+    assert started.parse(example.prompt.removeprefix("<start>")) == started.parse(example.prompt) == example
+    with pytest.raises(UserError, match="expected a word of elements such as <start>"):
+        started.example_of(tokens[1:])
+    with pytest.raises(UserError, match="expected a word of elements such as"):
+        started.example_of([tokens[0], tokens[0], tokens[1]])

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.train.tiny import broken_at, rows, weights
 from trivium.config import config_hash
 from trivium.train.config import RunConfig
 from trivium.train.loop import train
@@ -24,3 +25,23 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[RunConfig], Pat
         return folders[name]
 
     return trained
+
+
+@pytest.fixture
+def continued(
+    whole: Callable[[RunConfig], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[RunConfig, int], Path]:
+    """A function that breaks a run at a step, continues it, demands the unbroken run's end and gives the folder."""
+
+    def check(config: RunConfig, step: int) -> Path:
+        with monkeypatch.context() as patch:
+            broken_at(patch, step)
+            with pytest.raises(RuntimeError, match="died"):
+                train(config, tmp_path / "broken")
+        train(config, tmp_path / "broken")
+        unbroken = whole(config)
+        assert rows(tmp_path / "broken") == rows(unbroken)
+        assert weights(tmp_path / "broken") == weights(unbroken)
+        return tmp_path / "broken"
+
+    return check

@@ -1,5 +1,6 @@
 """Groups of parameters: which train, from when on and at which rate; a run with them continues exactly."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.train.tiny import rows, tiny_config, weights
+from tests.train.tiny import tiny_config
 from trivium.config import UserError, from_dict
-from trivium.data.stream import TrainStream
 from trivium.model.context import model_context
 from trivium.model.decoder import DecoderConfig
 from trivium.tasks.addition import AdditionConfig
@@ -128,31 +128,10 @@ def test_unfreezing_says_when_something_changes():
 GROUPS = {"blocks.0.*": {"freeze": True}, "embedding.*": {"learning_rate": 1e-3}, "blocks.1.mixer.*": {"begins_at": 7}}
 
 
-def broken_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """Make the next run fail, as a dying machine does, when it asks for the problems of `step`."""
-    true = TrainStream.batch
-
-    def batch(self: TrainStream, at: int, *rest: Any) -> Any:
-        if at == step:
-            raise RuntimeError("the machine died")
-        return true(self, at, *rest)
-
-    monkeypatch.setattr(TrainStream, "batch", batch)
-
-
 @pytest.mark.parametrize("broken", [5, 8, 11], ids=lambda step: f"before {step}")
-def test_a_run_with_frozen_and_late_groups_continues_exactly(
-    broken: int, whole: Callable[[RunConfig], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    config = tiny_config({"dropout": 0.1}, groups=GROUPS)
-    unbroken = whole(config)
-    with monkeypatch.context() as patch:
-        broken_at(patch, broken)
-        with pytest.raises(RuntimeError, match="died"):
-            train(config, tmp_path / "broken")
-    result = train(config, tmp_path / "broken")
-    assert rows(tmp_path / "broken") == rows(unbroken)
-    assert weights(tmp_path / "broken") == weights(unbroken)
+def test_a_run_with_frozen_and_late_groups_continues_exactly(broken: int, continued: Callable[[RunConfig, int], Path]):
+    folder = continued(tiny_config({"dropout": 0.1}, groups=GROUPS), broken)
+    result = json.loads((folder / "result.json").read_text())
     assert result["trained_parameters"] < result["parameters"]
 
 

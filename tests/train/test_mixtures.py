@@ -8,8 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.train.test_groups import broken_at
-from tests.train.tiny import rows, tiny_config, weights
+from tests.train.tiny import broken_at, rows, tiny_config
 from trivium.config import UserError
 from trivium.mixers.routing import Switched
 from trivium.model.base import ModelContext
@@ -21,7 +20,6 @@ from trivium.train.optim import build_optimizer, decays
 from trivium.train.prepare import prepare
 from trivium.train.run import load
 
-Whole = Callable[[RunConfig], Path]
 CONTEXT = ModelContext(vocab_size=14, max_length=13)
 FEEDFORWARDS = {"experts": 3, "layers": "attention*2"}
 HEADS = {"layers": "attention*1 + simplicial_experts(window1=9, window2=3, experts=3, bias=true)*1"}
@@ -134,19 +132,11 @@ def test_the_router_of_one_expert_a_token_learns():
 @KINDS
 @pytest.mark.parametrize("broken", [5, 6, 8])
 def test_a_run_that_switches_continues_exactly(
-    kind: dict[str, Any], broken: int, whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: dict[str, Any], broken: int, continued: Callable[[RunConfig, int], Path]
 ):
     # Rows of metrics and checkpoints fall on different steps, so that the load in between is kept.
-    config = tiny_config(kind, experts_from=6, log_every=4, save_every=3)
-    unbroken = whole(config)
-    with monkeypatch.context() as patch:
-        broken_at(patch, broken)
-        with pytest.raises(RuntimeError, match="died"):
-            train(config, tmp_path / "broken")
-    train(config, tmp_path / "broken")
-    assert rows(tmp_path / "broken") == rows(unbroken)
-    assert weights(tmp_path / "broken") == weights(unbroken)
-    first, second, third = rows(unbroken, "train")
+    folder = continued(tiny_config(kind, experts_from=6, log_every=4, save_every=3), broken)
+    first, second, third = rows(folder, "train")
     assert not any(name.startswith("load.") for name in first)
     for row in (second, third):
         (name, *_) = (name for name in row if name.startswith("balance."))

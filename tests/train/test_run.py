@@ -7,8 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 import trivium
-from tests.train.test_groups import broken_at
-from tests.train.tiny import tiny_config, weights
+from tests.train.tiny import broken_at, tiny_config, weights
 from trivium.config import UserError, to_yaml
 from trivium.train.checkpoint import model_tensors, save_checkpoint
 from trivium.train.loop import train

@@ -4,7 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from trivium.config import from_dict
+from trivium.data.stream import TrainStream
 from trivium.train.config import RunConfig
 
 TIMINGS = ("seconds", "tokens_per_second")
@@ -42,3 +45,15 @@ def rows(folder: Path, split: str | None = None) -> list[dict[str, Any]]:
 def weights(folder: Path) -> bytes:
     """Return the bytes of the final weights."""
     return (folder / "model" / "model.safetensors").read_bytes()
+
+
+def broken_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Make the next run fail, as a dying machine does, when it asks for the problems of `step`."""
+    true = TrainStream.batch
+
+    def batch(self: TrainStream, at: int, *rest: Any) -> Any:
+        if at == step:
+            raise RuntimeError("the machine died")
+        return true(self, at, *rest)
+
+    monkeypatch.setattr(TrainStream, "batch", batch)

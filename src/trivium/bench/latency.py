@@ -43,8 +43,9 @@ def bench_latency(
     threads: int | None = None,
     clock: ClockKind = "wall",
     on_progress: Callable[[str], None] = lambda line: None,
+    on_row: Callable[[dict[str, Any]], None] = lambda results: None,
 ) -> dict[str, Any]:
-    """Return {"marks", "steps", "batch", "device", "precision", "threads", "rows"}; a row is one model.
+    """Return {"marks", "steps", "batch", "device", "precision", "threads", "rows", "not_timed"}; a row is one model.
 
     A row holds "parameters", "layers", "peak_bytes" (weights, state and work, of the process or the device's
     allocator, above what was there), "weights" ("random" or the run's folder) and "points": for each mark "position",
@@ -52,31 +53,35 @@ def bench_latency(
     None) and "state_bytes", all for the whole batch. "ratio" is the median at the last mark over that at the first;
     "worst" the milliseconds of the step with the most merges up to the last mark, None for models without boundaries.
     On a busy machine `clock` "processor" times what one thread computed. A model that can read fewer tokens than a
-    mark asks for has no point there. Raises UserError for marks or sizes that cannot be.
+    mark asks for has no point there. `on_row` is told the results so far after each model, the others named in
+    "not_timed". Raises UserError for marks or sizes that cannot be.
     """
     if not marks or min(marks) < 1 or steps < 1 or batch < 1:
         raise UserError(f"marks {list(marks)}, steps {steps}, batch {batch}: all must be at least 1")
     marks = sorted(set(marks))
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
-    rows: list[dict[str, Any]] = []
-    try:
-        for model in models:
-            rows.append(_measure(model, marks, steps, batch, torch.device(device), dtype, clock, on_progress))
-        used = torch.get_num_threads()
-    finally:
-        torch.set_num_threads(before)
-    return {
+    results: dict[str, Any] = {
         "marks": marks,
         "steps": steps,
         "batch": batch,
         "device": device,
         "precision": str(dtype).removeprefix("torch."),
-        "threads": used,
+        "threads": torch.get_num_threads(),
         "clock": clock,
         "captured": torch.device(device).type == "cuda",
-        "rows": rows,
+        "rows": [],
+        "not_timed": [model.name for model in models],
     }
+    try:
+        for model in models:
+            row = _measure(model, marks, steps, batch, torch.device(device), dtype, clock, on_progress)
+            results["rows"].append(row)
+            results["not_timed"].remove(model.name)
+            on_row(results)
+    finally:
+        torch.set_num_threads(before)
+    return results
 
 
 def _measure(

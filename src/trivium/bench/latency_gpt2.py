@@ -24,6 +24,7 @@ def bench_gpt2(
     device: str,
     dtype: torch.dtype,
     clock: ClockKind = "wall",
+    threads: int | None = None,
     on_progress: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Return a row like those of `bench_latency`: GPT2LMHeadModel with random weights, scaled_dot_product_attention and
@@ -48,6 +49,8 @@ def bench_gpt2(
     model = model.to(torch.device(device), dtype).eval()
     cache: Any = DynamicCache()
     points = []
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
     with torch.inference_mode():
 
         def read(tokens_BT: torch.Tensor) -> torch.Tensor:
@@ -75,6 +78,7 @@ def bench_gpt2(
                     "state_bytes": 2 * batch * layers * width * mark * dtype.itemsize,
                 }
             )
+    torch.set_num_threads(before)
     first, last = points[0]["milliseconds"], points[-1]["milliseconds"]
     return {
         "name": "GPT-2 of transformers",

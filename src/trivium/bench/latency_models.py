@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,13 +52,22 @@ class TimedModel:
 
 
 def timed_models(
-    texts: Sequence[str], *, width: int, heads: int, layers: int, room: int, positions: str = "none"
+    texts: Sequence[str],
+    *,
+    width: int,
+    heads: int,
+    layers: int,
+    room: int,
+    positions: str = "none",
+    backends: Mapping[str, str] | None = None,
 ) -> list[TimedModel]:
     """Return the model that each text names: ``gla`` or any layer pattern (one layer is repeated `layers` times),
     ``prefix_scan(chunk=64)`` with options of its config (half of the layers aggregate, the others predict), or the
-    folder of a run. Raises UserError for a text that is none of these, and unless all have equal layers and width.
+    folder of a run, which keeps its own backends. Raises UserError for a text that is none of these, and unless all
+    have equal layers and width.
     """
-    models = [_read(text, width, heads, layers, room, positions) for text in texts]
+    context = ModelContext(VOCABULARY, room, backends=dict(backends or {}))
+    models = [_read(text, width, heads, layers, context, positions) for text in texts]
     first = models[0]
     for model in models:
         for what, mine, theirs in (
@@ -77,13 +86,12 @@ def timed_models(
     return models
 
 
-def _read(text: str, width: int, heads: int, layers: int, room: int, positions: str) -> TimedModel:
+def _read(text: str, width: int, heads: int, layers: int, context: ModelContext, positions: str) -> TimedModel:
     if Path(text).is_dir():
         model = load(text)[0]
         mixers: Any = getattr(model.config, "mixers", ())
         kind = "prefix_scan" if isinstance(model.config, PrefixScanConfig) else mixers[-1].kind
         return TimedModel(Path(text).name, kind, model.config, model.context, Path(text))
-    context = ModelContext(VOCABULARY, room)
     scan = _SCAN.fullmatch(text.strip())
     if scan is not None:
         if layers < 2:

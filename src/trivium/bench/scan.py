@@ -62,6 +62,8 @@ SCANS: dict[str, Callable[..., Tensor]] = {"levels": prefixes, "counter": counte
 
 
 WHATS = ("step", "one by one", "scan")
+CAPTURED = tuple(f"{what}, captured" for what in WHATS)
+"""On a CUDA device each is timed once more as a graph that is replayed, as `trivium train` takes its steps."""
 
 
 def bench_scan(
@@ -70,7 +72,8 @@ def bench_scan(
     """Return the milliseconds (median, least) of a training step and of the scan alone, by levels and by counter.
 
     A step is forward, backward and AdamW of a model with one layer in the aggregator and one in the predictor; the
-    scan alone is its forward and backward. Raises WrongResult if both scans do not agree.
+    scan alone is its forward and backward. "one by one" also lets the predictor of the counter's model read one chunk
+    after another. On a CUDA device each is timed as a captured graph too. Raises WrongResult if the ways do not agree.
     """
     with _threads(threads):
         rows = [_measure(shape, repeats, torch.device(device)) for shape in shapes]
@@ -96,7 +99,8 @@ def _measure(shape: ScanShape, repeats: int, device: torch.device) -> dict[str, 
     model = config.build(ModelContext(VOCABULARY, tokens)).to(device)
     tokens_BT = torch.randint(VOCABULARY, (shape.batch, tokens), device=device)
     _check(model, tokens_BT)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    on_gpu = device.type == "cuda"
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, capturable=on_gpu)
     leaves = torch.randn(shape.chunks - 1, shape.batch, shape.chunk, shape.width, device=device, requires_grad=True)
 
     def step() -> None:
@@ -115,20 +119,50 @@ def _measure(shape: ScanShape, repeats: int, device: torch.device) -> dict[str, 
         model.scan(leaves, model.aggregator, leaves.new_zeros(())).square().sum().backward()
 
     row: dict[str, Any] = {"shape": asdict(shape), "name": shape.name}
+    works: dict[str, dict[str, Callable[[], None]]] = {}
     for what, work in zip(WHATS, (step, one_by_one, scan), strict=True):
-        seconds: dict[str, list[float]] = {name: [] for name in SCANS}
-        for repeat in range(repeats + 2):
-            for name, way in SCANS.items():
-                model.scan = way
-                taken = _time(work, device)
-                if repeat >= 2:
-                    seconds[name].append(taken)
-        row[what] = {
-            name: {"median": 1e3 * statistics.median(taken), "least": 1e3 * min(taken)}
-            for name, taken in seconds.items()
-        }
-        row[what]["times_faster"] = row[what]["counter"]["median"] / row[what]["levels"]["median"]
+        works[what] = {name: _by(model, way, work) for name, way in SCANS.items()}
+    for what in WHATS:
+        row[what] = _in_turns(works[what], repeats, device)
+    if on_gpu:
+        for what, captured in zip(WHATS, CAPTURED, strict=True):
+            row[captured] = _in_turns({name: _graph(work) for name, work in works[what].items()}, repeats, device)
     return row
+
+
+def _by(model: PrefixScan, way: Callable[..., Tensor], work: Callable[[], None]) -> Callable[[], None]:
+    def run() -> None:
+        model.scan = way
+        work()
+
+    return run
+
+
+def _in_turns(ways: dict[str, Callable[[], None]], repeats: int, device: torch.device) -> dict[str, Any]:
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for repeat in range(repeats + 2):
+        for name, work in ways.items():
+            taken = _time(work, device)
+            if repeat >= 2:
+                seconds[name].append(taken)
+    found: dict[str, Any] = {
+        name: {"median": 1e3 * statistics.median(taken), "least": 1e3 * min(taken)} for name, taken in seconds.items()
+    }
+    return found | {"times_faster": found["counter"]["median"] / found["levels"]["median"]}
+
+
+def _graph(work: Callable[[], None]) -> Callable[[], None]:
+    """Return what replays the CUDA graph of `work`; it runs first beside it, so that nothing is made within."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            work()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    return graph.replay
 
 
 def _at_once(model: PrefixScan, tokens_BT: Tensor) -> Tensor:
@@ -184,7 +218,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     results = bench_scan(repeats=options.repeats, device=options.device, threads=options.threads)
     for row in results["rows"]:
-        for what in WHATS:
+        for what in (what for what in (*WHATS, *CAPTURED) if what in row):
             levels, counter = (row[what][name]["median"] for name in SCANS)
             faster = row[what]["times_faster"]
             print(f"{row['name']}: {what} {levels:.2f} ms by levels, {counter:.2f} ms by counter, {faster:.1f} times")

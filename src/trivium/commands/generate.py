@@ -79,6 +79,13 @@ def _show(results: dict[str, Any]) -> None:
         table.add_row(*numbers, timed)
     console = Console()
     console.print(table)
+    best = results["best"]
+    compared = [
+        f"{best[name]:.1f} times transformers {words} ({best[name + '_prompts']:,} prompts timed)"
+        for name, words in (("one_at_a_time", "one prompt at a time"), ("batched", "at its best batch"))
+        if best[name] is not None
+    ]
+    console.print(f"our best, {best['trivium_batch']:,} prompts a call: {', '.join(compared)}")
     environment = results["environment"]
     console.print(
         f"{environment.get('device_name') or environment['processor']}, torch {environment['torch']}, "

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from trivium.bench.latency_gpt2 import bench_gpt2
 from trivium.bench.latency_models import timed_models
 from trivium.commands.bench import keep, reserve
 from trivium.commands.flags import parse
+from trivium.model.block import check_backends
 from trivium.registry import UserError
 from trivium.train.environment import describe_environment
 from trivium.train.precision import choose_device, choose_precision
@@ -44,6 +45,8 @@ class LatencyOptions:
     """Their layers; of a prefix scan half aggregate and half predict."""
     positions: Literal["none", "learned", "sinusoidal", "rotary"] = "none"
     """How decoders with random weights number tokens."""
+    backends: dict[str, str] = field(default_factory=dict)
+    """Backend of each operator that should not be chosen automatically, such as {gated_delta_rule: torch}."""
     marks: tuple[int, ...] = MARKS
     """Positions at which steps are timed."""
     steps: int = 64
@@ -86,26 +89,36 @@ def latency(arguments: Sequence[str]) -> None:
     dtype = torch.float32
     if options.precision != "auto" or device.type == "cuda":
         dtype = choose_precision(options.precision, device).dtype
-    sizes = {"width": options.width, "heads": options.heads, "layers": options.layers}
+    sizes: dict[str, Any] = {"width": options.width, "heads": options.heads, "layers": options.layers}
     room = room_for(options.marks, options.steps)
-    models = timed_models(options.models, room=room, positions=options.positions, **sizes)
+    check_backends(options.backends)
+    kinds: dict[str, Any] = {"positions": options.positions, "backends": options.backends}
+    models = timed_models(options.models, room=room, **kinds, **sizes)
     out = options.out if options.out is not None or options.json else Path("results.json")
     figure = options.figure or (None if out is None else out.with_suffix(".svg"))
     reserve(out)
     common: dict[str, Any] = {"steps": options.steps, "batch": options.batch, "device": str(device), "dtype": dtype}
     common["clock"] = options.clock
     common["on_progress"] = lambda line: print(line, file=sys.stderr)
-    results = bench_latency(models, options.marks, threads=options.threads, **common)
-    if options.transformers:
-        results["rows"].insert(0, bench_gpt2(results["marks"], **sizes, **common))
-    results = {
+    head = {
         "benchmark": "latency",
         "weights": "random, except where a row names a run",
         **sizes,
-        "positions": options.positions,
+        **kinds,
         "environment": describe_environment(device),
-        **results,
     }
+    beside: list[dict[str, Any]] = []
+    if options.transformers:
+        beside.append(bench_gpt2(sorted(set(options.marks)), threads=options.threads, **sizes, **common))
+
+    def whole(results: dict[str, Any]) -> dict[str, Any]:
+        return {**head, **results, "rows": [*beside, *results["rows"]]}
+
+    def keep_rows(results: dict[str, Any]) -> None:
+        """Each row is minutes of timing: what ends the command early leaves those that it has."""
+        keep(whole(results), False, out)
+
+    results = whole(bench_latency(models, options.marks, threads=options.threads, on_row=keep_rows, **common))
     printed = keep(results, options.json, out)
     if figure is not None:
         from trivium.report.figures import save

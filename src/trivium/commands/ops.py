@@ -14,7 +14,7 @@ from trivium.bench.gates import WrongResult
 from trivium.bench.kernels import PASSES
 from trivium.bench.linear import RecurrenceShape, bench_recurrence
 from trivium.bench.ops import SimplicialShape, bench_simplicial
-from trivium.bench.scan import WHATS, ScanShape, bench_scan
+from trivium.bench.scan import CAPTURED, WHATS, ScanShape, bench_scan
 from trivium.commands import fail
 from trivium.commands.bench import keep, reserve
 from trivium.commands.flags import parse
@@ -204,7 +204,7 @@ def _show_scan(results: dict[str, Any]) -> None:
     title = f"prefix-scan model, forward + backward + AdamW, {results['threads']} threads, {device}"
     table = _table(title, ("shape", "what", "ms by levels", "ms by counter", "times as fast"), 2)
     for row in results["rows"]:
-        for what in WHATS:
+        for what in (what for what in (*WHATS, *CAPTURED) if what in row):
             levels, counter = row[what]["levels"]["median"], row[what]["counter"]["median"]
             table.add_row(row["name"], what, f"{levels:.2f}", f"{counter:.2f}", f"{row[what]['times_faster']:.1f}")
     Console().print(table)

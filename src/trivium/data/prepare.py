@@ -75,9 +75,10 @@ def _documents(name: str, sources: list[Source], key: str) -> Iterator[tuple[Sou
 def make_plan(name: str, sources: list[Source], key: str, held_out: float, characters: bool = False) -> Plan:
     """Read all documents once and decide where each belongs.
 
-    Where every file's name tells its split, that is it. Otherwise the documents whose hashes are smallest are test, and
-    the next ones validation, until each has the share `held_out` of the bytes; of fewer than three documents the last
-    one's end is cut off for them. Raises UserError for a text of 0 tokens.
+    Where every file's name tells its split, that is it, and beside a file for test or validation those that tell none
+    are for training. Otherwise the documents whose hashes are smallest are test, and the next ones validation, until
+    each has the share `held_out` of the bytes; of fewer than three documents the last one's end is cut off for them.
+    Raises UserError for a text of 0 tokens.
     """
     digests, sizes, told, symbols = [], [], [], set()
     texts: list[str] | None = []
@@ -97,10 +98,14 @@ def make_plan(name: str, sources: list[Source], key: str, held_out: float, chara
     if not sizes:
         raise UserError(f"{', '.join(source.path.name for source in sources)}: a text of 0 tokens; give some text")
     ordered = tuple(sorted(symbols))
-    if all(split is not None for split in told):
-        if "train" not in told:
+    unnamed = sorted({source.path.name for source in sources if source.split is None})
+    if all(split is not None for split in told) or {"validation", "test"} & set(told):
+        if unnamed:
+            _log.info("%s: for training, since other files' names say test or validation", ", ".join(unnamed))
+        splits = [split or "train" for split in told]
+        if "train" not in splits:
             _log.warning("%s: no train file is among these; the corpus can be scored on, not trained on", name)
-        return Plan([str(split) for split in told], total, ordered, texts=texts)
+        return Plan(splits, total, ordered, texts=texts)
     if not 0 < held_out < 0.5:
         raise UserError(f"--held-out: expected a share above 0 and below 0.5, got {held_out}")
     share = held_out * total
@@ -178,7 +183,8 @@ def prepare_text(
     fingerprint, vocabulary = encoder.fingerprint, encoder.vocabulary
     with tokenisers(encoder, jobs) as pool:
         plan = plan or make_plan(name, sources, key, held_out)
-        seed = json.dumps([FORMAT, name, made_from, fingerprint, key, held_out])
+        places = hashlib.sha256(json.dumps(plan.splits).encode()).hexdigest()
+        seed = json.dumps([FORMAT, name, made_from, fingerprint, key, held_out, places])
         words = name in KNOWN and KNOWN[name].shape == "articles"
         progress.total = plan.bytes
         progress.show(progress)

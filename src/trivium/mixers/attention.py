@@ -20,6 +20,7 @@ from trivium.ops.fused_linear import linear_add, norm_linear
 from trivium.ops.linear import Linear, linear
 from trivium.ops.packed_attention import packed_attention
 from trivium.ops.pairs import allowed_pairs
+from trivium.ops.repeat_rows import repeat_rows
 from trivium.registry import UserError
 
 
@@ -137,9 +138,7 @@ class Attention(Mixer):
         documents_BT: Tensor | None = None,
         positions_BT: Tensor | None = None,
     ) -> tuple[Tensor, AttentionState | None]:
-        # A mixer made of this one has more to do, and so has one that others watch.
-        others = type(self).forward is not Attention.forward or self._forward_hooks or self._forward_pre_hooks
-        if others or self.linear_backend != "auto":
+        if not self._calls_alone() or self.linear_backend != "auto":
             return super().add_to(
                 *(x_BTD, norm, state),
                 wanted_N=wanted_N,
@@ -153,6 +152,18 @@ class Attention(Mixer):
         if wanted_N is not None:
             x_BTD, y_BTD = (each.flatten(0, 1).index_select(0, wanted_N) for each in (x_BTD, y_BTD))
         return linear_add(y_BTD, self.out.weight, self.out.bias, x_BTD, backend=self.add_backend), state
+
+    def of_rows(self, rows_UD: Tensor, index_BT: Tensor, *, positions_BT: Tensor | None = None) -> Tensor:
+        if not self._calls_alone():
+            return super().of_rows(rows_UD, index_BT, positions_BT=positions_BT)
+        y_BTHK, _ = self._mix(repeat_rows(self.qkv(rows_UD), index_BT), None, None, None, positions_BT)
+        return self.out(y_BTHK.flatten(2))
+
+    def _calls_alone(self) -> bool:
+        """Say whether `forward` is all that a call does: a mixer made of this one has more to do, and so has one that
+        others watch."""
+        hooks = self._forward_hooks or self._forward_pre_hooks or self._backward_hooks or self._backward_pre_hooks
+        return type(self).forward is Attention.forward and not hooks
 
     def _mix(
         self,

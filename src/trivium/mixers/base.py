@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from trivium.ops.repeat_rows import repeat_rows
 from trivium.registry import Registry
 
 MIXERS = Registry("mixer", "trivium.mixers")
@@ -164,6 +165,13 @@ class Mixer(nn.Module, ABC):
         """
         y_BTD, _ = self(x_BTD, None, lengths_B=lengths_B, documents_BT=documents_BT, positions_BT=positions_BT)
         return y_BTD.flatten(0, 1).index_select(0, wanted_N)
+
+    def of_rows(self, rows_UD: Tensor, index_BT: Tensor, *, positions_BT: Tensor | None = None) -> Tensor:
+        """Return y_BTD, the parallel form of x_BTD = rows_UD[index_BT], of which many tokens are alike.
+
+        Mixers that begin with a map of each token override this and apply it to the U rows; the result is the same.
+        """
+        return self(repeat_rows(rows_UD, index_BT), None, positions_BT=positions_BT)[0]
 
     def add_to(
         self,

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from trivium.mixers.base import State
 from trivium.mixers.heads import check_count
+from trivium.ops.memory_step import convolution_step_
 from trivium.ops.recurrence import restarts
 from trivium.registry import UserError
 
@@ -99,8 +100,15 @@ class ShortConvolution(nn.Module):
         lengths_B: Tensor | None = None,
         documents_BT: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Return (y_BTC, the last window - 1 inputs); `recent_BRC` are those before x (default: zeros)."""
+        """Return (y_BTC, the last window - 1 inputs); `recent_BRC` are those before x (default: zeros).
+
+        One token under no_grad moves them in place.
+        """
         (batch, tokens, channels), past = x_BTC.shape, self.weight_RC.shape[0] - 1
+        alone = tokens == 1 and lengths_B is None and documents_BT is None
+        if alone and recent_BRC is not None and recent_BRC.dtype == x_BTC.dtype and not torch.is_grad_enabled():
+            weight_RC = self.weight_RC.to(x_BTC.dtype)
+            return convolution_step_(x_BTC[:, 0], recent_BRC, weight_RC)[:, None], recent_BRC
         before_BRC = x_BTC.new_zeros(batch, past, channels) if recent_BRC is None else recent_BRC.to(x_BTC.dtype)
         seen_BSC = torch.cat((before_BRC, x_BTC), dim=1)
         run_BS = None
@@ -108,7 +116,7 @@ class ShortConvolution(nn.Module):
             run_BT = restarts(documents_BT).cumsum(1)
             run_BS = functional.pad(run_BT, (past, 0), value=-1)
         weight_RC = self.weight_RC.to(x_BTC.dtype)
-        if tokens == 1 and lengths_B is None and run_BS is None:
+        if alone:
             return functional.silu((seen_BSC * weight_RC).sum(1, keepdim=True)), seen_BSC[:, 1:]
         y_BTC = x_BTC * weight_RC[past]
         for place in range(past):

@@ -20,6 +20,7 @@ from trivium.model.block import (
     output_shrink,
 )
 from trivium.model.feedforward import FeedForward
+from trivium.ops.linear import Linear
 
 
 class UnmaskedAttention(nn.Module):
@@ -28,9 +29,9 @@ class UnmaskedAttention(nn.Module):
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.heads = heads
-        self.query = nn.Linear(width, width, bias=False)
-        self.key_value = nn.Linear(width, 2 * width, bias=False)
-        self.out = nn.Linear(width, width, bias=False)
+        self.query = Linear(width, width, bias=False)
+        self.key_value = Linear(width, 2 * width, bias=False)
+        self.out = Linear(width, width, bias=False)
 
     def forward(self, x_NSD: Tensor, keep: int) -> Tensor:
         """Return what the last `keep` places read: (N, keep, D)."""
@@ -58,8 +59,8 @@ class PairBlock(nn.Module):
     def forward(self, x_NSD: Tensor, keep: int) -> Tensor:
         """Return the last `keep` places."""
         x_NSD, y_NSD = x_NSD[:, -keep:], self.attention(self.norm1(x_NSD), keep)
-        x_NSD = x_NSD + self._drop(y_NSD)
-        return x_NSD + self._drop(self.feedforward(self.norm2(x_NSD)))
+        x_NSD, normed_NSD = self.norm2.of_sum(x_NSD, self._drop(y_NSD))
+        return x_NSD + self._drop(self.feedforward(normed_NSD))
 
     def _drop(self, y_NSD: Tensor) -> Tensor:
         return functional.dropout(y_NSD, self.dropout, self.training) if self.dropout else y_NSD

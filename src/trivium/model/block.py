@@ -13,6 +13,7 @@ from torch.nn import functional
 from trivium.config import UserError
 from trivium.mixers.base import Mixer, MixerConfig, MixerContext
 from trivium.model import feedforward
+from trivium.model.alike import Alike
 from trivium.model.experts import ExpertFeedForward
 from trivium.model.feedforward import FeedForward, FeedForwardKind
 from trivium.ops import dispatch
@@ -58,19 +59,19 @@ class LayerNorm(nn.LayerNorm):
         self.backend = backend
 
     def forward(self, input: Tensor) -> Tensor:
-        return add_norm(input, None, self.weight, self.bias, epsilon=self.eps, backend=self.backend)[1]
+        return self.of_sum(input, None)[1]
 
-    def of_sum(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return x + y and its norm."""
+    def of_sum(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return x + y, or x without y, and its norm."""
         return add_norm(x, y, self.weight, self.bias, epsilon=self.eps, backend=self.backend)
 
 
 class RMSNorm(nn.RMSNorm):
     """PyTorch's."""
 
-    def of_sum(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return x + y and its norm."""
-        x = x + y
+    def of_sum(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return x + y, or x without y, and its norm."""
+        x = x if y is None else x + y
         return x, self(x)
 
 
@@ -124,11 +125,12 @@ class Block(nn.Module):
         positions_BT: Tensor | None,
         keep: int | None = None,
         wanted_N: Tensor | None = None,
+        alike: Alike | None = None,
     ) -> tuple[Tensor, Any]:
         """Return (x_BTD, state); of the last `keep` tokens alone, if it is given.
 
         With `wanted_N`, places in the flattened B*T, what no other place reads is computed for those alone, and
-        (x_ND, state) comes back.
+        (x_ND, state) comes back. `alike`, for the parallel form of whole rows, says which of x_BTD's tokens are.
         """
         kept: dict[str, Any] = {"lengths_B": lengths_B, "documents_BT": documents_BT, "positions_BT": positions_BT}
         alone = wanted_N is not None and state is None
@@ -137,16 +139,22 @@ class Block(nn.Module):
             if isinstance(self.feedforward, FeedForward):
                 return self.feedforward.add_to(x_BTD, self.norm2), state
             return x_BTD + self.feedforward(self.norm2(x_BTD)), state
-        if wanted_N is not None and state is None:
-            y_BTD = self.mixer.at(self.norm1(x_BTD), wanted_N, **kept)
+        if alike is not None:  # few rows, on which the norm costs nothing
+            y_BTD = self.mixer.of_rows(self.norm1(alike.rows_UD), alike.index_BT, positions_BT=positions_BT)
+        elif wanted_N is not None and state is None:
+            x_BTD, normed_BTD = self.norm1.of_sum(x_BTD, None)
+            y_BTD = self.mixer.at(normed_BTD, wanted_N, **kept)
             x_BTD = x_BTD.flatten(0, 1).index_select(0, wanted_N)
         else:
-            y_BTD, state = self.mixer(self.norm1(x_BTD), state, **kept)
+            x_BTD, normed_BTD = self.norm1.of_sum(x_BTD, None)
+            y_BTD, state = self.mixer(normed_BTD, state, **kept)
             if keep is not None:
                 x_BTD, y_BTD = x_BTD[:, x_BTD.shape[1] - keep :], y_BTD[:, y_BTD.shape[1] - keep :]
             if wanted_N is not None:
                 x_BTD, y_BTD = (each.flatten(0, 1).index_select(0, wanted_N) for each in (x_BTD, y_BTD))
         x_BTD, normed_BTD = self.norm2.of_sum(x_BTD, self._drop(y_BTD))
+        if isinstance(self.feedforward, FeedForward) and not self.dropout:
+            return self.feedforward(normed_BTD, x_BTD), state
         return x_BTD + self._drop(self.feedforward(normed_BTD)), state
 
     def start_as_identity(self) -> None:

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from trivium.config import UserError, knob
 from trivium.mixers.base import MIXERS, MixerConfig, MixerContext, State
 from trivium.model import feedforward
+from trivium.model.alike import Alike, find_alike
 from trivium.model.base import MODELS, LanguageModel, ModelConfig, ModelContext, last_places
 from trivium.model.block import (
     Block,
@@ -36,6 +37,9 @@ from trivium.model.feedforward import FeedForwardKind
 from trivium.model.layers import format_layers, parse_layers
 from trivium.model.positions import POSITION_BASE, RUNS, PositionKind, Positions, RunTable, embed, table_rows
 from trivium.ops.fused_linear import is_fused, norm_linear
+from trivium.ops.linear import linear
+from trivium.ops.repeat_rows import repeat_rows
+from trivium.ops.vocabulary_loss import LARGE
 
 # Sizes of published addition models (SPEC, section 4), and GPT-2 small. A preset fills what the recipe leaves out.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -298,6 +302,7 @@ class Decoder(LanguageModel):
             cast(Block, self.blocks[index]).start_as_identity()
         self.norm = make_norm(config.norm, config.width)
         self.head_backend = config.mixer_context(context).backend("norm_linear")
+        self.linear_backend = config.mixer_context(context).backend("linear")
         self.head = None if config.tied else nn.Linear(config.width, context.vocab_size, bias=False)
         if self.head is not None:
             nn.init.normal_(self.head.weight, std=std)
@@ -342,11 +347,16 @@ class Decoder(LanguageModel):
         """
         if state is not None and documents_BT is not None:
             raise ValueError("documents_BT is given with a state: packed documents have only the parallel form")
-        x_BTD = embed(self.embedding, tokens_BT, soft_BTV)
         past_B, run_B = (None, None) if state is None else (state.lengths_B, state.run_B)
-        added, positions_BT, run_B = self.positions(tokens_BT, past_B, run_B, lengths_B, documents_BT, x_BTD.dtype)
-        if added is not None:
-            x_BTD = x_BTD + added
+        dtype = self.embedding.weight.dtype
+        added, positions_BT, run_B = self.positions(tokens_BT, past_B, run_B, lengths_B, documents_BT, dtype)
+        plain = state is None and lengths_B is None and documents_BT is None and soft_BTV is None
+        alike = self._alike(tokens_BT, added) if plain else None
+        if alike is not None:
+            x_BTD = repeat_rows(*alike)
+        else:
+            x_BTD = embed(self.embedding, tokens_BT, soft_BTV)
+            x_BTD = x_BTD if added is None else x_BTD + added
         if self.config.dropout:
             x_BTD = functional.dropout(x_BTD, self.config.dropout, self.training)
         recompute = self.config.checkpoint_activations and state is None and torch.is_grad_enabled()
@@ -358,7 +368,16 @@ class Decoder(LanguageModel):
             mixer_state = None if state is None else state.mixers[index]
             # Where no logits are wanted nothing reads what the last block's second half would add.
             wanted = wanted_N if index == len(passes) - 1 else None
-            arguments = (x_BTD, mixer_state, lengths_B, documents_BT, positions_BT, None, wanted)
+            arguments = (
+                x_BTD,
+                mixer_state,
+                lengths_B,
+                documents_BT,
+                positions_BT,
+                None,
+                wanted,
+                None if index else alike,
+            )
             if recompute:
                 # The state of a generator cannot be read while a step is captured; without dropout nobody needs it.
                 random = self.config.dropout > 0
@@ -372,10 +391,20 @@ class Decoder(LanguageModel):
         if is_fused(x_BTD):
             logits_BTV = norm_linear(x_BTD, self.norm, head.weight, backend=self.head_backend)
         else:
-            logits_BTV = functional.linear(self.norm(x_BTD), head.weight)
+            by = self.linear_backend if self.context.vocab_size < LARGE else "torch"  # others copy the weight first
+            logits_BTV = linear(self.norm(x_BTD), head.weight, backend=by)
         if state is None:
             return logits_BTV, None
         return logits_BTV, self._advance(state, mixer_states, tokens_BT.shape[1], lengths_B, run_B)
+
+    def _alike(self, tokens_BT: Tensor, added: Tensor | None) -> Alike | None:
+        """Return what the first block reads without what recurs in it, or None where nothing is to be gained."""
+        config = self.config
+        more = config.dropout or config.checkpoint_activations or len(self.blocks) * config.loops == 1
+        watched = self.embedding._forward_hooks or self.embedding._forward_pre_hooks
+        if more or watched or tokens_BT.device.type != "cpu" or (added is not None and added.ndim != 2):
+            return None
+        return find_alike(self.embedding.weight, added, tokens_BT)
 
     def last(self, tokens_BT: Tensor, state: Any, lengths_B: Tensor | None, count: int = 1) -> tuple[Tensor, Any]:
         wanted_BR = last_places(tokens_BT, lengths_B, count)

@@ -64,15 +64,18 @@ class FeedForward(nn.Module):
             if linear.bias is not None:
                 nn.init.zeros_(linear.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, stream: Tensor | None = None) -> Tensor:
+        """Return what the maps make of x, added to the residual stream where one is given."""
         if self.kind == "gelu_new":
             maps = self.input.weight, self.input.bias, self.output.weight, self.output.bias
-            return feedforward(x, *maps, **self.backends)
+            return feedforward(x, *maps, stream=stream, **self.backends)
         hidden = self.input(x)
         if self.kind == "swiglu":
             gate, up = hidden.chunk(2, dim=-1)
-            return self.output(functional.silu(gate) * up)
-        return self.output(functional.gelu(hidden))
+            y = self.output(functional.silu(gate) * up)
+        else:
+            y = self.output(functional.gelu(hidden))
+        return y if stream is None else stream + y
 
     def add_to(self, x: Tensor, norm: nn.Module) -> Tensor:
         """Return x + self(norm(x)), without gradients."""

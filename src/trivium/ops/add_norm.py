@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -27,6 +28,8 @@ def add_norm(
         )
     if backend == "auto" and is_left_to_pytorch(x):
         return _pytorch(x, y, weight, bias, epsilon)
+    if backend == "auto" and y is not None and x.device.type == "cpu":
+        y = y.to(torch.promote_types(x.dtype, y.dtype))  # what autocast made narrow; the sum is as wide as x
     others = (weight, bias) if y is None else (weight, bias, y)
     alike = all(other.dtype == x.dtype and other.device == x.device for other in others)
     facts = (("dtype", x.dtype), ("device", x.device.type), ("alike", "yes" if alike else "no"))

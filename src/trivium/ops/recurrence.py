@@ -3,8 +3,14 @@
 Shapes: B rows, T tokens, H heads, K key width, V value width.
 """
 
+import os
+import sys
+import warnings
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -18,15 +24,21 @@ FLA = "flash-linear-attention"
 Loader = Callable[[], Callable[..., tuple[Tensor, Tensor]]]
 
 
-def register(operator: str, load_reference: Loader, load_chunked: Loader, load_fla: Loader) -> None:
-    """Register the backends of an operator, from functions that import and return them."""
+def register(
+    operator: str,
+    load_reference: Loader,
+    load_chunked: Loader,
+    load_fla: Loader,
+    refuses: Callable[[Mapping[str, Any]], str | None],
+) -> None:
+    """Register the backends of an operator, from functions that import and return them; `refuses` is that of fla."""
 
     def suits(device_type: str) -> str:
         return f"plain PyTorch, chunked, runs on {device_type}"
 
     dispatch.register(operator, "reference", dispatch.Backend(load_reference))
     dispatch.register(operator, "torch", dispatch.Backend(load_chunked, suits=suits))
-    fla = dispatch.Backend(load_fla, missing=fla_missing, suits=fla_suits, refuses=fla_refuses)
+    fla = dispatch.Backend(load_fla, missing=fla_missing, suits=fla_suits, refuses=refuses, remark=fla_remarks)
     dispatch.register(operator, "fla", fla)
 
 
@@ -47,7 +59,10 @@ def compute(
     `gates` maps what else it takes to (tensor, the shape that this must have), in the order of its arguments.
     """
     check_recurrence(q, k, v, gates, state, documents)
-    function = dispatch.load(operator, backend, q.device.type, (("dtype", q.dtype), ("device", q.device.type)))
+    given = (q, k, v, state, *(gate for gate, _ in gates.values()))
+    gradients = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in given)
+    facts = (("dtype", q.dtype), ("device", q.device.type), ("gradients", gradients))
+    function = dispatch.load(operator, backend, q.device.type, facts)
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32  # of sums and states
     if state is None:
         state = torch.zeros(q.shape[0], *q.shape[2:], v.shape[3], dtype=wide, device=q.device)
@@ -132,6 +147,8 @@ def in_packed_rows(
 
     A row's first document begins from its state, the others from zero; the state of its last one comes back.
     """
+    if tensors[0].dtype == torch.float32 and not torch.compiler.is_compiling():
+        exact_float32()
     tensors = [tensor.contiguous() for tensor in tensors]
     if documents_BT is None:
         return kernel(tensors, state_BHKV.contiguous(), None)
@@ -139,6 +156,35 @@ def in_packed_rows(
     start = state_BHKV.new_zeros(len(bounds) - 1, *state_BHKV.shape[1:]).index_copy(0, first_B, state_BHKV)
     o, final = kernel([tensor.flatten(0, 1)[None] for tensor in tensors], start, bounds)
     return o[0].unflatten(0, documents_BT.shape), final.index_select(0, last_B)
+
+
+def import_fla(name: str) -> ModuleType:
+    """Import a module of flash-linear-attention; two warnings of the way there that concern no user raise nothing.
+
+    fla decorates functions with torch.compile, and torch 2.11's compiler then loads scripted classes of its own, which
+    torch deprecates; and fla says that other layers of its would like flash-attn.
+    """
+    if name in sys.modules:
+        return sys.modules[name]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"`torch\.jit\.script_method` is", DeprecationWarning)
+        warnings.filterwarnings("ignore", "Flash Attention is not installed", ImportWarning)
+        return import_module(name)
+
+
+def exact_float32() -> None:
+    """Let Triton's products of float32 be float32, unless the user wants them rounded (`TRITON_F32_DEFAULT`, or
+    PyTorch's own `set_float32_matmul_precision`). fla's kernels leave it to Triton, which rounds to 10 bits (TF32).
+    """
+    if torch.get_float32_matmul_precision() == "highest":
+        os.environ.setdefault("TRITON_F32_DEFAULT", "ieee")
+
+
+def fla_remarks(facts: Mapping[str, Any]) -> str | None:
+    """Say what of a call by flash-linear-attention's kernels a reader of the record should know, or return None."""
+    if facts.get("dtype") != torch.float32:
+        return None
+    return "float32 products by Triton's TRITON_F32_DEFAULT, set to ieee where PyTorch's precision is 'highest'"
 
 
 def fla_missing() -> str | None:
@@ -162,3 +208,20 @@ def fla_refuses(facts: Mapping[str, Any]) -> str | None:
     if facts.get("device", "cuda") != "cuda":
         return f"it computes on CUDA devices, the inputs are on {facts['device']}"
     return "it computes in float32 or less, the inputs are float64" if facts.get("dtype") == torch.float64 else None
+
+
+def fla_backward_refuses(facts: Mapping[str, Any]) -> str | None:
+    """Say why the kernels of a gated rule cannot serve a call that wants gradients, or any, or return None.
+
+    fla 0.6 itself raises in that backward pass: on Hopper Triton 3.4.0 to 3.7.0 compiles it into wrong results.
+    """
+    why = fla_refuses(facts)
+    if why is not None or not facts.get("gradients"):
+        return why
+    if torch.cuda.get_device_capability()[0] != 9 or find_spec("tilelang") is not None:
+        return None
+    found = version("triton")
+    release = tuple(int(part) for part in found.split("+")[0].split(".")[:3])
+    if not (3, 4, 0) <= release < (3, 7, 1):
+        return None
+    return f"its backward pass is wrong on Hopper GPUs by Triton {found}; Triton 3.7.1 or tilelang mends it"

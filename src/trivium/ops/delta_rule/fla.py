@@ -1,11 +1,9 @@
 """The gated delta rule by the kernels of flash-linear-attention (version 0.6 or later), on a CUDA device."""
 
-from importlib import import_module
-
 import torch
 from torch import Tensor
 
-from trivium.ops.recurrence import in_packed_rows
+from trivium.ops.recurrence import import_fla, in_packed_rows
 
 
 def by_fla(
@@ -20,7 +18,7 @@ def by_fla(
     documents: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Return (o, state); arguments as in the reference, float32 or less."""
-    rule = import_module("fla.ops.gated_delta_rule")
+    rule = import_fla("fla.ops.gated_delta_rule")
     # A few tokens are not worth a chunk; the recurrent kernel, which has no gradient, reads them one after the other.
     recurrent = q.shape[1] <= 16 and not torch.is_grad_enabled()
 

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from trivium.ops.memory_step import memory_step_
+
 
 def gated_delta_rule_step_(
     q_BHK: Tensor,
@@ -22,10 +24,5 @@ def gated_delta_rule_step_(
     wide = state_BHKV.dtype
     with torch.autocast(q_BHK.device.type, enabled=False):
         q, k, v, beta = (x.to(wide) for x in (q_BHK, k_BNHK, v_BNHV, beta_BNH))
-        if log_decay_BH is not None:
-            state_BHKV.mul_(log_decay_BH.to(wide).exp()[..., None, None])
-        for n in range(k.shape[1]):
-            known_BHV = (k[:, n, :, None] @ state_BHKV)[..., 0, :]
-            news_BHV = beta[:, n, :, None] * (v[:, n] - known_BHV)
-            state_BHKV.addcmul_(k[:, n, ..., None], news_BHV[..., None, :])
-        return ((scale * q)[..., None, :] @ state_BHKV)[..., 0, :].to(q_BHK.dtype)
+        decay_BH = None if log_decay_BH is None else log_decay_BH.to(wide).exp()
+        return memory_step_(scale * q, k, v, beta, decay_BH, state_BHKV).to(q_BHK.dtype)

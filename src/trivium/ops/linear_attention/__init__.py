@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from trivium.ops.recurrence import compute, register
+from trivium.ops.recurrence import compute, fla_refuses, register
 
 __all__ = ["gated_linear_attention"]
 
@@ -25,7 +25,7 @@ def _load_fla():
     return by_fla
 
 
-register("gated_linear_attention", _load_reference, _load_chunked, _load_fla)
+register("gated_linear_attention", _load_reference, _load_chunked, _load_fla, fla_refuses)
 
 
 def gated_linear_attention(

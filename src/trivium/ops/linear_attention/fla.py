@@ -1,18 +1,16 @@
 """Gated linear attention by the kernels of flash-linear-attention (version 0.6 or later), on a CUDA device."""
 
-from importlib import import_module
-
 import torch
 from torch import Tensor
 
-from trivium.ops.recurrence import in_packed_rows
+from trivium.ops.recurrence import import_fla, in_packed_rows
 
 
 def by_fla(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, *, scale: float, state: Tensor, documents: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Return (o, state); arguments as in the reference, float32 or less."""
-    gla = import_module("fla.ops.gla")
+    gla = import_fla("fla.ops.gla")
     # A few tokens are not worth a chunk; the recurrent kernel reads them one after the other.
     recurrent = q.shape[1] <= 16 and not torch.is_grad_enabled()
 

@@ -44,6 +44,8 @@
 #include "linear.h"
 #include "adamw.h"
 #include "norm.h"
+#include "memory.h"
+#include "simplicial.h"
 #endif
 #undef STORE
 #undef SUFFIX
@@ -77,4 +79,6 @@
 #include "linear.h"
 #include "adamw.h"
 #include "norm.h"
+#include "memory.h"
+#include "simplicial.h"
 #endif

@@ -22,7 +22,8 @@ import torch
 
 _log = logging.getLogger("trivium")
 
-SOURCES = ("kernels.c", "vectors.h", "attention.h", "step.h", "pointwise.h", "linear.h", "adamw.h", "norm.h")
+HEADERS = ("vectors", "attention", "step", "pointwise", "linear", "adamw", "norm", "memory", "simplicial")
+SOURCES = ("kernels.c", *(f"{name}.h" for name in HEADERS))
 FLAGS = ("-std=gnu11", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fwrapv", "-fPIC", "-fopenmp")
 PATIENCE = 120.0  # seconds for the compiler, which needs 5
 SUFFIX = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float64: "float64"}
@@ -39,6 +40,9 @@ KINDS = {
     "feedforward_backward": "a" * 8,
     "norm_forward": "aaaaaaaiidi",
     "norm_backward": "aaaaaaaaiii",
+    "memory_step": "aaaaaaaiiiiiii",
+    "convolution_step": "aaaaiiii",
+    "simplicial_step": "aaaaaaaiiiiiiiidi",
     "adamw": "aaaaaaaidddddai",
 }
 _TYPES = {"a": ctypes.c_void_p, "i": ctypes.c_int64, "d": ctypes.c_double}

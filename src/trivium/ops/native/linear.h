@@ -212,10 +212,11 @@ int NAMED(linear_backward)(const REAL *grad, const REAL *x, const REAL *weight, 
 
 typedef struct {
     const REAL *x, *input, *input_bias, *output, *output_bias; /* weights (F, K) and (K, F) */
+    const REAL *stream;                                        /* (M, K), or 0: what the result is added to */
     int64_t rows, width, hidden_width, threads;
 } NAMED(FeedForward);
 
-/* hidden (M, F) = x input^T + input_bias, y = gelu(hidden) output^T + output_bias. */
+/* hidden (M, F) = x input^T + input_bias, y = stream + gelu(hidden) output^T + output_bias. */
 int NAMED(feedforward_forward)(const NAMED(FeedForward) *call, REAL *hidden, REAL *y) {
     const int64_t rows = call->rows, width = call->width, wide = call->hidden_width;
     REAL *first = aligned_alloc(64, ROOM(PACKED(width, wide))), *second = aligned_alloc(64, ROOM(PACKED(wide, width)));
@@ -243,6 +244,8 @@ int NAMED(feedforward_forward)(const NAMED(FeedForward) *call, REAL *hidden, REA
             NAMED(times)(count, width, wide, call->x + row * width, first, here);
             NAMED(gelu_forward)(here, active, count * wide, 1);
             NAMED(times)(count, wide, width, active, second, y + row * width);
+            if (call->stream)
+                for (int64_t place = row * width; place < (row + count) * width; place++) y[place] += call->stream[place];
         }
         free(active);
     }

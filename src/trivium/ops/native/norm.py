@@ -16,7 +16,7 @@ class _Norm(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x_MK: Tensor, y_MK: Tensor | None, weight_K: Tensor, bias_K: Tensor, epsilon: float
-    ) -> Tensor | tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         rows, width = x_MK.shape
         sum_MK = None if y_MK is None else torch.empty_like(x_MK)
         out_MK, moments_M2 = torch.empty_like(x_MK), x_MK.new_empty(rows, 2)
@@ -31,16 +31,17 @@ class _Norm(torch.autograd.Function):
         )
         ctx.save_for_backward(x_MK if sum_MK is None else sum_MK, moments_M2, weight_K)
         ctx.set_materialize_grads(False)
-        return out_MK if sum_MK is None else (sum_MK, out_MK)
+        # x itself passes through, so that what comes back along the stream is added in the kernel.
+        return x_MK if sum_MK is None else sum_MK, out_MK
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         sum_MK, moments_M2, weight_K = ctx.saved_tensors
-        *grads_of_sum, grad_MK = (None if grad is None else grad.contiguous() for grad in grads)
-        grad_sum_MK = grads_of_sum[0] if grads_of_sum else None
+        grad_sum_MK, grad_MK = (None if grad is None else grad.contiguous() for grad in grads)
+        wants_y = ctx.needs_input_grad[1]
         if grad_MK is None:
-            return grad_sum_MK, grad_sum_MK, None, None, None
+            return grad_sum_MK, grad_sum_MK if wants_y else None, None, None, None
         grad_x_MK = torch.empty_like(sum_MK)
         grad_weight_K, grad_bias_K = torch.empty_like(weight_K), torch.empty_like(weight_K)
         call(
@@ -50,13 +51,12 @@ class _Norm(torch.autograd.Function):
             *sum_MK.shape,
             torch.get_num_threads(),
         )
-        return grad_x_MK, grad_x_MK if grads_of_sum else None, grad_weight_K, grad_bias_K, None
+        return grad_x_MK, grad_x_MK if wants_y else None, grad_weight_K, grad_bias_K, None
 
 
 def native(x: Tensor, y: Tensor | None, weight: Tensor, bias: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
     """Return x + y and its layer norm; x itself without y."""
     x_MK = x.reshape(-1, x.shape[-1]).contiguous()
-    if y is None:
-        return x, _Norm.apply(x_MK, None, weight, bias, epsilon).view(x.shape)
-    sum_MK, out_MK = _Norm.apply(x_MK, y.reshape(x_MK.shape).contiguous(), weight, bias, epsilon)
+    y_MK = None if y is None else y.reshape(x_MK.shape).contiguous()
+    sum_MK, out_MK = _Norm.apply(x_MK, y_MK, weight, bias, epsilon)
     return sum_MK.view(x.shape), out_MK.view(x.shape)

@@ -7,8 +7,7 @@ from trivium.ops import dispatch
 from trivium.ops.simplicial import hopper_support as hopper
 from trivium.ops.simplicial import triton_support as support
 from trivium.ops.simplicial.decode import simplicial_decode
-from trivium.ops.simplicial.forms import FORMS
-from trivium.registry import UserError, nearest
+from trivium.ops.simplicial.forms import FORMS, check_numbers
 
 __all__ = ["FORMS", "simplicial_attention", "simplicial_decode"]
 
@@ -112,7 +111,8 @@ def simplicial_attention(
         ),
     )
     if q.numel() == 0:
-        return q.sum() * torch.zeros_like(q)
+        every = [x.sum() for x in (q, k1, k2, v1, v2, *(bias or ())) if x is not None]
+        return torch.stack(every).sum().to(q.dtype) * torch.zeros_like(q)  # with gradients, of zeros
     with torch.autocast(q.device.type, enabled=False):
         return function(
             q,
@@ -143,21 +143,15 @@ def _check(
     documents: Tensor | None,
 ) -> float:
     """Return the scale; raise ValueError that names the argument, what it was and what is allowed."""
-    if form not in FORMS:
-        raise UserError(f"form: {form!r} is not allowed; {nearest(str(form), list(FORMS))}")
-    for name, window in (("window1", window1), ("window2", window2)):
-        if isinstance(window, bool) or not isinstance(window, int) or window < 1:
-            raise UserError(f"{name}: {window!r} is not allowed; give a whole number of at least 1")
     if q.ndim != 4 or k1.ndim != 4:
         raise ValueError(f"q: shape {tuple(q.shape)}, k1: shape {tuple(k1.shape)}; both are (B, T, heads, D)")
     if not q.is_floating_point():
         raise ValueError(f"q: {q.dtype} is not allowed; give a floating-point tensor")
     batch, tokens, heads, width = q.shape
+    scale = check_numbers(form, width, window1, window2, scale)
     kv_heads = k1.shape[2]
     if kv_heads < 1 or heads % kv_heads:
         raise ValueError(f"q: {heads} heads are not a multiple of the {kv_heads} key/value heads of k1")
-    if form == "determinant" and width < 3:
-        raise UserError(f"form: determinant needs a head width of at least 3, q has {width}")
     if form == "factorized" and (v2 is not None or bias is not None):
         raise ValueError("form: factorized reads one value; give it as v1, with v2=None and bias=None")
     if form != "factorized" and v2 is None:
@@ -186,4 +180,4 @@ def _check(
             )
         if documents.device != q.device:
             raise ValueError(f"documents: on {documents.device}, but q is on {q.device}; all must be on one device")
-    return width**-0.5 if scale is None else float(scale)
+    return scale

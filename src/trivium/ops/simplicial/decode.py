@@ -4,14 +4,17 @@ Shapes: B rows, T newest tokens, H query heads, G key/value heads, D head width,
 lies in slot p mod C, so that a ring holds the last C positions; softmax does not care in which order.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from trivium.ops import dispatch
+from trivium.ops.native import support as native_support
 from trivium.ops.simplicial import decode_support as support
 from trivium.ops.simplicial import hopper_support, triton_support
-from trivium.ops.simplicial.forms import FORMS
-from trivium.registry import UserError, nearest
+from trivium.ops.simplicial.forms import check_numbers
 
 
 def _load_reference():
@@ -38,11 +41,31 @@ def _load_hopper():
     return hopper_decode
 
 
+def _load_native():
+    from trivium.ops.native.simplicial import native
+
+    return native
+
+
+def _native_refuses(facts: Mapping[str, Any]) -> str | None:
+    for name, allowed in (("form", "trilinear"), ("tokens", 1), ("gradients", False)):
+        if facts.get(name, allowed) != allowed:
+            return f"it steps one token of the trilinear form without gradients; {name} is {facts[name]}"
+    if str(facts.get("dtype")) == "torch.bfloat16":
+        return "it computes in float32 or float64"
+    return native_support.refuses(facts)
+
+
 dispatch.register("simplicial_decode", "reference", dispatch.Backend(_load_reference))
 dispatch.register(
     "simplicial_decode",
     "torch",
     dispatch.Backend(_load_torch, suits=lambda device_type: f"plain PyTorch, runs on {device_type}"),
+)
+dispatch.register(
+    "simplicial_decode",
+    "native",
+    dispatch.Backend(_load_native, missing=native_support.missing, suits=native_support.suits, refuses=_native_refuses),
 )
 dispatch.register(
     "simplicial_decode",
@@ -102,6 +125,7 @@ def simplicial_decode(
         (
             ("form", form),
             ("dtype", q.dtype),
+            ("device", q.device.type),
             ("width", q.shape[3]),
             ("group", q.shape[2] // k1.shape[2]),
             ("tokens", min(tokens, 2)),
@@ -130,11 +154,9 @@ def _check(
     form: str,
 ) -> float:
     """Return the scale; raise ValueError that names the argument, what it was and what is allowed."""
-    if form not in FORMS:
-        raise UserError(f"form: {form!r} is not allowed; {nearest(str(form), list(FORMS))}")
-    for name, window in (("window1", window1), ("window2", window2)):
-        if isinstance(window, bool) or not isinstance(window, int) or window < 1:
-            raise UserError(f"{name}: {window!r} is not allowed; give a whole number of at least 1")
+    if q.ndim != 4:
+        raise ValueError(f"q: shape {tuple(q.shape)}; it must be (B, tokens, heads, D)")
+    scale = check_numbers(form, q.shape[3], window1, window2, scale)
     if (v2 is None) != (form == "factorized"):
         raise ValueError(f"v2: {'None' if v2 is None else 'a tensor'} does not go with form={form!r}")
     rings = {"k1": k1, "k2": k2, "v1": v1} | ({} if v2 is None else {"v2": v2})
@@ -149,8 +171,6 @@ def _check(
     kv_heads = k1.shape[2]
     if kv_heads < 1 or heads % kv_heads:
         raise ValueError(f"q: {heads} heads are not a multiple of the {kv_heads} key/value heads of k1")
-    if form == "determinant" and width < 3:
-        raise UserError(f"form: determinant needs a head width of at least 3, q has {width}")
     slots = {"k1": k1.shape[1], "k2": k2.shape[1], "v1": k1.shape[1], "v2": k2.shape[1]}
     if form == "factorized":
         slots["v1"] = v1.shape[1]
@@ -163,4 +183,4 @@ def _check(
             f"lengths: {lengths.dtype} of shape {tuple(lengths.shape)} on {lengths.device}; "
             f"give integers ({batch},) on {q.device}"
         )
-    return width**-0.5 if scale is None else float(scale)
+    return scale

@@ -1,39 +1,23 @@
 """Launch the Triton decode kernel, as an operator that torch.compile and CUDA graphs know."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from trivium.ops.simplicial import operators
 from trivium.ops.simplicial import triton_decode as kernels
+from trivium.ops.simplicial.triton_launch import Tiles, power_of_two, sizes_for
 from trivium.ops.simplicial.triton_support import interpreted
-
-
-class Tiles(NamedTuple):
-    """Heads of a group and short slots whose products are the rows; long slots; warps; pipeline stages."""
-
-    heads: int
-    short: int
-    long: int
-    warps: int = 4
-    stages: int = 2
-
-
-def _power_of_two(count: int) -> int:
-    return 1 << max(count - 1, 0).bit_length()
 
 
 def tiles_for(*, width: int, group: int, short: int, wide: bool) -> Tiles:
     """Return the tiles for `group` query heads and `short` slots; `width` is padded, `wide` says 4-byte inputs."""
-    if wide:
-        rows, long, warps, stages = (32, 32, 4, 1) if width > 128 else (64, 32, 4, 1)
-    else:
-        rows, long, warps, stages = (64, 64, 4, 2) if width > 128 else (128, 64, 8 if width > 64 else 4, 3)
-    keys = min(_power_of_two(short), rows)
-    heads = min(_power_of_two(group), rows // keys)
+    rows, long, warps, stages = sizes_for(width=width, wide=wide)
+    keys = min(power_of_two(short), rows)
+    heads = min(power_of_two(group), rows // keys)
     # The matrix unit takes 16 rows at least.
-    return Tiles(heads, max(keys, 16 // heads), long, warps, stages)
+    return Tiles(1, heads, max(keys, 16 // heads), long, warps, stages)
 
 
 _decode_kernel: Any = kernels.decode_kernel  # whose launch syntax no type checker follows
@@ -54,7 +38,7 @@ def decode(
     """Return o (B, T, H, D); `sign` as in `triton_launch.forward`."""
     rows, tokens, heads, width = q.shape
     kv_heads = k_long.shape[2]
-    group, padded = heads // kv_heads, max(16, _power_of_two(width))
+    group, padded = heads // kv_heads, max(16, power_of_two(width))
     wide = q.dtype == torch.float32
     tiles = tiles_for(width=padded, group=group, short=k_short.shape[1], wide=wide)
     head_blocks = -(-group // tiles.heads)
@@ -71,8 +55,7 @@ def decode(
         CHUNKS=-(-k_short.shape[1] // tiles.short),
         SIGN=sign,
         PRECISION="ieee" if wide else "tf32",
-        num_warps=tiles.warps,
-        num_stages=tiles.stages,
+        **tiles.options,
     )
     return o
 

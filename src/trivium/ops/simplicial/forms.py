@@ -4,10 +4,31 @@ det[q; a; b] = <q, (a2,a3,a1) * (b3,b1,b2)> - <q, (a3,a1,a2) * (b2,b3,b1)> for e
 channels left over are trilinear already (arXiv 2507.02754, section 5).
 """
 
+import math
+
 import torch
 from torch import Tensor
 
+from trivium.registry import UserError, nearest
+
 FORMS = ("trilinear", "determinant", "factorized")
+
+
+def check_numbers(form: str, width: int, window1: int, window2: int, scale: float | None) -> float:
+    """Return the scale, by default D^-1/2; raise ValueError that names what is not allowed."""
+    if form not in FORMS:
+        raise UserError(f"form: {form!r} is not allowed; {nearest(str(form), list(FORMS))}")
+    for name, window in (("window1", window1), ("window2", window2)):
+        if isinstance(window, bool) or not isinstance(window, int) or window < 1:
+            raise UserError(f"{name}: {window!r} is not allowed; give a whole number of at least 1")
+    least = 3 if form == "determinant" else 1
+    if width < least:
+        raise UserError(f"form: {form} needs a head width of at least {least}, q has {width}")
+    if scale is None:
+        return width**-0.5
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not math.isfinite(scale):
+        raise ValueError(f"scale: {scale!r} is not allowed; give a finite number, or None for D^-1/2")
+    return float(scale)
 
 
 def widen(*tensors: Tensor) -> list[Tensor]:

@@ -7,69 +7,26 @@ fills with zeros. Two warpgroups share the tiles of keys and values that two war
 The steps of a program are one pipeline: the first logits of the next step are computed beside the last product with
 values of this one, and their exponentials before this step's results are gathered and written.
 
-As in the forward kernel, logits whose bound is small need no running maximum; `bounds` computes it. The variant is
-chosen once a program.
+As in the forward kernel, a program does without a running maximum first, and all again where that had not the range.
 """
 
 # Gluon functions are typed for its compiler: their layouts and blocks are compile-time values.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportIndexIssue=false
 # pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportAssignmentType=false
 
-import triton
-import triton.language as tl
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
     mbarrier,
-    tma,
     warpgroup_mma,
     warpgroup_mma_init,
     warpgroup_mma_wait,
 )
 
-from trivium.ops.simplicial.hopper_forward import ROWS, masked, ring, rows_layout, weigh
+from trivium.ops.simplicial.hopper_forward import agree, agreement, bring, masked, ring, rows_layout, told, weigh
 
-
-@triton.jit
-def bounds(
-    q, k2, k1, lengths, out, slots1, slots2, group, kv_heads, scale,
-    BQ: tl.constexpr, BS: tl.constexpr, BL: tl.constexpr, PARTS: tl.constexpr, D: tl.constexpr,
-):  # fmt: skip
-    """Write to out (B, Hkv, PARTS) the largest scale |q|_4 |k2|_4 |k1|_2, each part for its share of k1's slots."""
-    unit = tl.program_id(0)
-    part = tl.program_id(1)
-    row = (unit // kv_heads).to(tl.int64)
-    kv_head = unit % kv_heads
-    length = tl.load(lengths + row).to(tl.int32)
-    d = tl.arange(0, D)
-    s = tl.arange(0, BS)
-    h = tl.arange(0, BQ)
-    j = part * BL + tl.arange(0, BL)
-    end = tl.minimum(slots1, length)
-    # All loads are under way before the first sum.
-    x_at = (row * slots2 + s) * kv_heads + kv_head
-    x_there = s < tl.minimum(slots2, length)
-    x = tl.load(k2 + x_at[:, None] * D + d[None, :], mask=x_there[:, None], other=0.0).to(tl.float32)
-    z_at = (row * kv_heads + kv_head) * group + h
-    z = tl.load(q + z_at[:, None] * D + d[None, :], mask=(h < group)[:, None], other=0.0).to(tl.float32)
-    y_at = (row * slots1 + j) * kv_heads + kv_head
-    y = tl.load(k1 + y_at[:, None] * D + d[None, :], mask=(j < end)[:, None], other=0.0).to(tl.float32)
-    loudest = tl.max(tl.sum(x * x * (x * x), 1), 0)
-    top = tl.max(tl.sum(z * z * (z * z), 1), 0)
-    longest = tl.max(tl.sum(y * y, 1), 0)
-    for first in range(BQ, group, BQ):
-        h_on = first + h
-        z_on = (row * kv_heads + kv_head) * group + h_on
-        z = tl.load(q + z_on[:, None] * D + d[None, :], mask=(h_on < group)[:, None], other=0.0).to(tl.float32)
-        top = tl.maximum(top, tl.max(tl.sum(z * z * (z * z), 1), 0))
-    for first in range((PARTS + part) * BL, end, PARTS * BL):
-        j_on = first + tl.arange(0, BL)
-        y_on = (row * slots1 + j_on) * kv_heads + kv_head
-        y = tl.load(k1 + y_on[:, None] * D + d[None, :], mask=(j_on < end)[:, None], other=0.0).to(tl.float32)
-        longest = tl.maximum(longest, tl.max(tl.sum(y * y, 1), 0))
-    bound = tl.sqrt(tl.sqrt(top) * tl.sqrt(loudest) * longest) * tl.abs(scale)
-    tl.store(out + unit * PARTS + part, bound)
+ROWS = gl.constexpr(64)  # rows of one warpgroup's tile
 
 
 @gluon.jit
@@ -84,21 +41,23 @@ def _place(lengths, step, HB, kv_heads, slots1, N: gl.constexpr):
 
 
 @gluon.jit
-def _produce(desc, full, empty, buffers, lengths, first, last, HB, kv_heads, slots1):
-    STAGES: gl.constexpr = buffers.type.shape[0]
+def _produce(
+    desc, full, empty, buffers, flags, agreed, lengths, first, last, HB, kv_heads, slots1, LIMIT: gl.constexpr
+):  # fmt: skip
+    count = _bring(desc, full, empty, buffers, gl.to_tensor(0), lengths, first, last, HB, kv_heads, slots1)
+    if LIMIT > 0:  # noqa: SIM102 - known when compiling
+        if told(flags, agreed):
+            _bring(desc, full, empty, buffers, count, lengths, first, last, HB, kv_heads, slots1)
+
+
+@gluon.jit
+def _bring(desc, full, empty, buffers, count, lengths, first, last, HB, kv_heads, slots1):
+    """Copy the tiles of all steps into the ring, of which `count` were brought before; return the new count."""
     N: gl.constexpr = desc.block_type.shape[1]
-    D: gl.constexpr = desc.block_type.shape[2]
-    count = 0
     for step in range(first, last):
         b, kv_head, _, _, tiles, start = _place(lengths, step, HB, kv_heads, slots1, N)
-        for tile in range(tiles):
-            stage = count % STAGES
-            mbarrier.wait(empty.index(stage), (count // STAGES & 1) ^ 1)
-            mbarrier.expect(full.index(stage), desc.block_type.nbytes)
-            tma.async_copy_global_to_shared(
-                desc, [b, start + tile * N, kv_head * D], full.index(stage), buffers.index(stage)
-            )
-            count += 1
+        count = bring(desc, full, empty, buffers, count, b, kv_head, tiles, start)
+    return count
 
 
 @gluon.jit
@@ -123,10 +82,13 @@ def _queries(ptr, b, head, heads, NH: gl.constexpr, W: gl.constexpr, D: gl.const
 @gluon.jit
 def _attend(
     GROUP: gl.constexpr, FAST: gl.constexpr, q_ptr, k2_ptr, v2_ptr, o_ptr, lengths, u_buffers,
-    k_full, k_empty, k_buffers, v_full, v_empty, v_buffers,
-    first, last, HB, heads, kv_heads, slots1, slots2, scale, NH: gl.constexpr, W: gl.constexpr,
+    k_full, k_empty, k_buffers, v_full, v_empty, v_buffers, count,
+    first, last, HB, heads, kv_heads, slots1, slots2, scale, NH: gl.constexpr, W: gl.constexpr, LIMIT: gl.constexpr,
 ):  # fmt: skip
-    """Do the steps first..last of this warpgroup's rows as one pipeline; the first two have their u already."""
+    """Do the steps first..last of this warpgroup's rows as one pipeline; `count` tiles were read before.
+
+    Return the new count, and whether a log-sum-exp is past LIMIT.
+    """
     K_STAGES: gl.constexpr = k_buffers.type.shape[0]
     V_STAGES: gl.constexpr = v_buffers.type.shape[0]
     N: gl.constexpr = k_buffers.type.shape[2]
@@ -137,8 +99,19 @@ def _attend(
     LS: gl.constexpr = gl.SliceLayout(1, S)
     LO: gl.constexpr = gl.SliceLayout(1, OUT)
     L: gl.constexpr = rows_layout(NH, W, D)
+    SMALLEST: gl.constexpr = 2.0**-LIMIT
     group = heads // kv_heads
+    for slot in gl.static_range(2):
+        step = gl.minimum(first + slot, last - 1)
+        b, kv_head, block, length, _, _ = _place(lengths, step, HB, kv_heads, slots1, N)
+        q = _queries(q_ptr, b, kv_head * group + block * (2 * NH) + GROUP * NH, heads, NH, W, D)
+        k2 = _ring(k2_ptr, b, kv_head, length, slots2, kv_heads, NH, W, D)
+        u = (q.to(gl.float32) * scale) * k2.to(gl.float32)
+        u_buffers.index(2 * slot + GROUP).store(u.to(k_buffers.dtype).reshape([ROWS, D]))
+    fence_async_shared()
     nothing = gl.zeros([ROWS, N], gl.float32, S)
+    row_out = gl.arange(0, ROWS, LO)
+    bad = gl.zeros([ROWS], gl.int32, LO)
     row = gl.arange(0, ROWS, LS)
     never = gl.full([ROWS], -float("inf"), gl.float32, LS)
     none = gl.zeros([ROWS], gl.float32, LS)
@@ -148,15 +121,17 @@ def _attend(
     next_step = gl.minimum(first + 1, last - 1)
     n_b, n_kv, n_block, n_length, n_tiles, n_start = _place(lengths, next_step, HB, kv_heads, slots1, N)
     n_head = n_kv * group + n_block * (2 * NH) + GROUP * NH
-    mbarrier.wait(k_full.index(0), 0)
-    k_tile = k_buffers.index(0).reshape([N, D]).permute([1, 0])
+    stage = count % K_STAGES
+    mbarrier.wait(k_full.index(stage), count // K_STAGES & 1)
+    k_tile = k_buffers.index(stage).reshape([N, D]).permute([1, 0])
     s_now = warpgroup_mma(u_buffers.index(GROUP), k_tile, nothing, use_acc=False, is_async=True)
     s = warpgroup_mma_wait(0, deps=[s_now])
-    mbarrier.arrive(k_empty.index(0), count=1)
+    mbarrier.arrive(k_empty.index(stage), count=1)
     p, m, total, _ = weigh(masked(s, start, 0, row, 0, 1, S), never, none, FAST, False)
     p16 = gl.convert_layout(p.to(k_buffers.dtype), P)
-    count = 0
-    mbarrier.wait(k_full.index(1 % K_STAGES), 1 // K_STAGES & 1, pred=(tiles > 1) | (first + 1 < last))
+    mbarrier.wait(
+        k_full.index((count + 1) % K_STAGES), (count + 1) // K_STAGES & 1, pred=(tiles > 1) | (first + 1 < last)
+    )  # fmt: skip
     for step in range(first, last):
         parity = (step - first) % 2
         mine = u_buffers.index(parity * 2 + GROUP)
@@ -221,8 +196,13 @@ def _attend(
             top_G = gl.where(top_G == -float("inf"), 0.0, top_G)
             weight_GW = gl.exp2(m_GW - gl.expand_dims(top_G, 1))
         sum_G = gl.sum(weight_GW * total.reshape([NH, W]), 1)
-        share_GW = weight_GW / gl.expand_dims(gl.where(sum_G > 0, sum_G, 1.0), 1)
+        if not FAST:
+            sum_G = gl.where(sum_G > 0, sum_G, 1.0)
+        share_GW = weight_GW / gl.expand_dims(sum_G, 1)
         share = gl.convert_layout(share_GW.reshape([ROWS]), LO)
+        if FAST:  # a NaN is in no range
+            within = (share > SMALLEST) & (share < 1 / SMALLEST)
+            bad = gl.where((row_out % W < gl.minimum(length, slots2)) & ~within, 1, bad)
         mine.store((o_now * gl.expand_dims(share, 1)).to(k_buffers.dtype))
         read = mine.reshape([NH, W, D]).load(L)
         o_GD = gl.sum(read.to(gl.float32) * v2.to(gl.float32), 1)
@@ -237,56 +217,49 @@ def _attend(
         m, total = n_m, n_total
         b, kv_head, head, length, tiles, start = n_b, n_kv, n_head, n_length, n_tiles, n_start
         n_b, n_kv, n_head, n_length, n_tiles, n_start = t_b, t_kv, t_head, t_length, t_tiles, t_start
+    return count, gl.max(bad, 0)
 
 
 @gluon.jit
 def _consume(
-    GROUP: gl.constexpr, q_ptr, k2_ptr, v2_ptr, o_ptr, lengths, bound_ptr, u_buffers,
+    GROUP: gl.constexpr, q_ptr, k2_ptr, v2_ptr, o_ptr, lengths, flags, agreed, u_buffers,
     k_full, k_empty, k_buffers, v_full, v_empty, v_buffers,
     first, last, HB, heads, kv_heads, slots1, slots2, scale,
-    NH: gl.constexpr, W: gl.constexpr, PARTS: gl.constexpr, LIMIT: gl.constexpr,
+    NH: gl.constexpr, W: gl.constexpr, LIMIT: gl.constexpr,
 ):  # fmt: skip
-    bound = 0.0
-    for unit in range(first // HB, (last - 1) // HB + 1):
-        for part in gl.static_range(PARTS):
-            bound = gl.maximum(bound, gl.load(bound_ptr + unit * PARTS + part))
-    D: gl.constexpr = k_buffers.type.shape[3]
-    group = heads // kv_heads
-    for slot in gl.static_range(2):
-        step = gl.minimum(first + slot, last - 1)
-        b, kv_head, block, length, _, _ = _place(lengths, step, HB, kv_heads, slots1, k_buffers.type.shape[2])
-        q = _queries(q_ptr, b, kv_head * group + block * (2 * NH) + GROUP * NH, heads, NH, W, D)
-        k2 = _ring(k2_ptr, b, kv_head, length, slots2, kv_heads, NH, W, D)
-        u = (q.to(gl.float32) * scale) * k2.to(gl.float32)
-        u_buffers.index(2 * slot + GROUP).store(u.to(k_buffers.dtype).reshape([ROWS, D]))
-    fence_async_shared()
-    if bound < LIMIT:
-        _attend(
-            GROUP, True, q_ptr, k2_ptr, v2_ptr, o_ptr, lengths, u_buffers,
-            k_full, k_empty, k_buffers, v_full, v_empty, v_buffers,
-            first, last, HB, heads, kv_heads, slots1, slots2, scale, NH, W,
-        )  # fmt: skip
-    else:
-        _attend(
-            GROUP, False, q_ptr, k2_ptr, v2_ptr, o_ptr, lengths, u_buffers,
-            k_full, k_empty, k_buffers, v_full, v_empty, v_buffers,
-            first, last, HB, heads, kv_heads, slots1, slots2, scale, NH, W,
-        )  # fmt: skip
+    count, bad = _attend(
+        GROUP, LIMIT > 0, q_ptr, k2_ptr, v2_ptr, o_ptr, lengths, u_buffers,
+        k_full, k_empty, k_buffers, v_full, v_empty, v_buffers, gl.to_tensor(0),
+        first, last, HB, heads, kv_heads, slots1, slots2, scale, NH, W, LIMIT,
+    )  # fmt: skip
+    if LIMIT > 0:  # noqa: SIM102 - known when compiling
+        if agree(GROUP, bad, flags, agreed):
+            _attend(
+                GROUP, False, q_ptr, k2_ptr, v2_ptr, o_ptr, lengths, u_buffers,
+                k_full, k_empty, k_buffers, v_full, v_empty, v_buffers, count,
+                first, last, HB, heads, kv_heads, slots1, slots2, scale, NH, W, LIMIT,
+            )  # fmt: skip
 
 
 @gluon.jit
 def decode(
-    q_ptr, k2_ptr, v2_ptr, k1_desc, v1_desc, o_ptr, lengths, bound_ptr,
+    q_ptr, k2_ptr, v2_ptr, k1_desc, v1_desc, o_ptr, lengths, flags,
     steps, each, HB, heads, kv_heads, slots1, slots2, scale,
-    NH: gl.constexpr, W: gl.constexpr, K_STAGES: gl.constexpr, V_STAGES: gl.constexpr, PARTS: gl.constexpr,
+    NH: gl.constexpr, W: gl.constexpr, K_STAGES: gl.constexpr, V_STAGES: gl.constexpr,
     LIMIT: gl.constexpr, REGISTERS: gl.constexpr,
 ):  # fmt: skip
-    """Write o (B, 1, Hq, D); a program does `each` of the steps. `scale` holds log2(e), LIMIT bounds the logits."""
+    """Write o (B, 1, Hq, D); a program does `each` of the steps. `scale` holds log2(e).
+
+    `flags` has two numbers a program. Log-sum-exps (in powers of two) past LIMIT ask for the online softmax, which a
+    LIMIT of 0 takes at once.
+    """
     D: gl.constexpr = k1_desc.block_type.shape[2]
     k_buffers, k_full, k_empty = ring(k1_desc, K_STAGES)
     v_buffers, v_full, v_empty = ring(v1_desc, V_STAGES)
     u_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([ROWS, D], k1_desc.dtype)
     u_buffers = gl.allocate_shared_memory(k1_desc.dtype, [4, ROWS, D], u_layout)
+    agreed = agreement()
+    flags += 2 * gl.program_id(0)
     first = gl.program_id(0) * each
     last = gl.minimum(first + each, steps)
     gl.warp_specialize(
@@ -294,21 +267,33 @@ def decode(
             (
                 _consume,
                 (
-                    gl.constexpr(0), q_ptr, k2_ptr, v2_ptr, o_ptr, lengths, bound_ptr, u_buffers,
+                    gl.constexpr(0), q_ptr, k2_ptr, v2_ptr, o_ptr, lengths, flags, agreed, u_buffers,
                     k_full, k_empty, k_buffers, v_full, v_empty, v_buffers,
-                    first, last, HB, heads, kv_heads, slots1, slots2, scale, NH, W, PARTS, LIMIT,
+                    first, last, HB, heads, kv_heads, slots1, slots2, scale, NH, W, LIMIT,
                 ),
             ),
             (
                 _consume,
                 (
-                    gl.constexpr(1), q_ptr, k2_ptr, v2_ptr, o_ptr, lengths, bound_ptr, u_buffers,
+                    gl.constexpr(1), q_ptr, k2_ptr, v2_ptr, o_ptr, lengths, flags, agreed, u_buffers,
                     k_full, k_empty, k_buffers, v_full, v_empty, v_buffers,
-                    first, last, HB, heads, kv_heads, slots1, slots2, scale, NH, W, PARTS, LIMIT,
+                    first, last, HB, heads, kv_heads, slots1, slots2, scale, NH, W, LIMIT,
                 ),
             ),
-            (_produce, (k1_desc, k_full, k_empty, k_buffers, lengths, first, last, HB, kv_heads, slots1)),
-            (_produce, (v1_desc, v_full, v_empty, v_buffers, lengths, first, last, HB, kv_heads, slots1)),
+            (
+                _produce,
+                (
+                    k1_desc, k_full, k_empty, k_buffers, flags, agreed,
+                    lengths, first, last, HB, kv_heads, slots1, LIMIT,
+                ),
+            ),
+            (
+                _produce,
+                (
+                    v1_desc, v_full, v_empty, v_buffers, flags, agreed,
+                    lengths, first, last, HB, kv_heads, slots1, LIMIT,
+                ),
+            ),
         ],
         [4, 1, 1],
         [REGISTERS, 24, 24],

@@ -10,12 +10,10 @@ from torch import Tensor
 
 from trivium.ops.simplicial import operators
 from trivium.ops.simplicial.decode_support import HOPPER_ROWS, padded_short
-from trivium.ops.simplicial.hopper_decode import bounds, decode
+from trivium.ops.simplicial.hopper_decode import decode
 from trivium.ops.simplicial.hopper_describe import described, laid_out, processors
-from trivium.ops.simplicial.hopper_launch import BOUND, LOG2E
+from trivium.ops.simplicial.hopper_launch import LOG2E, RANGE
 from trivium.ops.simplicial.launches import launch
-
-PARTS = 8  # programs that share a row's keys in `bounds`
 
 
 class Plan(NamedTuple):
@@ -38,9 +36,8 @@ def run(
     scale: float,
     *,
     plan: Plan | None = None,
-    bound: float | None = None,
 ) -> Tensor:
-    """Return o (B, 1, H, D); rings no longer than their windows. `plan` and `bound` are for measurements."""
+    """Return o (B, 1, H, D); rings no longer than their windows. `plan` is for measurements."""
     q, k_long, v_long, k_short, v_short, lengths = laid_out(q, k_long, v_long, k_short, v_short, lengths)
     batch, _, heads, width = q.shape
     slots1, slots2, kv_heads = k_long.shape[1], k_short.shape[1], k_long.shape[2]
@@ -48,25 +45,20 @@ def run(
     W = padded_short(slots2)
     NH = HOPPER_ROWS // W
     # float16 has not the range for weights without a maximum.
-    limit = bound if bound is not None else BOUND if q.dtype == torch.bfloat16 else -1.0
+    limit = RANGE if q.dtype == torch.bfloat16 else 0.0
     o = torch.empty_like(q)
-    norms = torch.empty(batch * kv_heads, PARTS, device=q.device, dtype=torch.float32)
-    key = (q.shape, slots1, slots2, kv_heads, plan, PARTS, limit, q.dtype, lengths.dtype, q.device.index)
-    heads_a_load = min(64, 1 << (group - 1).bit_length())
-    launch(
-        *(bounds, key, (batch * kv_heads, PARTS)),
-        *(q, k_short, k_long, lengths, norms, slots1, slots2, group, kv_heads, scale * LOG2E),
-        *(heads_a_load, W, 64, PARTS, width),
-    )
+    key = (q.shape, slots1, slots2, kv_heads, plan, q.dtype, lengths.dtype, q.device.index)
     keys, values = (described(x.view(batch, slots1, kv_heads * width), 1, plan.N, width) for x in (k_long, v_long))
     blocks = group // (2 * NH)
     steps = batch * kv_heads * blocks
     each = -(-steps // processors(q.device.index))
+    programs = -(-steps // each)
+    flags = torch.empty(2 * programs, device=q.device, dtype=torch.int32)
     launch(
-        *(decode, key, (-(-steps // each),)),
-        *(q, k_short, v_short, keys, values, o, lengths, norms),
+        *(decode, key, (programs,)),
+        *(q, k_short, v_short, keys, values, o, lengths, flags),
         *(steps, each, blocks, heads, kv_heads, slots1, slots2, scale * LOG2E),
-        *(NH, W, plan.K_STAGES, plan.V_STAGES, PARTS, limit, plan.registers),
+        *(NH, W, plan.K_STAGES, plan.V_STAGES, limit, plan.registers),
         num_warps=4,
         maxnreg=plan.maxnreg,
     )

@@ -1,20 +1,18 @@
 """Forward of trilinear 2-simplicial attention for Hopper, in Gluon: warp-specialised FlashAttention of virtual queries.
 
 Rows of a tile are (query i, head, short key k) with u = scale * q[i,h] * k2[k], its columns keys of the long window.
-Two warpgroups hold 64 rows each and share the K1 and V1 tiles that two warps bring by TMA. A row's result is
+Two warpgroups hold 64 or 128 rows each and share the K1 and V1 tiles that two warps bring by TMA. A row's result is
 multiplied by v2[k] and summed over the short window of its (i, h) at the end. docs/kernels.md draws a tile.
 
-Logits are bounded by scale |q|_4 |k2|_4 |k1|_2 (Cauchy-Schwarz, twice), of which `bounds` takes the maxima. Where that
-bound is small the softmax needs no running maximum: bfloat16 weights and float32 sums have the range for it. Otherwise
-it is the online softmax. There are two variants of the loop, not more: see docs/kernels.md.
+A program first does its tiles without a running maximum: bfloat16 weights and float32 sums have the range for ordinary
+logits. Where a query's log-sum-exp shows that they had not, both warpgroups agree to do all tiles of the program again,
+by the online softmax. There are two variants of the loop, not more: see docs/kernels.md.
 """
 
 # Gluon functions are typed for its compiler: their layouts and blocks are compile-time values.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportIndexIssue=false
 # pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportAssignmentType=false
 
-import triton
-import triton.language as tl
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
@@ -25,44 +23,6 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_init,
     warpgroup_mma_wait,
 )
-
-ROWS = gl.constexpr(64)  # rows of one warpgroup's tile
-
-
-@triton.jit
-def bounds(
-    q, k2, k1, out, tokens, group, kv_heads,
-    BT: tl.constexpr, BG: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, SEVERAL: tl.constexpr,
-):  # fmt: skip
-    """Write to out (B, Hkv, 3) the largest |q|_4, |k2|_4 and |k1|_2 of each key/value head; SEVERAL raise zeros."""
-    t = tl.program_id(0) * BT + tl.arange(0, BT)
-    row = tl.program_id(1).to(tl.int64) // kv_heads * tokens + t
-    kv_head = tl.program_id(1) % kv_heads
-    d = tl.arange(0, BD)
-    mask = (t < tokens)[:, None] & (d < D)[None, :]
-    at = ((row * kv_heads + kv_head) * D)[:, None] + d[None, :]
-    x = tl.load(k2 + at, mask=mask, other=0.0).to(tl.float32)
-    y = tl.load(k1 + at, mask=mask, other=0.0).to(tl.float32)
-    g = tl.arange(0, BG)
-    top = 0.0
-    for first in range(0, group, BG):
-        head = first + g
-        heads = kv_head * group + head
-        q_at = (row[:, None] * (kv_heads * group) + heads[None, :])[:, :, None] * D + d[None, None, :]
-        z = tl.load(q + q_at, mask=mask[:, None, :] & (head < group)[None, :, None], other=0.0).to(tl.float32)
-        top = tl.maximum(top, tl.max(tl.max(tl.sum(z * z * (z * z), 2), 1), 0))
-    out += tl.program_id(1) * 3
-    top = tl.sqrt(tl.sqrt(top))
-    loudest = tl.sqrt(tl.sqrt(tl.max(tl.sum(x * x * (x * x), 1), 0)))
-    longest = tl.sqrt(tl.max(tl.sum(y * y, 1), 0))
-    if SEVERAL:
-        tl.atomic_max(out, top)
-        tl.atomic_max(out + 1, loudest)
-        tl.atomic_max(out + 2, longest)
-    else:
-        tl.store(out, top)
-        tl.store(out + 1, loudest)
-        tl.store(out + 2, longest)
 
 
 @gluon.jit
@@ -93,21 +53,41 @@ def _place(step, HB, units_i, kv_heads, tokens, window1, NIC: gl.constexpr, N: g
 
 
 @gluon.jit
-def _produce(desc, full, empty, buffers, steps, HB, units_i, kv_heads, tokens, window1, NIC: gl.constexpr):
+def _produce(
+    desc, full, empty, buffers, flags, agreed,
+    steps, HB, units_i, kv_heads, tokens, window1, NIC: gl.constexpr, LIMIT: gl.constexpr,
+):  # fmt: skip
+    count = _bring(desc, full, empty, buffers, gl.to_tensor(0), steps, HB, units_i, kv_heads, tokens, window1, NIC)
+    if LIMIT > 0:  # noqa: SIM102 - known when compiling
+        if told(flags, agreed):
+            _bring(desc, full, empty, buffers, count, steps, HB, units_i, kv_heads, tokens, window1, NIC)
+
+
+@gluon.jit
+def _bring(desc, full, empty, buffers, count, steps, HB, units_i, kv_heads, tokens, window1, NIC: gl.constexpr):
+    """Copy the tiles of all steps into the ring, of which `count` were brought before; return the new count."""
+    N: gl.constexpr = desc.block_type.shape[1]
+    for step in range(steps):
+        b, kv_head, _, _, tiles, start = _place(step, HB, units_i, kv_heads, tokens, window1, NIC, N)
+        count = bring(desc, full, empty, buffers, count, b, kv_head, tiles, start)
+    return count
+
+
+@gluon.jit
+def bring(desc, full, empty, buffers, count, b, kv_head, tiles, start):
+    """Copy `tiles` tiles from key `start` into the ring, of which `count` were brought before; return the new count."""
     STAGES: gl.constexpr = buffers.type.shape[0]
     N: gl.constexpr = desc.block_type.shape[1]
     D: gl.constexpr = desc.block_type.shape[2]
-    count = 0
-    for step in range(steps):
-        b, kv_head, _, _, tiles, start = _place(step, HB, units_i, kv_heads, tokens, window1, NIC, N)
-        for tile in range(tiles):
-            stage = count % STAGES
-            mbarrier.wait(empty.index(stage), (count // STAGES & 1) ^ 1)
-            mbarrier.expect(full.index(stage), desc.block_type.nbytes)
-            tma.async_copy_global_to_shared(
-                desc, [b, start + tile * N, kv_head * D], full.index(stage), buffers.index(stage)
-            )
-            count += 1
+    for tile in range(tiles):
+        stage = count % STAGES
+        mbarrier.wait(empty.index(stage), (count // STAGES & 1) ^ 1)
+        mbarrier.expect(full.index(stage), desc.block_type.nbytes)
+        tma.async_copy_global_to_shared(
+            desc, [b, start + tile * N, kv_head * D], full.index(stage), buffers.index(stage)
+        )
+        count += 1
+    return count
 
 
 @gluon.constexpr_function
@@ -150,9 +130,26 @@ def _queries(ptr, b, head, i, tokens, heads, NI: gl.constexpr, NH: gl.constexpr,
 
 
 @gluon.jit
-def _small(ptr, scale, LIMIT: gl.constexpr):
-    """Return whether the logits of a key/value head are below LIMIT: |q * k2|_2 |k1|_2 <= |q|_4 |k2|_4 |k1|_2."""
-    return gl.load(ptr) * gl.load(ptr + 1) * gl.load(ptr + 2) * gl.abs(scale) < LIMIT
+def agree(GROUP: gl.constexpr, bad, flags, agreed):
+    """Return whether either warpgroup found `bad`, once both have told; `flags` are two numbers of this program's."""
+    gl.store(flags + GROUP, bad)
+    mbarrier.arrive(agreed.index(0), count=1)
+    return told(flags, agreed)
+
+
+@gluon.jit
+def told(flags, agreed):
+    """Return whether a warpgroup found its pass bad, once both have told."""
+    mbarrier.wait(agreed.index(0), 0)
+    return gl.load(flags, volatile=True) + gl.load(flags + 1, volatile=True) > 0
+
+
+@gluon.jit
+def agreement():
+    """Return the barrier of `agree`."""
+    barrier = gl.allocate_shared_memory(gl.int64, [1, 1], mbarrier.MBarrierLayout())
+    mbarrier.init(barrier.index(0), count=2)
+    return barrier
 
 
 @gluon.jit
@@ -219,6 +216,7 @@ def _attend(
     LO: gl.constexpr = gl.SliceLayout(1, OUT)
     # Narrow tiles have few exponentials beside each shuffle of a sum. Wide ones have no registers for partial sums.
     PARTIAL: gl.constexpr = FAST and N < 128
+    ROWS: gl.constexpr = u.shape[0]
     nothing = gl.zeros([ROWS, N], gl.float32, S)
     o = warpgroup_mma_init(gl.zeros([ROWS, D], gl.float32, OUT))
     m = gl.full([ROWS], -float("inf"), gl.float32, LS)
@@ -270,23 +268,47 @@ def _attend(
 
 @gluon.jit
 def _consume(
-    GROUP: gl.constexpr, q_ptr, k2_ptr, v2_ptr, o_ptr, lse_ptr, bound_ptr, u_buffers,
+    GROUP: gl.constexpr, q_ptr, k2_ptr, v2_ptr, o_ptr, lse_ptr, flags, agreed, u_buffers,
     k_full, k_empty, k_buffers, v_full, v_empty, v_buffers,
     steps, HB, units_i, heads, kv_heads, tokens, window1, window2, scale,
     NI: gl.constexpr, NH: gl.constexpr, WGI: gl.constexpr, WGH: gl.constexpr, W: gl.constexpr, LIMIT: gl.constexpr,
 ):  # fmt: skip
+    stage, phase, bad = _rows(
+        GROUP, LIMIT > 0, q_ptr, k2_ptr, v2_ptr, o_ptr, lse_ptr, u_buffers,
+        k_full, k_empty, k_buffers, v_full, v_empty, v_buffers, gl.to_tensor(0), gl.to_tensor(0),
+        steps, HB, units_i, heads, kv_heads, tokens, window1, window2, scale, NI, NH, WGI, WGH, W, LIMIT,
+    )  # fmt: skip
+    if LIMIT > 0:  # noqa: SIM102
+        if agree(GROUP, bad, flags, agreed):
+            _rows(
+                GROUP, False, q_ptr, k2_ptr, v2_ptr, o_ptr, lse_ptr, u_buffers,
+                k_full, k_empty, k_buffers, v_full, v_empty, v_buffers, stage, phase,
+                steps, HB, units_i, heads, kv_heads, tokens, window1, window2, scale, NI, NH, WGI, WGH, W, LIMIT,
+            )  # fmt: skip
+
+
+@gluon.jit
+def _rows(
+    GROUP: gl.constexpr, FAST: gl.constexpr, q_ptr, k2_ptr, v2_ptr, o_ptr, lse_ptr, u_buffers,
+    k_full, k_empty, k_buffers, v_full, v_empty, v_buffers, stage, phase,
+    steps, HB, units_i, heads, kv_heads, tokens, window1, window2, scale,
+    NI: gl.constexpr, NH: gl.constexpr, WGI: gl.constexpr, WGH: gl.constexpr, W: gl.constexpr, LIMIT: gl.constexpr,
+):  # fmt: skip
+    """Do this warpgroup's rows of all steps; return the next stage, its phase, and if a log-sum-exp is past LIMIT."""
     N: gl.constexpr = k_buffers.type.shape[2]
     D: gl.constexpr = k_buffers.type.shape[3]
     S: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, N, 16])
     OUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
     G: gl.constexpr = NI * NH
+    ROWS: gl.constexpr = G * W
     L: gl.constexpr = rows_layout(G, W, D)
     MANY: gl.constexpr = NI + WGI > 1
+    LG: gl.constexpr = gl.SliceLayout(1, gl.SliceLayout(1, L))
+    g = gl.arange(0, G, LG)
+    bad = gl.zeros([G], gl.int32, LG)
     buffer = u_buffers.index(GROUP)
     row = gl.arange(0, ROWS, gl.SliceLayout(1, S))
     group = heads // kv_heads
-    stage = 0
-    phase = 0
     b, kv_head, head_block, first_i, tiles, start = _place(0, HB, units_i, kv_heads, tokens, window1, NI + WGI, N)
     i = first_i + GROUP * WGI
     head = kv_head * group + head_block * (NH + WGH) + GROUP * WGH
@@ -305,24 +327,17 @@ def _consume(
         next_i = next_first + GROUP * WGI
         next_head = next_kv_head * group + next_block * (NH + WGH) + GROUP * WGH
         q = _queries(q_ptr, next_b, next_head, next_i, tokens, heads, NI, NH, W, D)
-        small = _small(bound_ptr + (b * kv_heads + kv_head) * 3, scale, LIMIT)
-        if small:
-            o, m, total, stage, phase = _attend(
-                buffer, k_full, k_empty, k_buffers, v_full, v_empty, v_buffers, stage, phase,
-                tiles, start, low, i + NI - window1, i, i_row, window1, True, MANY,
-            )  # fmt: skip
-        else:
-            o, m, total, stage, phase = _attend(
-                buffer, k_full, k_empty, k_buffers, v_full, v_empty, v_buffers, stage, phase,
-                tiles, start, low, i + NI - window1, i, i_row, window1, False, MANY,
-            )  # fmt: skip
+        o, m, total, stage, phase = _attend(
+            buffer, k_full, k_empty, k_buffers, v_full, v_empty, v_buffers, stage, phase,
+            tiles, start, low, i + NI - window1, i, i_row, window1, FAST, MANY,
+        )  # fmt: skip
         v2 = _short(v2_ptr, b, kv_head, i, tokens, kv_heads, window2, NI, NH, W, D)
         k2 = _short(k2_ptr, next_b, next_kv_head, next_i, tokens, kv_heads, window2, NI, NH, W, D)
 
         # The rows of one (i, h) differ in k alone: weigh them against each other, multiply by v2[k] and sum.
         k = i_row - window2 + 1 + row % W
         valid = (k >= 0) & (row % W < window2)
-        if small:
+        if FAST:
             m = gl.zeros([ROWS], gl.float32, gl.SliceLayout(1, S))
         m_GW = gl.where(valid, m, -float("inf")).reshape([G, W])
         top_G = gl.max(m_GW, 1)
@@ -330,11 +345,12 @@ def _consume(
         sum_G = gl.sum(weight_GW * total.reshape([G, W]), 1)
         share = gl.convert_layout((weight_GW / gl.expand_dims(sum_G, 1)).reshape([ROWS]), gl.SliceLayout(1, OUT))
         buffer.store((o * gl.expand_dims(share, 1)).to(k_buffers.dtype))
-        LG: gl.constexpr = gl.SliceLayout(1, gl.SliceLayout(1, L))
-        g = gl.arange(0, G, LG)
         there = i + g // NH < tokens
-        lse = gl.convert_layout((top_G + gl.log2(sum_G)) * 0.6931471805599453, LG)
-        gl.store(lse_ptr + (b * heads + head + g % NH).to(gl.int64) * tokens + i + g // NH, lse, mask=there)
+        lse = gl.convert_layout(top_G + gl.log2(sum_G), LG)
+        lse_at = lse_ptr + (b * heads + head + g % NH).to(gl.int64) * tokens + i + g // NH
+        gl.store(lse_at, lse * 0.6931471805599453, mask=there)
+        if FAST:  # a NaN is not within the limit either
+            bad = gl.where(there & ~(gl.abs(lse) < LIMIT), 1, bad)
         read = buffer.reshape([G, W, D]).load(L)
         o_GD = gl.sum(read.to(gl.float32) * v2.to(gl.float32), 1)
         d = gl.arange(0, D, gl.SliceLayout(0, gl.SliceLayout(1, L)))
@@ -346,21 +362,29 @@ def _consume(
         )
 
         b, kv_head, i, head, tiles, start = next_b, next_kv_head, next_i, next_head, next_tiles, next_start
+    return stage, phase, gl.max(bad, 0)
 
 
 @gluon.jit
 def forward(
-    q_ptr, k2_ptr, v2_ptr, k1_desc, v1_desc, o_ptr, lse_ptr, bound_ptr,
+    q_ptr, k2_ptr, v2_ptr, k1_desc, v1_desc, o_ptr, lse_ptr, flags,
     units, HB, units_i, heads, kv_heads, tokens, window1, window2, scale,
     NI: gl.constexpr, NH: gl.constexpr, WGI: gl.constexpr, WGH: gl.constexpr, W: gl.constexpr,
     STAGES: gl.constexpr, LIMIT: gl.constexpr, REGISTERS: gl.constexpr,
 ):  # fmt: skip
-    """Write o (B, T, Hq, D) and the natural log-sum-exp (B, Hq, T); `scale` holds log2(e), LIMIT bounds the logits."""
+    """Write o (B, T, Hq, D) and the natural log-sum-exp (B, Hq, T); `scale` holds log2(e).
+
+    `flags` has two numbers a program. Log-sum-exps (in powers of two) past LIMIT ask for the online softmax, which a
+    LIMIT of 0 takes at once.
+    """
     D: gl.constexpr = k1_desc.block_type.shape[2]
     k_buffers, k_full, k_empty = ring(k1_desc, STAGES)
     v_buffers, v_full, v_empty = ring(v1_desc, STAGES)
+    ROWS: gl.constexpr = NI * NH * W
     u_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([ROWS, D], k1_desc.dtype)
     u_buffers = gl.allocate_shared_memory(k1_desc.dtype, [2, ROWS, D], u_layout)
+    agreed = agreement()
+    flags += 2 * gl.program_id(0)
     mine = (units - gl.program_id(0) + gl.num_programs(0) - 1) // gl.num_programs(0)
     steps = mine * HB
     gl.warp_specialize(
@@ -368,7 +392,7 @@ def forward(
             (
                 _consume,
                 (
-                    gl.constexpr(0), q_ptr, k2_ptr, v2_ptr, o_ptr, lse_ptr, bound_ptr, u_buffers,
+                    gl.constexpr(0), q_ptr, k2_ptr, v2_ptr, o_ptr, lse_ptr, flags, agreed, u_buffers,
                     k_full, k_empty, k_buffers, v_full, v_empty, v_buffers,
                     steps, HB, units_i, heads, kv_heads, tokens, window1, window2, scale,
                     NI, NH, WGI, WGH, W, LIMIT,
@@ -377,7 +401,7 @@ def forward(
             (
                 _consume,
                 (
-                    gl.constexpr(1), q_ptr, k2_ptr, v2_ptr, o_ptr, lse_ptr, bound_ptr, u_buffers,
+                    gl.constexpr(1), q_ptr, k2_ptr, v2_ptr, o_ptr, lse_ptr, flags, agreed, u_buffers,
                     k_full, k_empty, k_buffers, v_full, v_empty, v_buffers,
                     steps, HB, units_i, heads, kv_heads, tokens, window1, window2, scale,
                     NI, NH, WGI, WGH, W, LIMIT,
@@ -385,11 +409,17 @@ def forward(
             ),
             (
                 _produce,
-                (k1_desc, k_full, k_empty, k_buffers, steps, HB, units_i, kv_heads, tokens, window1, NI + WGI),
+                (
+                    k1_desc, k_full, k_empty, k_buffers, flags, agreed,
+                    steps, HB, units_i, kv_heads, tokens, window1, NI + WGI, LIMIT,
+                ),
             ),
             (
                 _produce,
-                (v1_desc, v_full, v_empty, v_buffers, steps, HB, units_i, kv_heads, tokens, window1, NI + WGI),
+                (
+                    v1_desc, v_full, v_empty, v_buffers, flags, agreed,
+                    steps, HB, units_i, kv_heads, tokens, window1, NI + WGI, LIMIT,
+                ),
             ),
         ],
         [4, 1, 1],

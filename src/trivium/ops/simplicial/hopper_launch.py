@@ -1,4 +1,4 @@
-"""Launch the Hopper forward: choose tiles, describe keys and values to the copy engine, and bound the logits.
+"""Launch the Hopper forward: choose tiles, and describe keys and values to the copy engine.
 
 The backward pass is `hopper_gradients`', or the Triton backend's where that one refuses.
 """
@@ -13,14 +13,14 @@ from torch import Tensor
 
 from trivium.ops.simplicial import hopper_support, operators, triton_launch
 from trivium.ops.simplicial.hopper_describe import described, laid_out, processors
-from trivium.ops.simplicial.hopper_forward import bounds, forward
+from trivium.ops.simplicial.hopper_forward import forward
 from trivium.ops.simplicial.hopper_gradients import hopper_backward
 from trivium.ops.simplicial.launches import launch
 
 LOG2E = 1.4426950408889634
 ROWS = 64  # of one warpgroup; two share their keys
-# Logits beyond this power of two take the online softmax. Sums of 2^80 * |v| leave float32 room, and so does 2^-80.
-BOUND = 80.0
+# Log-sum-exps past this power of two take the online softmax: sums of 2^80 * |v| leave float32 room, and so does 2^-80.
+RANGE = 80.0
 
 
 class Tiles(NamedTuple):
@@ -66,11 +66,10 @@ def hopper_forward(
     scale: float,
     *,
     plan: Tiles | None = None,
-    bound: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return o (B, T, Hq, D) and its natural log-sum-exp (B, Hq, T) in float32; 8 <= window2 <= min(64, window1).
 
-    `plan` and `bound` are for measurements.
+    `plan` is for measurements.
     """
     q, k1, k2, v1, v2 = laid_out(q, k1, k2, v1, v2)
     batch, tokens, heads, width = q.shape
@@ -78,26 +77,19 @@ def hopper_forward(
     group = heads // kv_heads
     plan = plan or tiles(group, width, window2)
     # float16 has not the range for weights without a maximum.
-    limit = bound if bound is not None else BOUND if q.dtype == torch.bfloat16 else -1.0
-    # All that the kernels are compiled for follows from these.
-    key = (q.shape, kv_heads, window1, window2, plan, limit, q.dtype, q.device.index)
-    o = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    lse = torch.empty(batch, heads, tokens, device=q.device, dtype=torch.float32)
-    heads_a_load = min(8, 1 << (group - 1).bit_length())
-    block = 128 // heads_a_load
-    blocks = -(-tokens // block)
-    # One block writes its maxima, several raise zeros to theirs.
-    norms = (torch.zeros if blocks > 1 else torch.empty)(batch, kv_heads, 3, device=q.device, dtype=torch.float32)
-    launch(
-        bounds, key, (blocks, batch * kv_heads),
-        q, k2, k1, norms, tokens, group, kv_heads, block, heads_a_load, width, width, blocks > 1,
-    )  # fmt: skip
-    keys, values = (described(x.view(batch, tokens, kv_heads * width), 1, plan.N, width) for x in (k1, v1))
+    limit = RANGE if q.dtype == torch.bfloat16 else 0.0
+    # All that the kernel is compiled for follows from these.
+    key = (q.shape, kv_heads, window1, window2, plan, q.dtype, q.device.index)
     units_i = -(-tokens // (plan.NI + plan.WGI))
     units = batch * kv_heads * units_i
+    programs = min(units, plan.ctas * processors(q.device.index))
+    o = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    lse = torch.empty(batch, heads, tokens, device=q.device, dtype=torch.float32)
+    flags = torch.empty(2 * programs, device=q.device, dtype=torch.int32)
+    keys, values = (described(x.view(batch, tokens, kv_heads * width), 1, plan.N, width) for x in (k1, v1))
     launch(
-        forward, key, (min(units, plan.ctas * processors(q.device.index)),),
-        q, k2, v2, keys, values, o, lse, norms,
+        forward, key, (programs,),
+        q, k2, v2, keys, values, o, lse, flags,
         units, group // (plan.NH + plan.WGH), units_i, heads, kv_heads, tokens, window1, window2, scale * LOG2E,
         plan.NI, plan.NH, plan.WGI, plan.WGH, plan.W, plan.STAGES, limit, plan.registers,
         num_warps=4, maxnreg=plan.maxnreg,

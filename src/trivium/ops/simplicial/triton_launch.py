@@ -38,7 +38,8 @@ def _ceil(count: int, size: int) -> int:
     return -(-count // size)
 
 
-def _power_of_two(count: int) -> int:
+def power_of_two(count: int) -> int:
+    """Return the least power of two that is no less than `count`."""
     return 1 << max(count - 1, 0).bit_length()
 
 
@@ -58,13 +59,18 @@ class Tiles(NamedTuple):
         return {"num_warps": self.warps, "num_stages": self.stages}
 
 
+def sizes_for(*, width: int, wide: bool) -> tuple[int, int, int, int]:
+    """Return the rows and long keys of a tile, warps and stages of forward kernels, and of all with 4-byte inputs."""
+    if wide:
+        return (32, 32, 4, 1) if width > 128 else (64, 32, 4, 1)
+    return (64, 64, 4, 2) if width > 128 else (128, 64, 8 if width > 64 else 4, 3)
+
+
 def tiles_for(kernel: str, *, width: int, group: int, short: int, wide: bool) -> Tiles:
     """Return the tiles of kernel "forward", "rows" or "long"; `width` is padded, `wide` says 4-byte inputs."""
-    if wide:
-        rows, long, warps, stages = (32, 32, 4, 1) if width > 128 else (64, 32, 4, 1)
-    elif kernel == "forward":
-        rows, long, warps, stages = (64, 64, 4, 2) if width > 128 else (128, 64, 8 if width > 64 else 4, 3)
-        if short <= 16 and width <= 64:
+    if wide or kernel == "forward":
+        rows, long, warps, stages = sizes_for(width=width, wide=wide)
+        if not wide and short <= 16 and width <= 64:
             rows, long = 64, 32
     elif kernel == "rows":
         rows, long, warps, stages = (64, 32, 8, 1) if width > 128 else (128, 64, 8, 2)
@@ -72,7 +78,7 @@ def tiles_for(kernel: str, *, width: int, group: int, short: int, wide: bool) ->
             rows, warps = 64, 4
     else:
         rows, long, warps, stages = (32, 64, 8, 1) if width > 128 else (64, 128, 8, 1)
-    keys = min(_power_of_two(short), rows)
+    keys = min(power_of_two(short), rows)
     heads = min(group & -group, rows // keys)  # A power of two that divides the group: no row is wasted.
     return Tiles(rows // keys // heads, heads, keys, long, warps, stages)
 
@@ -94,7 +100,7 @@ class _Call(NamedTuple):
 
     @property
     def padded(self) -> int:
-        return max(16, _power_of_two(self.width))
+        return max(16, power_of_two(self.width))
 
     def tiles(self, kernel: str, dtype: torch.dtype) -> Tiles:
         wide = dtype == torch.float32
@@ -121,7 +127,7 @@ def _call(q: Tensor, k_long: Tensor, long: int, short: int) -> _Call:
 
 
 def _edge(tiles: Tiles) -> int:
-    return max(16, _power_of_two(tiles.queries - 1))
+    return max(16, power_of_two(tiles.queries - 1))
 
 
 def _strides(*tensors: Tensor) -> list[int]:
@@ -210,7 +216,7 @@ def backward(
     head_blocks = _ceil(call.group, tiles.heads)
     constants = call.constants(tiles, sign, documents, q.dtype) | {
         "EDGE": _edge(tiles),
-        "PLACES": max(16, _power_of_two(tiles.queries + tiles.short - 1)),
+        "PLACES": max(16, power_of_two(tiles.queries + tiles.short - 1)),
     }
     sizes = (call.tokens, call.heads, call.kv_heads, call.group)
     query_tiles, pairs = _ceil(call.tokens, tiles.queries), call.rows * call.kv_heads
