@@ -30,7 +30,7 @@ CHANGES = {
 }
 
 
-# Recipes of the arithmetic lab: what of each makes a run of a second, and the variant that is run.
+# Recipes of the arithmetic lab, and those that look closer at one mixer: what makes a run of a second, and the variant.
 LAB = {
     "addition_length": (
         {"evaluate.lengths": [20, 22], "evaluate.pairs": [2, 22], "evaluate.pair_examples": 2},
@@ -46,6 +46,14 @@ LAB = {
     "adder_chain_small": (
         {"model.preset": None, "model.layers": "attention*1", "train.epochs": None, "task.train_examples": 100},
         "rollout",
+    ),
+    "state_tracking_s5_scan": (
+        {"train.batch": None, "train.batch_tokens": 72, "evaluate.lengths": [18, 34]},
+        "prefix_scan",
+    ),
+    "state_tracking_s3_start": (
+        {"train.batch": None, "train.batch_tokens": 72, "evaluate.lengths": [18, 34]},
+        "deltaproduct",
     ),
 }
 

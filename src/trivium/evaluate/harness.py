@@ -115,7 +115,7 @@ def _until(text: str, stops: str | Sequence[str] | None) -> str:
 
 def as_lm(ours: Harnessed) -> Any:
     """Return `ours` as an instance of lm-eval's LM."""
-    from lm_eval.api.model import LM
+    from lm_eval.api.model import LM  # pyright: ignore[reportMissingImports]
 
     class TriviumLM(LM):
         """Answers lm-eval's requests."""
@@ -150,9 +150,9 @@ def run_harness(
         raise UserError("--harness: asks for the next token, and this model gives labels, or several tokens a pass")
     if limit is not None and limit < 1:
         raise UserError(f"--limit: expected 1 or more problems, got {limit}")
-    import lm_eval
-    from lm_eval.evaluator import simple_evaluate
-    from lm_eval.tasks import TaskManager
+    import lm_eval  # pyright: ignore[reportMissingImports]
+    from lm_eval.evaluator import simple_evaluate  # pyright: ignore[reportMissingImports]
+    from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
 
     files = {name for name in tasks if name.endswith((".yaml", ".yml"))}
     for name in sorted(files):
