@@ -18,7 +18,7 @@ import numpy as np
 from trivium.registry import UserError
 from trivium.tasks.alphabet import Alphabet
 from trivium.tasks.answers import strip_end
-from trivium.tasks.base import ANSWER, CHAIN, PROMPT, SPLITS, TASKS, Batch, Example, Split, Task, TaskConfig, Verdict
+from trivium.tasks.base import ANSWER, CHAIN, PROMPT, SPLITS, TASKS, Batch, Example, Split, Task, Verdict
 from trivium.tasks.byte_pairs import BytePairs, Vocabulary, load_byte_pairs
 from trivium.tasks.math_answers import (
     boxed_span,
@@ -28,8 +28,8 @@ from trivium.tasks.math_answers import (
     has_math_verify,
     last_boxed,
 )
+from trivium.tasks.problem_files import END, ProblemFilesConfig
 
-END = "<end>"
 SHAPE = 'expected {"problem": text, "solution": text with its answer in \\boxed{}}'
 TOGETHER = 2048  # problems whose tokens are counted at once
 
@@ -38,33 +38,8 @@ _log = logging.getLogger("trivium")
 
 @TASKS.register("math_problems")
 @dataclass(frozen=True)
-class MathProblemsConfig(TaskConfig):
+class MathProblemsConfig(ProblemFilesConfig):
     r"""Problems with solutions like MATH's and NuminaMath-CoT's; what counts is the last `\boxed{}` of an answer."""
-
-    train: Path
-    """JSONL file of training problems."""
-    test: Path | None = None
-    """JSONL file of test problems, such as those of MATH-500."""
-    held_out: int = 500
-    """Problems at the end of the training file that are for validation instead."""
-    tokenizer: str | None = None
-    """Vocabulary: a folder with a tokenizer's files, or a hub id such as gpt2; null: the characters of the files."""
-    alphabet: tuple[str, ...] | None = None
-    """Without a tokenizer, symbols of the vocabulary in order of their ids (default: the characters of the files)."""
-    longest: int | None = None
-    """Leave out training problems of more tokens than this; validation and test keep all of theirs."""
-    max_length: int | None = None
-    """Tokens of the longest problem (default: that of the files)."""
-
-    def __post_init__(self):
-        if self.held_out < 1:
-            raise UserError(f"held_out: expected 1 or more problems, got {self.held_out}")
-        for name in ("longest", "max_length"):
-            value = getattr(self, name)
-            if value is not None and value < 2:
-                raise UserError(f"{name}: expected 2 or more tokens, got {value}")
-        if self.alphabet is not None and (self.tokenizer is not None or END not in self.alphabet):
-            raise UserError(f"alphabet: expected symbols, one of them {END}, and no tokenizer beside it")
 
     def build(self) -> "MathProblems":
         return MathProblems(self)

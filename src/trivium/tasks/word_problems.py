@@ -9,44 +9,22 @@ from typing import Any
 
 from trivium.registry import UserError
 from trivium.tasks.alphabet import Alphabet
-from trivium.tasks.base import SPLITS, TASKS, Example, Split, TaskConfig
+from trivium.tasks.base import SPLITS, TASKS, Example, Split
 from trivium.tasks.byte_pairs import Vocabulary, load_byte_pairs
 from trivium.tasks.calculator import annotations
+from trivium.tasks.problem_files import END, ProblemFilesConfig
 from trivium.tasks.word_answers import WordTask, number_of
 
-END = "<end>"
 SHAPE = 'expected {"question": text, "answer": a solution whose last line is #### and a number}'
 
 
 @TASKS.register("word_problems")
 @dataclass(frozen=True)
-class WordProblemsConfig(TaskConfig):
+class WordProblemsConfig(ProblemFilesConfig):
     """Word problems of files like GSM8K's (arXiv 2110.14168); an answer is right when its last `#### n` is."""
 
-    train: Path
-    """JSONL file of training problems, `train.jsonl` of GSM8K."""
-    test: Path | None = None
-    """JSONL file of test problems."""
     held_out: int = 473
     """Problems at the end of the training file that are for validation instead."""
-    tokenizer: str | None = None
-    """Vocabulary: a folder with a tokenizer's files, or a hub id such as gpt2; null: the characters of the files."""
-    alphabet: tuple[str, ...] | None = None
-    """Without a tokenizer, symbols of the vocabulary in order of their ids (default: the characters of the files)."""
-    longest: int | None = None
-    """Leave out training problems of more tokens than this; validation and test keep all of theirs."""
-    max_length: int | None = None
-    """Tokens of the longest problem (default: that of the files)."""
-
-    def __post_init__(self):
-        if self.held_out < 1:
-            raise UserError(f"held_out: expected 1 or more problems, got {self.held_out}")
-        for name in ("longest", "max_length"):
-            value = getattr(self, name)
-            if value is not None and value < 2:
-                raise UserError(f"{name}: expected 2 or more tokens, got {value}")
-        if self.alphabet is not None and (self.tokenizer is not None or END not in self.alphabet):
-            raise UserError(f"alphabet: expected symbols, one of them {END}, and no tokenizer beside it")
 
     def build(self) -> "WordProblems":
         return WordProblems(self)
