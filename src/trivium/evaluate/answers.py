@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import compress
 from pathlib import Path
@@ -54,8 +54,8 @@ def evaluate(
     in one pass: no token is generated. Of a task of mere text nothing is, see `text_scores`.
 
     "loss" (chain and answer) and "answer_loss" are teacher-forced too, see there. "readings" has the rates of the
-    task's other rules by name, each
-    with "unread", the answers that the rule found nothing in; "constant" is the rate of one and the same answer, that
+    task's other rules by name, each with "unread", the answers that the rule found nothing in, and, of one that leaves
+    some to another, "judged", how many each decided; "constant" is the rate of one and the same answer, that
     of most training problems. With `calculator`, "calculator_assisted" has the rates of answers whose `<<expression=`
     a calculator completed: another metric, see `generate.calculator`. To `answers` a row of each problem is added:
     {"prompt", "generated", "wanted", "answer", "correct", "readings": {name: right or not}}. Products are made in
@@ -212,10 +212,17 @@ def _rates(
             name: {
                 **rate(sum(verdict.correct for verdict in found), len(found)),
                 "unread": sum(verdict.answer is None for verdict in found),
+                **_judges(found),
             }
             for name, found in read.items()
         },
     }
+
+
+def _judges(found: Sequence[Verdict]) -> dict[str, Any]:
+    """Return {"judged": {name: how many answers it decided}} of a rule that does not decide all by itself."""
+    judges = Counter(verdict.judge for verdict in found if verdict.judge is not None)
+    return {"judged": dict(judges)} if judges else {}
 
 
 def _constant(task: Task, examples: Sequence[Example]) -> dict[str, Any] | None:
