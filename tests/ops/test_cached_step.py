@@ -86,3 +86,7 @@ def test_what_the_kernel_cannot_do_is_refused():
     assert "1024 slots" in (refuses({"fits": "no"}) or "")
     assert "reference" in (refuses({"attention": "reference"}) or "")
     assert "another dtype" in (refuses({"one dtype": "no"}) or "")
+    slower = dispatch._registered["cached_step"]["triton"].slower
+    assert slower({"dtype": torch.float32, "long": "yes"}) is None
+    assert slower({"dtype": torch.bfloat16, "long": "no"}) is None
+    assert "128 slots of torch.bfloat16" in (slower({"dtype": torch.bfloat16, "long": "yes"}) or "")

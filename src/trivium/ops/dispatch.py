@@ -31,14 +31,16 @@ class Backend:
 
     `load` imports and returns the function. `missing` says why it cannot run on this machine, or None. `suits` says
     why "auto" should take it on a device type ("cpu", "cuda"), or None when it should not. `refuses` says why it
-    cannot serve a call with the given facts (dtype, widths, whatever the operator tells), or None. `remark` says what
-    of such a call a reader of the record should know.
+    cannot serve a call with the given facts (dtype, widths, whatever the operator tells), or None. `slower` says why
+    "auto" leaves such a call to another, though this one could serve it. `remark` says what of such a call a reader of
+    the record should know.
     """
 
     load: Callable[[], Callable[..., Any]]
     missing: Callable[[], str | None] = lambda: None
     suits: Callable[[str], str | None] = lambda device_type: None
     refuses: Callable[[Mapping[str, Any]], str | None] = lambda facts: None
+    slower: Callable[[Mapping[str, Any]], str | None] = lambda facts: None
     remark: Callable[[Mapping[str, Any]], str | None] = lambda facts: None
 
 
@@ -152,6 +154,10 @@ def _decide(operator: str, requested: str, device_type: str, facts: Mapping[str,
         why = backend.refuses(facts)
         if why is not None:
             passed_over.append(f"{name} cannot: {why}")
+            continue
+        why = backend.slower(facts)
+        if why is not None:
+            passed_over.append(f"{name} is slower: {why}")
             continue
         return name, _joined(suits, backend.remark(facts), *passed_over)
     raise UserError(f"operator {operator}: nothing suits {device_type}; allowed: {', '.join(_available(found))}")
