@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from trivium.ops import dispatch
+from trivium.ops.documents import checked_documents
 from trivium.ops.simplicial import hopper_support as hopper
 from trivium.ops.simplicial import triton_support as support
 from trivium.ops.simplicial.decode import simplicial_decode
@@ -89,11 +90,13 @@ def simplicial_attention(
     - "factorized": o[i] = sum_j softmax_j(q.k1) softmax_j(q.k2) v1[j], each softmax over its own window. It has one
       value: v2 must be None, and bias too.
 
-    `bias` is (b_k, b_v), each (Hkv, D), added to k2 and v2. `documents` (B, T) integer ids keep packed documents
-    apart. Softmax and sums run in float32, or float64 for float64 inputs. Raises ValueError for arguments that
-    disagree and UserError for a backend that is missing.
+    `bias` is (b_k, b_v), each (Hkv, D), added to k2 and v2. `documents` keep packed documents apart: integer ids
+    (B, T), or offsets (n + 1,), of which `trivium.ops.document_ids` makes ids. Softmax and sums run in float32, or
+    float64 for float64 inputs. Raises ValueError for arguments that disagree and UserError for a backend that is
+    missing.
     """
-    scale = _check(q, k1, k2, v1, v2, window1, window2, scale, form, bias, documents)
+    scale = _check(q, k1, k2, v1, v2, window1, window2, scale, form, bias)
+    documents = checked_documents(documents, q)
     function = dispatch.load(
         "simplicial",
         backend,
@@ -140,7 +143,6 @@ def _check(
     scale: float | None,
     form: str,
     bias: tuple[Tensor, Tensor] | None,
-    documents: Tensor | None,
 ) -> float:
     """Return the scale; raise ValueError that names the argument, what it was and what is allowed."""
     if q.ndim != 4 or k1.ndim != 4:
@@ -173,11 +175,4 @@ def _check(
             raise ValueError(f"{name}: {tensor.dtype}, but q is {q.dtype}; all must have one dtype")
         if tensor.device != q.device:
             raise ValueError(f"{name}: on {tensor.device}, but q is on {q.device}; all must be on one device")
-    if documents is not None:
-        if tuple(documents.shape) != (batch, tokens) or documents.dtype.is_floating_point:
-            raise ValueError(
-                f"documents: {documents.dtype} of shape {tuple(documents.shape)}; give integers ({batch}, {tokens})"
-            )
-        if documents.device != q.device:
-            raise ValueError(f"documents: on {documents.device}, but q is on {q.device}; all must be on one device")
     return scale
