@@ -12,7 +12,7 @@ from trivium.ops.simplicial import hopper_support
 on_hopper = pytest.mark.skipif(hopper_support.missing() is not None, reason=f"Hopper: {hopper_support.missing()}")
 
 # B, T, Hq, Hkv, D, window1, window2: tokens beside every tile, groups that share their queries' tile and that do not,
-# windows beyond T, either window the short one, a short window that is no power of two.
+# windows beyond T and beyond 32 bits, either window the short one, a short window that is no power of two.
 SHAPES = [
     (2, 150, 8, 2, 128, 64, 32),
     (2, 77, 3, 3, 64, 33, 16),
@@ -21,7 +21,7 @@ SHAPES = [
     (2, 130, 4, 4, 64, 40, 32),
     (2, 90, 4, 2, 32, 16, 64),
     (1, 600, 4, 1, 128, 512, 32),
-    (2, 5, 2, 1, 64, 512, 32),
+    (2, 5, 2, 1, 64, 2**40, 32),
 ]
 
 # For the backward kernel: groups of one head to two blocks of 64, strips of long keys left over

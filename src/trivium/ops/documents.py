@@ -5,8 +5,7 @@ import itertools
 import torch
 from torch import Tensor
 
-# What an id or an offset may be; a bool or a complex number is neither.
-WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+from trivium.ops.arguments import WHOLE, check_tensors
 
 
 def document_ids(offsets: Tensor, tokens: int, rows: int = 1) -> Tensor:
@@ -17,6 +16,7 @@ def document_ids(offsets: Tensor, tokens: int, rows: int = 1) -> Tensor:
     offsets are read on the host, which waits for the device: call this outside of torch.compile and CUDA graphs.
     Raises ValueError for any other offsets.
     """
+    check_tensors(offsets=offsets)
     if offsets.ndim != 1 or offsets.dtype not in WHOLE:
         raise ValueError(f"offsets: {offsets.dtype} of shape {tuple(offsets.shape)}; give integers (documents + 1,)")
     capturing = offsets.is_cuda and torch.cuda.is_current_stream_capturing()
@@ -49,6 +49,7 @@ def checked_documents(documents: Tensor | None, like: Tensor) -> Tensor | None:
     """
     if documents is None:
         return None
+    check_tensors(documents=documents)
     rows, tokens = like.shape[:2]
     if documents.device != like.device:
         raise ValueError(f"documents: on {documents.device}, but q is on {like.device}; all must be on one device")

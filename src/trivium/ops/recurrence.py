@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from trivium.ops import dispatch
+from trivium.ops.arguments import check_tensors
 from trivium.ops.documents import checked_documents
 
 FLA = "flash-linear-attention"
@@ -84,6 +85,9 @@ def check_recurrence(
     state: Tensor | None,
 ) -> None:
     """Raise ValueError that names the argument, what it was and what is allowed; `gates` maps to (tensor, shape)."""
+    check_tensors(q=q, k=k, v=v, **{name: gate for name, (gate, _) in gates.items()})
+    if state is not None:
+        check_tensors(state=state)
     if q.ndim != 4 or v.ndim != 4:
         raise ValueError(f"q: shape {tuple(q.shape)}, v: shape {tuple(v.shape)}; give (B, T, H, K) and (B, T, H, V)")
     batch, tokens, heads, width = q.shape

@@ -75,6 +75,7 @@ def hopper_forward(
     batch, tokens, heads, width = q.shape
     kv_heads = k1.shape[2]
     group = heads // kv_heads
+    window1 = min(window1, tokens)
     plan = plan or tiles(group, width, window2)
     # float16 has not the range for weights without a maximum.
     limit = RANGE if q.dtype == torch.bfloat16 else 0.0
