@@ -152,7 +152,7 @@ def test_shapes_that_disagree_are_named(name: str, shape: tuple[int, ...], messa
 @pytest.mark.parametrize("lengths", [None, [3, 9], torch.tensor([True, False]), torch.tensor([3.0, 9.0])], ids=str)
 def test_lengths_are_whole_numbers_in_a_tensor(lengths: Any):
     tensors = [torch.ones(2, 1, 2, 4)] + [torch.ones(2, 5, 2, 4)] * 4
-    with pytest.raises(ValueError, match="^lengths: "):
+    with pytest.raises(ValueError, match=r"^lengths: "):
         simplicial_decode(*tensors, lengths, window1=5, window2=5)
 
 
