@@ -8,6 +8,7 @@ import pytest
 
 from trivium import cli
 from trivium.bench import ops
+from trivium.bench.clock import Clock
 from trivium.bench.gates import WrongResult
 from trivium.bench.kernels import bench_kernels
 from trivium.registry import UserError
@@ -148,6 +149,7 @@ def interrupted(*tensors, **windows):
 def test_a_run_that_is_ended_early_leaves_its_rows_beside_the_earlier_file(monkeypatch, tmp_path):
     out, partial = tmp_path / "kernels.json", tmp_path / "kernels.partial.json"
     monkeypatch.setattr("trivium.commands.kernels.bench_kernels", functools.partial(bench_kernels, matrix=64))
+    monkeypatch.setattr("trivium.bench.kernels.Clock", functools.partial(Clock, seconds=0.01))
     words = ["bench", "ops", *SMALL, "--passes", "forward", "--backends", "torch", "--out", str(out), "--peer"]
     assert cli.main([*words, "same=trivium.ops:simplicial_attention"]) == 0
     whole = json.loads(out.read_text())
