@@ -27,6 +27,8 @@ from trivium.ops.simplicial.hopper_tiles import (
     agree,
     agreement,
     bring,
+    inverse,
+    log2,
     masked,
     ring,
     row_sums,
@@ -37,35 +39,48 @@ from trivium.ops.simplicial.hopper_tiles import (
 
 
 @gluon.jit
-def _place(step, HB, units_i, kv_heads, tokens, window1, NIC: gl.constexpr, N: gl.constexpr):
+def _place(step, HB, units_i, kv_heads, shift, by_i, by_kv, tokens, window1, NIC: gl.constexpr, N: gl.constexpr):
     """Return (b, kv head, head block, first i, tiles, first key) of this program's tile number `step`."""
     unit = gl.program_id(0) + (step // HB) * gl.num_programs(0)
-    head_block = step % HB
-    row = unit // units_i
-    first_i = (units_i - 1 - unit % units_i) * NIC
+    row = ((unit.to(gl.int64) * by_i) >> shift).to(gl.int32)  # unit // units_i
+    b = ((row.to(gl.int64) * by_kv) >> shift).to(gl.int32)  # row // kv_heads
+    at = unit - row * units_i
+    # Late queries read more keys. A program's units may lie at two places of a row in turn: every other row runs back.
+    first_i = gl.where(row % 2 == 0, units_i - 1 - at, at) * NIC
     last_i = gl.minimum(first_i + NIC, tokens) - 1
     low = gl.maximum(first_i - window1 + 1, 0)
     tiles = (last_i - low + N) // N
-    return row // kv_heads, row % kv_heads, head_block, first_i, tiles, last_i + 1 - tiles * N
+    return b, row - b * kv_heads, step % HB, first_i, tiles, last_i + 1 - tiles * N
 
 
 @gluon.jit
 def _produce(
     desc, full, empty, buffers, flags, agreed,
-    steps, HB, units_i, kv_heads, tokens, window1, NIC: gl.constexpr, LIMIT: gl.constexpr,
+    steps, HB, units_i, kv_heads, shift, by_i, by_kv, tokens, window1, NIC: gl.constexpr, LIMIT: gl.constexpr,
 ):  # fmt: skip
-    count = _bring(desc, full, empty, buffers, gl.to_tensor(0), steps, HB, units_i, kv_heads, tokens, window1, NIC)
+    count = _bring(
+        desc, full, empty, buffers, gl.to_tensor(0),
+        steps, HB, units_i, kv_heads, shift, by_i, by_kv, tokens, window1, NIC,
+    )  # fmt: skip
     if LIMIT > 0:  # noqa: SIM102 - known when compiling
         if told(flags, agreed):
-            _bring(desc, full, empty, buffers, count, steps, HB, units_i, kv_heads, tokens, window1, NIC)
+            _bring(
+                desc, full, empty, buffers, count,
+                steps, HB, units_i, kv_heads, shift, by_i, by_kv, tokens, window1, NIC,
+            )  # fmt: skip
 
 
 @gluon.jit
-def _bring(desc, full, empty, buffers, count, steps, HB, units_i, kv_heads, tokens, window1, NIC: gl.constexpr):
+def _bring(
+    desc, full, empty, buffers, count,
+    steps, HB, units_i, kv_heads, shift, by_i, by_kv, tokens, window1, NIC: gl.constexpr,
+):  # fmt: skip
     """Copy the tiles of all steps into the ring, of which `count` were brought before; return the new count."""
     N: gl.constexpr = desc.block_type.shape[1]
     for step in range(steps):
-        b, kv_head, _, _, tiles, start = _place(step, HB, units_i, kv_heads, tokens, window1, NIC, N)
+        b, kv_head, _, _, tiles, start = _place(
+            step, HB, units_i, kv_heads, shift, by_i, by_kv, tokens, window1, NIC, N
+        )  # fmt: skip
         count = bring(desc, full, empty, buffers, count, b, kv_head, tiles, start)
     return count
 
@@ -178,20 +193,22 @@ def _attend(
 def _consume(
     GROUP: gl.constexpr, q_ptr, k2_ptr, v2_ptr, o_ptr, lse_ptr, flags, agreed, u_buffers,
     k_full, k_empty, k_buffers, v_full, v_empty, v_buffers,
-    steps, HB, units_i, heads, kv_heads, tokens, window1, window2, scale,
+    steps, HB, units_i, heads, kv_heads, shift, by_i, by_kv, tokens, window1, window2, scale,
     NI: gl.constexpr, NH: gl.constexpr, WGI: gl.constexpr, WGH: gl.constexpr, W: gl.constexpr, LIMIT: gl.constexpr,
 ):  # fmt: skip
     stage, phase, bad = _rows(
         GROUP, LIMIT > 0, q_ptr, k2_ptr, v2_ptr, o_ptr, lse_ptr, u_buffers,
         k_full, k_empty, k_buffers, v_full, v_empty, v_buffers, gl.to_tensor(0), gl.to_tensor(0),
-        steps, HB, units_i, heads, kv_heads, tokens, window1, window2, scale, NI, NH, WGI, WGH, W, LIMIT,
+        steps, HB, units_i, heads, kv_heads, shift, by_i, by_kv, tokens,
+        window1, window2, scale, NI, NH, WGI, WGH, W, LIMIT,
     )  # fmt: skip
     if LIMIT > 0:  # noqa: SIM102
         if agree(GROUP, bad, flags, agreed):
             _rows(
                 GROUP, False, q_ptr, k2_ptr, v2_ptr, o_ptr, lse_ptr, u_buffers,
                 k_full, k_empty, k_buffers, v_full, v_empty, v_buffers, stage, phase,
-                steps, HB, units_i, heads, kv_heads, tokens, window1, window2, scale, NI, NH, WGI, WGH, W, LIMIT,
+                steps, HB, units_i, heads, kv_heads, shift, by_i, by_kv, tokens,
+                window1, window2, scale, NI, NH, WGI, WGH, W, LIMIT,
             )  # fmt: skip
 
 
@@ -199,7 +216,7 @@ def _consume(
 def _rows(
     GROUP: gl.constexpr, FAST: gl.constexpr, q_ptr, k2_ptr, v2_ptr, o_ptr, lse_ptr, u_buffers,
     k_full, k_empty, k_buffers, v_full, v_empty, v_buffers, stage, phase,
-    steps, HB, units_i, heads, kv_heads, tokens, window1, window2, scale,
+    steps, HB, units_i, heads, kv_heads, shift, by_i, by_kv, tokens, window1, window2, scale,
     NI: gl.constexpr, NH: gl.constexpr, WGI: gl.constexpr, WGH: gl.constexpr, W: gl.constexpr, LIMIT: gl.constexpr,
 ):  # fmt: skip
     """Do this warpgroup's rows of all steps; return the next stage, its phase, and if a log-sum-exp is past LIMIT."""
@@ -217,7 +234,9 @@ def _rows(
     buffer = u_buffers.index(GROUP)
     row = gl.arange(0, ROWS, gl.SliceLayout(1, S))
     group = heads // kv_heads
-    b, kv_head, head_block, first_i, tiles, start = _place(0, HB, units_i, kv_heads, tokens, window1, NI + WGI, N)
+    b, kv_head, head_block, first_i, tiles, start = _place(
+        0, HB, units_i, kv_heads, shift, by_i, by_kv, tokens, window1, NI + WGI, N
+    )
     i = first_i + GROUP * WGI
     head = kv_head * group + head_block * (NH + WGH) + GROUP * WGH
     q = _queries(q_ptr, b, head, i, tokens, heads, NI, NH, W, D)
@@ -230,7 +249,7 @@ def _rows(
         low = gl.maximum(i - window1 + 1, 0)
         # The next queries come from device memory: fetch them now. Short keys and values wait in the caches.
         next_b, next_kv_head, next_block, next_first, next_tiles, next_start = _place(
-            gl.minimum(step + 1, steps - 1), HB, units_i, kv_heads, tokens, window1, NI + WGI, N
+            gl.minimum(step + 1, steps - 1), HB, units_i, kv_heads, shift, by_i, by_kv, tokens, window1, NI + WGI, N
         )
         next_i = next_first + GROUP * WGI
         next_head = next_kv_head * group + next_block * (NH + WGH) + GROUP * WGH
@@ -246,15 +265,21 @@ def _rows(
         k = i_row - window2 + 1 + row % W
         valid = (k >= 0) & (row % W < window2)
         if FAST:
-            m = gl.zeros([ROWS], gl.float32, gl.SliceLayout(1, S))
-        m_GW = gl.where(valid, m, -float("inf")).reshape([G, W])
-        top_G = gl.max(m_GW, 1)
-        weight_GW = gl.exp2(m_GW - gl.expand_dims(top_G, 1))
-        sum_G = gl.sum(weight_GW * total.reshape([G, W]), 1)
-        share = gl.convert_layout((weight_GW / gl.expand_dims(sum_G, 1)).reshape([ROWS]), gl.SliceLayout(1, OUT))
+            weight_GW = gl.where(valid, 1.0, 0.0).reshape([G, W])
+            sum_G = gl.sum(weight_GW * total.reshape([G, W]), 1)
+            share_GW = weight_GW * gl.expand_dims(inverse(sum_G), 1)
+            lse = log2(sum_G)
+        else:
+            m_GW = gl.where(valid, m, -float("inf")).reshape([G, W])
+            top_G = gl.max(m_GW, 1)
+            weight_GW = gl.exp2(m_GW - gl.expand_dims(top_G, 1))
+            sum_G = gl.sum(weight_GW * total.reshape([G, W]), 1)
+            share_GW = weight_GW / gl.expand_dims(sum_G, 1)
+            lse = top_G + gl.log2(sum_G)
+        share = gl.convert_layout(share_GW.reshape([ROWS]), gl.SliceLayout(1, OUT))
         buffer.store((o * gl.expand_dims(share, 1)).to(k_buffers.dtype))
         there = i + g // NH < tokens
-        lse = gl.convert_layout(top_G + gl.log2(sum_G), LG)
+        lse = gl.convert_layout(lse, LG)
         lse_at = lse_ptr + (b * heads + head + g % NH).to(gl.int64) * tokens + i + g // NH
         gl.store(lse_at, lse * 0.6931471805599453, mask=there)
         if FAST:  # a NaN is not within the limit either
@@ -276,7 +301,7 @@ def _rows(
 @gluon.jit
 def forward(
     q_ptr, k2_ptr, v2_ptr, k1_desc, v1_desc, o_ptr, lse_ptr, flags,
-    units, HB, units_i, heads, kv_heads, tokens, window1, window2, scale,
+    units, HB, units_i, heads, kv_heads, shift, by_i, by_kv, tokens, window1, window2, scale,
     NI: gl.constexpr, NH: gl.constexpr, WGI: gl.constexpr, WGH: gl.constexpr, W: gl.constexpr,
     STAGES: gl.constexpr, LIMIT: gl.constexpr, REGISTERS: gl.constexpr,
 ):  # fmt: skip
@@ -302,7 +327,7 @@ def forward(
                 (
                     gl.constexpr(0), q_ptr, k2_ptr, v2_ptr, o_ptr, lse_ptr, flags, agreed, u_buffers,
                     k_full, k_empty, k_buffers, v_full, v_empty, v_buffers,
-                    steps, HB, units_i, heads, kv_heads, tokens, window1, window2, scale,
+                    steps, HB, units_i, heads, kv_heads, shift, by_i, by_kv, tokens, window1, window2, scale,
                     NI, NH, WGI, WGH, W, LIMIT,
                 ),
             ),
@@ -311,7 +336,7 @@ def forward(
                 (
                     gl.constexpr(1), q_ptr, k2_ptr, v2_ptr, o_ptr, lse_ptr, flags, agreed, u_buffers,
                     k_full, k_empty, k_buffers, v_full, v_empty, v_buffers,
-                    steps, HB, units_i, heads, kv_heads, tokens, window1, window2, scale,
+                    steps, HB, units_i, heads, kv_heads, shift, by_i, by_kv, tokens, window1, window2, scale,
                     NI, NH, WGI, WGH, W, LIMIT,
                 ),
             ),
@@ -319,14 +344,14 @@ def forward(
                 _produce,
                 (
                     k1_desc, k_full, k_empty, k_buffers, flags, agreed,
-                    steps, HB, units_i, kv_heads, tokens, window1, NI + WGI, LIMIT,
+                    steps, HB, units_i, kv_heads, shift, by_i, by_kv, tokens, window1, NI + WGI, LIMIT,
                 ),
             ),
             (
                 _produce,
                 (
                     v1_desc, v_full, v_empty, v_buffers, flags, agreed,
-                    steps, HB, units_i, kv_heads, tokens, window1, NI + WGI, LIMIT,
+                    steps, HB, units_i, kv_heads, shift, by_i, by_kv, tokens, window1, NI + WGI, LIMIT,
                 ),
             ),
         ],

@@ -92,6 +92,18 @@ def masked(s, start, low, i_row, window1, MASK: gl.constexpr, S: gl.constexpr):
 
 
 @gluon.jit
+def inverse(x):
+    """Return 1 / x in one instruction, for x between the largest powers of two; what is smaller gives infinity."""
+    return gl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], gl.float32, True, 1)
+
+
+@gluon.jit
+def log2(x):
+    """Return the binary logarithm in one instruction, to 2^-22; what is smaller than 2^-126 gives minus infinity."""
+    return gl.inline_asm_elementwise("lg2.approx.ftz.f32 $0, $1;", "=f,f", [x], gl.float32, True, 1)
+
+
+@gluon.jit
 def row_sums(p, PARTIAL: gl.constexpr):
     """Return the sums of p's rows (ROWS,), or PARTIAL (ROWS, 4): as each thread holds them, without its neighbours."""
     if PARTIAL:
