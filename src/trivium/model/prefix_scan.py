@@ -58,6 +58,8 @@ class PrefixScanConfig(ModelConfig):
     """Mixer of each layer of the predictor: name(option=value, ...)*count + ..."""
     positions: ChunkPositions = "chunk"
     """Number tokens from the start of their chunk, which serves words of any length, or (absolute) of the sequence."""
+    normed: bool = False
+    """Normalise what a chunk's tokens become, as every summary is: the aggregator then reads like at every level."""
     feedforward: FeedForwardKind = "gelu"
     """Feed-forward of each block: gelu, gelu_new (GPT-2's tanh form) or swiglu."""
     ff_width: int | None = None
@@ -117,7 +119,7 @@ class PrefixScanConfig(ModelConfig):
         encoder = num_places(self.positions, self.chunk, self.max_length or context.max_length)
         rows = context.vocab_size * (1 if self.tied else 2) + encoder + 2 * self.chunk
         blocks = sum(mixer.num_params(mixer_context) + block_params(self) for mixer in self.mixers)
-        predictor = blocks + norm_params(self.norm, self.width)
+        predictor = blocks + (2 if self.normed else 1) * norm_params(self.norm, self.width)
         return rows * self.width + predictor + aggregator.num_params(self, self.aggregator_layers, self.chunk)
 
     def mixer_flops_per_token(self, context: ModelContext, length: int) -> float:
@@ -175,7 +177,7 @@ class PrefixScanConfig(ModelConfig):
         variants += [
             {"chunk": 1, "aggregator_layers": 2, "layers": "attention*2"},
             {"chunk": 2, "positions": "absolute", "tied": False, "norm": "rmsnorm", "feedforward": "swiglu"},
-            {"chunk": 8, "ff_width": 21},
+            {"chunk": 8, "ff_width": 21, "normed": True},
         ]
         return [cls(**{"width": 24, "heads": 2, **variant}) for variant in variants]
 
@@ -203,7 +205,9 @@ class PrefixScan(LanguageModel):
         self.config = config
         self.context = context
         self.max_length = config.max_length or context.max_length
-        self.encoder = Encoder(config.positions, config.width, config.chunk, self.max_length, config.dropout, context)
+        norm = config.norm if config.normed else None
+        places = (config.positions, config.width, config.chunk, self.max_length)
+        self.encoder = Encoder(*places, config.dropout, context, norm)
         self.aggregator = Aggregator(config, config.heads, config.aggregator_layers, config.chunk)
         self.predictor = Predictor(config, config.mixers, config.mixer_context(context), config.chunk)
         self.head = None if config.tied else nn.Linear(config.width, context.vocab_size, bias=False)
