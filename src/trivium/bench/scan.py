@@ -75,7 +75,8 @@ def bench_scan(
 
     A step is forward, backward, clipping and the AdamW of `trivium train`, of a model with one layer in the aggregator
     and one in the predictor; the scan alone is its forward and backward. "one by one" also lets the predictor of the
-    counter's model read one chunk after another. On a CUDA device each is timed as a captured graph too. Raises WrongResult if the ways do not agree.
+    counter's model read one chunk after another. On a CUDA device each is timed as a captured graph too. Raises
+    WrongResult if the ways do not agree.
     """
     with _threads(threads):
         rows = [_measure(shape, repeats, torch.device(device)) for shape in shapes]
