@@ -24,6 +24,7 @@ from torch.nn import functional
 from trivium.ops import dispatch, gated_delta_rule, gated_linear_attention
 from trivium.registry import UserError
 from trivium.train.environment import describe_environment
+from trivium.train.precision import choose_device
 
 OPERATORS = {"gated_linear_attention": gated_linear_attention, "gated_delta_rule": gated_delta_rule}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -167,21 +168,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     if min(*asked.tokens, asked.jobs) < 1:
         parser.error("--tokens, --jobs: give numbers of 1 or more")
     try:
+        device = choose_device(asked.device)
         for operator, name in itertools.product(asked.op, asked.dtypes):
-            refusal(operator, DTYPES[name], asked.backend, asked.device)
-    except UserError as error:
+            refusal(operator, DTYPES[name], asked.backend, str(device))
+        if asked.out:
+            asked.out.parent.mkdir(parents=True, exist_ok=True)
+            asked.out.touch()  # cases may take minutes: what cannot be written shows before them
+    except (UserError, OSError) as error:
         parser.error(str(error))
     cases = [
         Case(operator, tokens, dtype, packed == "yes")
         for tokens, operator, dtype, packed in itertools.product(asked.tokens, asked.op, asked.dtypes, asked.packed)
     ]
     given = sys.argv[1:] if argv is None else argv
-    environment = describe_environment(torch.device(asked.device)) | {"command": f"{program} {shlex.join(given)}"}
+    environment = describe_environment(device) | {"command": f"{program} {shlex.join(given)}"}
     rows: list[dict[str, Any]] = []
     prepare = one_configuration if asked.untuned else None
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(asked.jobs, len(cases)), mp_context=context, initializer=prepare) as pool:
-        for done in as_completed([pool.submit(case.compare, asked.backend, asked.device) for case in cases]):
+        for done in as_completed([pool.submit(case.compare, asked.backend, str(device)) for case in cases]):
             row = done.result()
             rows.append(row)
             print(_told(row), flush=True)
