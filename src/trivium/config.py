@@ -12,7 +12,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
@@ -43,12 +43,14 @@ def knob(
     *,
     factory: Any = dataclasses.MISSING,
     affects_results: bool | Literal["unless_default"] = True,
+    hashed_as: Callable[[Any], Any] | None = None,
 ) -> Any:
     """Declare a dataclass field; `affects_results=False` keeps it out of the run hash, "unless_default" its default.
 
-    A field that is added later is of the last kind: runs and studies from before it keep their names.
+    A field that is added later is of the last kind: runs and studies from before it keep their names. `hashed_as` gives
+    what the hash takes for a value, where several spell the same.
     """
-    metadata = {"affects_results": affects_results}
+    metadata = {"affects_results": affects_results, "hashed_as": hashed_as}
     if factory is not dataclasses.MISSING:
         return dataclasses.field(default_factory=factory, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -265,13 +267,18 @@ def results_only(config: Any) -> Any:
         kept = [field for field in dataclasses.fields(config) if field.init and _counts(field, config)]
         kind = getattr(config, "kind", None)
         return ({"kind": kind} if isinstance(kind, str) else {}) | {
-            field.name: results_only(getattr(config, field.name)) for field in kept
+            field.name: results_only(_hashed(field, getattr(config, field.name))) for field in kept
         }
     if isinstance(config, Mapping):
         return {str(key): results_only(value) for key, value in config.items()}
     if isinstance(config, list | tuple):
         return [results_only(value) for value in config]
     return str(config) if isinstance(config, Path) else config
+
+
+def _hashed(field: dataclasses.Field[Any], value: Any) -> Any:
+    as_which = field.metadata.get("hashed_as")
+    return value if as_which is None else as_which(value)
 
 
 def _counts(field: dataclasses.Field[Any], config: Any) -> bool:

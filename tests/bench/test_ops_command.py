@@ -1,5 +1,6 @@
 """`trivium bench ops`: one row a backend, against the reference."""
 
+import functools
 import json
 import subprocess
 
@@ -7,7 +8,9 @@ import pytest
 
 from trivium import cli
 from trivium.bench import ops
+from trivium.bench.clock import Clock
 from trivium.bench.gates import WrongResult
+from trivium.bench.kernels import bench_kernels
 from trivium.registry import UserError
 
 SMALL = ["--batch", "1", "--tokens", "12", "--head-width", "6", "--window1", "4", "--window2", "2", "--repeats", "1"]
@@ -137,3 +140,24 @@ def test_what_kernels_alone_take_is_refused_elsewhere(capsys, tmp_path):
     assert "--sweep: takes a GPU" in capsys.readouterr().err
     assert cli.main(["bench", "ops", "--op", "scan", "--sweep"]) == 2
     assert "are simplicial's, not of scan" in capsys.readouterr().err
+
+
+def interrupted(*tensors, **windows):
+    raise KeyboardInterrupt
+
+
+def test_a_run_that_is_ended_early_leaves_its_rows_beside_the_earlier_file(monkeypatch, tmp_path):
+    out, partial = tmp_path / "kernels.json", tmp_path / "kernels.partial.json"
+    monkeypatch.setattr("trivium.commands.kernels.bench_kernels", functools.partial(bench_kernels, matrix=64))
+    monkeypatch.setattr("trivium.bench.kernels.Clock", functools.partial(Clock, seconds=0.01))
+    words = ["bench", "ops", *SMALL, "--passes", "forward", "--backends", "torch", "--out", str(out), "--peer"]
+    assert cli.main([*words, "same=trivium.ops:simplicial_attention"]) == 0
+    whole = json.loads(out.read_text())
+    assert [row["backend"] for row in whole["rows"]] == ["torch", "same"]
+    assert (whole["not_timed"], partial.exists()) == ([], False)
+    assert cli.main([*words, f"broken={__name__}:interrupted"]) != 0
+    left = json.loads(partial.read_text())
+    assert [row["backend"] for row in left["rows"]] == ["torch"]
+    assert left["not_timed"] == ["B1 T12 H4 D6 4x2: forward, broken"]
+    assert json.loads(out.read_text()) == whole
+    assert left.keys() == whole.keys()

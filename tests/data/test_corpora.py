@@ -26,6 +26,8 @@ def hub(monkeypatch, tmp_path: Path):
     told = SimpleNamespace(path=FILE, size=len(ROWS), lfs=large, blob_id=None)
     api = SimpleNamespace(get_paths_info=lambda *_, **__: [told])
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda: api)
+    for module in (corpora, download):
+        monkeypatch.setattr(module, "unreachable", lambda: None)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_, **__: str(place))
     return SimpleNamespace(place=place, told=told, api=api)
 
@@ -91,3 +93,26 @@ def test_without_a_network_the_files_to_place_are_named(hub, monkeypatch):
         assert told in str(raised.value)
     assert corpora.instead("gsm8k") in str(raised.value)
     assert download.names_repository(KNOWN["gsm8k"].repository)
+
+
+def test_a_hub_that_does_not_answer_is_asked_once_for_seconds_and_not_again_and_again(monkeypatch):
+    import huggingface_hub
+
+    asked: list[object] = []
+
+    class Session:
+        def head(self, address: str, timeout: float) -> None:
+            asked.append((address, timeout))
+            raise OSError("no route to host")
+
+    monkeypatch.setattr(huggingface_hub, "get_session", Session)
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: pytest.fail("a hub that does not answer was asked"))
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", only_from_the_cache)
+    with pytest.raises(UserError, match=r"does not answer: no route to host\); without a network, place test.jsonl"):
+        hub_sources("math500")
+    assert {timeout for _, timeout in asked} == {download.PATIENCE}
+
+
+def only_from_the_cache(*_: object, local_files_only: bool = False, **__: object) -> str:
+    assert local_files_only
+    raise FileNotFoundError("not in the cache")

@@ -208,6 +208,32 @@ def test_problems_are_written_for_their_task(tmp_path: Path):
     assert not (tmp_path / "gsm8k" / "source.json").exists()
 
 
+def test_problems_of_a_test_are_left_out_of_training_however_they_are_written(tmp_path: Path):
+    def written(name: str, problems: list[str]) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        rows = [{"problem": problem, "solution": "$\\boxed{1}$"} for problem in problems]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return path
+
+    test = written("math500/test.jsonl", [r"Find $x$ if $\dfrac{x}{2} = 3$.", "What is $1+1$?"])
+    own = ["Find $x$ if\n$\\frac{x}{2}=3$.", "What is $1-1$?", "What is 1 + 1?", "What is 1 + 11?"]
+    written("raw/train.jsonl", own)
+    written("raw/test.jsonl", own[:1])
+    sources = local_sources(tmp_path / "raw")
+    made = prepare_problems("numinamath", sources, tmp_path / "made", without=[test])
+    assert (made["problems"], made["compared_with"], made["left_out"]) == ({"test": 1, "train": 2}, 2, 2)
+    kept = [json.loads(line)["problem"] for line in (tmp_path / "made" / "train.jsonl").read_text().splitlines()]
+    assert kept == [own[1], own[3]]
+    assert prepare_problems("numinamath", sources, tmp_path / "made")["problems"]["train"] == 4
+    with pytest.raises(UserError, match="holds no problems but the 4 that are left out"):
+        prepare_problems("numinamath", sources, tmp_path / "made", without=[tmp_path / "raw"])
+    odd = tmp_path / "odd.jsonl"
+    odd.write_text('{"text": "1"}\n')
+    with pytest.raises(UserError, match=r"odd.jsonl:1: has neither problem nor question; it has text"):
+        prepare_problems("numinamath", sources, tmp_path / "made", without=[odd])
+
+
 def test_a_vocabulary_is_trained_on_a_persons_own_text(tmp_path: Path):
     source = raw(tmp_path / "raw")
     vocabulary = train_tokenizer([source], 300, tmp_path / "bpe")

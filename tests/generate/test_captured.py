@@ -7,8 +7,9 @@ from torch import Tensor
 
 from trivium.generate.captured import DecodeSteps
 from trivium.generate.engine import generate
-from trivium.generate.sampling import Generation
+from trivium.generate.sampling import Generation, computing_in
 from trivium.mixers.base import MIXERS
+from trivium.mixers.cache import autocast_dtype
 from trivium.model.base import ModelConfig, ModelContext
 from trivium.model.decoder import DecoderConfig
 from trivium.model.layers import format_layers
@@ -112,7 +113,7 @@ def end_early(model: Any) -> int:
         return int(model(torch.tensor([[1, 2, 3, 4, 5]], device=next(model.parameters()).device))[0][0, -1].argmax())
 
 
-def check_generation(model: Any, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def check_generation(model: Any, mode: str, monkeypatch: pytest.MonkeyPatch, close: float = 1e-10) -> None:
     """Batches share the steps' rows, some left unfilled; rows end at different times; samples don't change."""
     asked = [prompts([length], seed=length)[0].tolist() for length in (3, 9, 1, 4, 4, 20, 2)]
     end_id = end_early(model)
@@ -127,7 +128,7 @@ def check_generation(model: Any, mode: str, monkeypatch: pytest.MonkeyPatch) -> 
         assert [one.tokens for one in found] == [one.tokens for one in expected]
         assert [one.finished for one in found] == [one.finished for one in expected]
         for mine, theirs in zip(found, expected, strict=True):
-            assert mine.probabilities == pytest.approx(theirs.probabilities, abs=1e-10)
+            assert mine.probabilities == pytest.approx(theirs.probabilities, abs=close)
     assert len({len(one.tokens) for one in expected}) > 2
 
 
@@ -140,6 +141,29 @@ def test_generation_by_fixed_steps_equals_generation_by_streaming(name: str, mon
 @pytest.mark.parametrize("name", ["attention 0", "gated_deltanet 0", "prefix_scan 0"])
 def test_generation_by_captured_steps_equals_generation_by_streaming(name: str, monkeypatch: pytest.MonkeyPatch):
     check_generation(build(name, device="cuda"), "graph", monkeypatch)
+
+
+@pytest.mark.parametrize("layers", ["attention*2", "attention + simplicial(window1=6, window2=3)", "gla*2"])
+def test_in_bfloat16_fixed_steps_stream_what_is_trained_and_keep_what_it_keeps(
+    layers: str, monkeypatch: pytest.MonkeyPatch
+):
+    torch.manual_seed(0)
+    model = DecoderConfig(width=24, heads=2, layers=layers, positions="learned").build(CONTEXT).eval()
+    cpu, tokens_BT = torch.device("cpu"), prompts([12, 12], seed=1)
+    with computing_in(cpu, torch.bfloat16), torch.no_grad():
+        wanted_BTV, _ = model(tokens_BT)
+        first_BTV, state = model(tokens_BT[:, :5], model.init_state(2))
+        parts = [first_BTV]
+        for place in range(5, 12):
+            logits_B1V, state = model.step(tokens_BT[:, place : place + 1], state, None)
+            parts.append(logits_B1V)
+        assert all(part.dtype == torch.float32 for part in parts), "rounded, the best two symbols would be equal"
+        found_BTV = torch.cat(parts, 1)
+        assert float((found_BTV - wanted_BTV.float()).norm() / wanted_BTV.float().norm()) < 1e-2
+        kept = {tensor.dtype for tensor in state.tensors()} - {torch.int64}
+        assert kept == ({torch.float32} if layers == "gla*2" else {torch.bfloat16})
+        check_generation(model, "fixed", monkeypatch, close=1e-5)
+    assert autocast_dtype(cpu) is None
 
 
 def test_captured_steps_are_refused_without_a_gpu_and_their_rows_stay():

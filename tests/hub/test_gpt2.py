@@ -209,6 +209,7 @@ def test_the_hubs_name_is_looked_up_there_and_without_a_network_the_files_are_na
         assert find_gpt2("gpt2").layers == 3
     with (
         mock.patch("huggingface_hub.hf_hub_download", side_effect=OSError("no route to host")),
+        mock.patch("trivium.tasks.download.unreachable", return_value=None),
         pytest.raises(
             UserError, match=r"no route to host\); without a network, give a folder that holds its model.safet"
         ),

@@ -83,7 +83,17 @@ def test_a_step_in_c_refuses_what_lies_elsewhere_than_it_thinks():
 
 @pytest.mark.skipif(not triton_cases.GPU, reason="needs a GPU")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("shape", [*SHAPES, (1000, 18, 4, 4, 64, True), (7, 500, 8, 2, 128, True)], ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [
+        *SHAPES,
+        (1000, 18, 4, 4, 64, True),
+        (7, 500, 8, 2, 128, True),
+        (9, 513, 8, 8, 64, True),
+        (3, 1024, 2, 2, 64, False),
+    ],
+    ids=str,
+)
 def test_steps_equal_the_formula_on_a_gpu(shape: tuple[Any, ...], dtype: torch.dtype):
     errors = fused_cases.step_errors(*shape, dtype, "triton")
     assert max(errors.values()) < (1e-5 if dtype == torch.float32 else 1e-2), errors
@@ -93,6 +103,6 @@ def test_what_the_kernel_cannot_do_is_refused():
     refuses = dispatch._registered["cached_step"]["triton"].refuses
     assert refuses({}) is None
     assert "gradients are on" in (refuses({"gradient": True}) or "")
-    assert "512 slots" in (refuses({"fits": "no"}) or "")
+    assert "1024 slots" in (refuses({"fits": "no"}) or "")
     assert "reference" in (refuses({"attention": "reference"}) or "")
     assert "another dtype" in (refuses({"one dtype": "no"}) or "")

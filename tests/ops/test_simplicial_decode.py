@@ -138,6 +138,7 @@ def test_arguments_that_disagree_are_named(change: dict[str, Any], message: str)
         ("q", (2, 1, 3, 4), "q: 3 heads are not a multiple of the 2 key/value heads"),
         ("v1", (2, 4, 2, 4), r"v1: shape \(2, 4, 2, 4\); .* it must be \(2, 5, 2, 4\)"),
         ("lengths", (3,), r"lengths: .* of shape \(3,\)"),
+        ("k2", (2, 0, 2, 4), r"k2: shape \(2, 0, 2, 4\); a ring has at least one slot"),
     ],
 )
 def test_shapes_that_disagree_are_named(name: str, shape: tuple[int, ...], message: str):
@@ -146,6 +147,13 @@ def test_shapes_that_disagree_are_named(name: str, shape: tuple[int, ...], messa
     arguments[name] = torch.ones(shape, dtype=torch.int64 if name == "lengths" else torch.float32)
     with pytest.raises(ValueError, match=message):
         simplicial_decode(**{k: v.to(triton_cases.DEVICE) for k, v in arguments.items()}, window1=5, window2=3)
+
+
+@pytest.mark.parametrize("lengths", [None, [3, 9], torch.tensor([True, False]), torch.tensor([3.0, 9.0])], ids=str)
+def test_lengths_are_whole_numbers_in_a_tensor(lengths: Any):
+    tensors = [torch.ones(2, 1, 2, 4)] + [torch.ones(2, 5, 2, 4)] * 4
+    with pytest.raises(ValueError, match=r"^lengths: "):
+        simplicial_decode(*tensors, lengths, window1=5, window2=5)
 
 
 def test_no_rows_or_no_tokens_give_nothing():

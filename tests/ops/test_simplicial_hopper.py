@@ -12,7 +12,7 @@ from trivium.ops.simplicial import hopper_support
 on_hopper = pytest.mark.skipif(hopper_support.missing() is not None, reason=f"Hopper: {hopper_support.missing()}")
 
 # B, T, Hq, Hkv, D, window1, window2: tokens beside every tile, groups that share their queries' tile and that do not,
-# windows beyond T, either window the short one, a short window that is no power of two.
+# windows beyond T and beyond 32 bits, either window the short one, a short window that is no power of two.
 SHAPES = [
     (2, 150, 8, 2, 128, 64, 32),
     (2, 77, 3, 3, 64, 33, 16),
@@ -21,7 +21,7 @@ SHAPES = [
     (2, 130, 4, 4, 64, 40, 32),
     (2, 90, 4, 2, 32, 16, 64),
     (1, 600, 4, 1, 128, 512, 32),
-    (2, 5, 2, 1, 64, 512, 32),
+    (2, 5, 2, 1, 64, 2**40, 32),
 ]
 
 # For the backward kernel: groups of one head to two blocks of 64, strips of long keys left over
@@ -267,3 +267,24 @@ def test_the_grouped_shapes_go_backward_by_hopper():
     facts = {"width": 128, "group": 64, "window1": 512, "window2": 32, "deterministic": False}
     assert hopper_support.refuses_backward(facts) is None
     assert hopper_support.remark(facts) == "backward by Hopper kernels"
+
+
+@pytest.mark.parametrize(("most", "divisors"), [(1, (1, 1)), (512, (16, 8)), (4, (8192, 1)), (24576, (8191, 12))])
+def test_a_place_by_reciprocals_is_that_of_the_divisions(most: int, divisors: tuple[int, int]):
+    pytest.importorskip("triton.experimental.gluon")
+    from trivium.ops.simplicial.hopper_describe import reciprocals
+
+    shift, *by = reciprocals(most, *divisors)
+    for divisor, factor in zip(divisors, by, strict=True):
+        last = most * divisor - 1
+        for n in {0, 1, divisor - 1, divisor, last // 2, last - 1, last, *range(0, last, last // 97 + 1)}:
+            assert n * factor < 2**63
+            assert n * factor >> shift == n // divisor
+
+
+def test_more_rows_than_reciprocals_can_tell_apart_are_refused():
+    pytest.importorskip("triton.experimental.gluon")
+    from trivium.ops.simplicial.hopper_describe import reciprocals
+
+    with pytest.raises(ValueError, match=f"tiles: {2**24} rows of up to {2**24 - 1} are more than the kernel counts"):
+        reciprocals(2**24, 2**24 - 1)

@@ -51,11 +51,18 @@ def test_the_kernel_gives_the_loss_and_gradients_of_the_formula(run: Any, shape:
     assert max(errors.values()) < 1e-5, errors
 
 
-@pytest.mark.skipif(not cases.GPU, reason="needs a GPU")
-@pytest.mark.parametrize("shape", [(700, 64, 50_257), (64, 32, 4096)], ids=str)
-def test_half_precision_on_a_gpu_stays_close_to_float64(run: Any, shape: tuple[int, int, int]):
-    errors = run(cases.loss_errors, *shape, torch.bfloat16)
-    assert max(errors.values()) < 1e-2, errors
+LOW_CASES = [("torch", (64, 32, 4096))]
+if cases.GPU:
+    LOW_CASES += [(name, shape) for name in ("torch", "triton") for shape in ((700, 64, 50_257), (64, 32, 4096))]
+
+
+@pytest.mark.parametrize(("backend", "shape"), LOW_CASES, ids=str)
+def test_in_bfloat16_only_what_rounding_the_logits_does_is_lost(backend: str, shape: tuple[int, int, int]):
+    """Logits of a standard deviation of 8 lose up to 1.5 % of the gradient to their rounding, whoever rounds them."""
+    mine, plain = (cases.loss_errors(*shape, torch.bfloat16, name) for name in (backend, "reference"))
+    assert all(mine[name] < 1.02 * plain[name] + 2e-5 for name in mine), (mine, plain)
+    errors = cases.loss_errors(*shape, torch.bfloat16, backend, spread=1.0)
+    assert max(errors.values()) < 3e-3, errors
 
 
 @pytest.mark.parametrize("frozen", [0, 1], ids=["x", "weight"])

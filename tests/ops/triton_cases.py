@@ -299,21 +299,28 @@ def packed_errors(
     return {name: float((found - true).norm() / true.norm()) for name, (found, true) in pairs.items()}
 
 
-def loss_errors(rows: int, width: int, symbols: int, dtype: torch.dtype = torch.float32) -> dict[str, float]:
-    """Return the distance of the loss over a vocabulary and of its gradients from the float64 formula."""
-    from trivium.ops.vocabulary_loss import kernels, vocabulary_loss
+def loss_errors(
+    rows: int, width: int, symbols: int, dtype: torch.dtype = torch.float32, backend: str = "triton", spread: float = 0
+) -> dict[str, float]:
+    """Return the distance of the loss over a vocabulary and of its gradients from the float64 formula, for logits whose
+    standard deviation is `spread` (0: the root of the width).
+    """
+    from trivium.ops.vocabulary_loss import vocabulary_loss
 
-    if not GPU:
+    if not GPU and backend == "triton":
+        from trivium.ops.vocabulary_loss import kernels
+
         kernels.BLOCK = 64  # several turns of the loop over the symbols
     generator = torch.Generator().manual_seed(0)
-    x, weight = (torch.randn(n, width, generator=generator).to(dtype).to(DEVICE) for n in (rows, symbols))
+    x, weight = (torch.randn(n, width, generator=generator) for n in (rows, symbols))
+    x, weight = (each.to(dtype).to(DEVICE) for each in (x, weight * (spread * width**-0.5 or 1.0)))
     targets = torch.randint(symbols, (rows,), generator=generator).to(DEVICE)
     weights = torch.rand(rows, generator=generator).to(DEVICE)
     weights[1::3] = 0
     x, weight = x.requires_grad_(), weight.requires_grad_()
     wide = [each.detach().double().requires_grad_() for each in (x, weight)]
     with settings():
-        loss = vocabulary_loss(x, weight, targets, weights, backend="triton") / 3
+        loss = vocabulary_loss(x, weight, targets, weights, backend=backend) / 3
         found = [loss.detach(), *torch.autograd.grad(loss, (x, weight))]
     true_loss = vocabulary_loss(*wide, targets, weights.double(), backend="reference") / 3
     wanted = [true_loss.detach(), *torch.autograd.grad(true_loss, wide)]

@@ -142,6 +142,23 @@ def test_a_recipe_without_pretraining_keeps_the_name_that_it_had():
     assert "pretrain" in results_only(from_dict(Recipe, plain()))
 
 
+def test_a_run_keeps_its_name_however_the_folder_of_its_pretraining_is_spelled(tmp_path, monkeypatch):
+    recipe = from_dict(Recipe, plain(seeds=(0,)))
+    monkeypatch.chdir(tmp_path)
+    first = compare(recipe, "runs", jobs=1, target=FAKE)
+    trained: list[str] = []
+    for place in (tmp_path / "runs", Path("..", tmp_path.name, "runs")):
+        again = compare(recipe, place, jobs=1, target=FAKE, on_progress=lambda event: trained.append(event.kind))
+        assert again["variants"] == first["variants"]
+    assert set(trained) == {"kept"}
+
+    def named(folder):
+        return config_hash(from_dict(RunConfig, {"train": {"init_from": folder}}))
+
+    assert named("runs/study/a-pretraining-s0-0123abcd") == named("/else/where/study/a-pretraining-s0-0123abcd")
+    assert len({named(f"runs/{n}") for n in ("study/a-pretraining-s0-0123abcd", "study/a", "x/study/a")}) == 3
+
+
 def test_trivium_train_trains_what_comes_before_and_goes_on_from_it(tmp_path, capsys):
     data = plain()
     data["train"] |= {"steps": 1, "learning_rate": 1e-12, "weight_decay": 0.0}  # as good as no training
@@ -189,7 +206,7 @@ def test_the_table_of_answers_has_the_rules_of_the_task():
     assert "McNemar's test of normalised against one" in by_rule.note
 
 
-def test_solutions_are_averaged_over_seeds_and_answers_compared_problem_by_problem(tmp_path):
+def test_solutions_are_averaged_over_seeds_and_answers_compared_problem_by_problem(tmp_path, caplog):
     data = plain()
     del data["pretrain"]
     recipe = from_dict(Recipe, data)
@@ -209,6 +226,18 @@ def test_solutions_are_averaged_over_seeds_and_answers_compared_problem_by_probl
     assert list(found["local"]["paired"]) == ["0"]  # of seed 1 one run kept no answers
     test = found["local"]["paired"]["0"]["strict"]
     assert (test["first_only"], test["second_only"], test["p"]) == (2, 0, 0.5)
+    (entries[1].folders[1] / "answers.jsonl").write_text('{"prompt": "p0", "corr')
+    with caplog.at_level("WARNING", logger="trivium"):
+        broken = collect(recipe, entries, length=20)["variants"]
+    assert broken["local"]["paired"]["0"] == found["local"]["paired"]["0"]
+    assert broken["local"]["paired"]["1"]["error"].startswith(f"{entries[1].folders[1] / 'answers.jsonl'}:1: not a row")
+    assert "no paired test" in caplog.text
+    note = solution_tables({"variants": broken, "baseline": "attention"})[0].note
+    assert "No test of local, seed 1: " in note
+    solved(entries[1].folders[1], entries[1].variant.run(1), [True], 1.4)
+    error = collect(recipe, entries, length=20)["variants"]["local"]["paired"]["1"]["error"]
+    assert error.endswith("4 answers, of 1 problems here; score both on the same ones")
+    assert str(entries[1].folders[1]) in error
     by_rule, likelihood = solution_tables({"variants": found, "baseline": "attention"})
     assert [row[0] for row in by_rule.rows] == ["attention", "local"]
     assert by_rule.rows[1][-1] == "0.5"

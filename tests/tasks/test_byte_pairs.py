@@ -129,6 +129,7 @@ def test_without_a_network_the_files_to_place_are_named():
     byte_pairs._load.cache_clear()
     with (
         mock.patch("huggingface_hub.hf_hub_download", side_effect=OSError("no route to host")),
+        mock.patch("trivium.tasks.download.unreachable", return_value=None),
         pytest.raises(UserError) as error,
     ):
         load_byte_pairs("gpt2")

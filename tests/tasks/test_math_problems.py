@@ -11,6 +11,7 @@ import pytest
 from tests.tasks.vocabularies import trained
 from trivium.config import UserError, from_dict
 from trivium.data.tokenizers import BytePairTokenizer
+from trivium.evaluate.answers import _rates
 from trivium.tasks import math_answers
 from trivium.tasks.base import ANSWER, Example, TaskConfig
 from trivium.tasks.byte_pairs import BytePairs
@@ -129,6 +130,17 @@ def test_verdicts_and_readings_are_of_the_last_box(tmp_path: Path):
         assert pool.submit(made.verify, own, r"\boxed{2.0}<end>").result().correct
     assert [made.size(split) for split in ("train", "validation")] == [22, 5]
     assert example.tags == {"level": 1}
+
+
+@needs_math_verify
+def test_a_rate_by_math_verify_says_how_many_it_judged(tmp_path: Path):
+    made = task(tmp_path)
+    example = made.example("train", 1)  # 4 / 2
+    texts = [r"\boxed{2.0}", r"\boxed{" + "2" * 400 + "}", "2"]
+    scores = _rates(made, [example] * 3, texts)["readings"]
+    assert scores["math_verify"]["judged"] == {"math_verify": 1, "text": 1}
+    assert (scores["math_verify"]["successes"], scores["math_verify"]["unread"]) == (1, 1)
+    assert "judged" not in scores["normalised"]
 
 
 def test_the_answer_begins_inside_the_box(tmp_path: Path):

@@ -4,11 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.tasks.vocabularies import write_pair
 from trivium.config import UserError, from_dict
-from trivium.tasks.base import ANSWER, CHAIN, TaskConfig
+from trivium.tasks.base import ANSWER, CHAIN, Task, TaskConfig
 from trivium.tasks.word_answers import number_of
 
 ROWS = [
@@ -40,6 +41,18 @@ def test_the_end_of_the_training_file_is_held_out(tmp_path: Path):
     assert made.example("train", 24).tags == {"steps": 1}
     with pytest.raises(UserError, match=r"the task has no test problems; give their file as task.test"):
         task(tmp_path).example("test", 0)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 25])
+@pytest.mark.parametrize("pairs", [False, True], ids=["characters", "byte pairs"])
+def test_problems_that_are_read_at_once_are_what_each_is_alone(tmp_path: Path, rows: int, pairs: bool):
+    made = task(tmp_path, **({"tokenizer": str(write_pair(tmp_path / "bpe", size=300))} if pairs else {}))
+    examples = made.problems("train")[:rows]
+    together, apart = made.collate(examples), Task.collate(made, examples)
+    for name in ("tokens_BT", "targets_BT", "weights_BT", "regions_BT", "lengths_B", "prompt_lengths_B"):
+        mine, wanted = getattr(together, name), getattr(apart, name)
+        assert mine.dtype == wanted.dtype, name
+        np.testing.assert_array_equal(mine, wanted, name)
 
 
 def test_training_problems_that_are_too_long_are_left_out(tmp_path: Path):

@@ -79,6 +79,18 @@ def test_steps_through_static_buffers_train_as_plain_steps_do(micro_batch):
     assert buffered._num_graphs() > 0
 
 
+def test_once_a_shape_has_a_graph_others_have_theirs_at_their_second_step():
+    step = make(DecoderConfig(width=16, heads=2), CPU)
+    steps, graphs, task = CapturedSteps(step, CPU, Choice(True, ""), record=repeat), [], TASK.build()
+    batches = {rows: TrainStream(task, rows, 0).batch(0) for rows in (3, 4, 5)}
+    with steps.running():
+        for rows in (3, 4, 4, 3, 3, 4, 5, 5):
+            weights = step.objective.weights(batches[rows])
+            steps(step.objective.reads(batches[rows], weights, None, longest=None, pad_id=0), float(weights.sum()))
+            graphs.append(steps._num_graphs())
+    assert graphs == [0, 0, 0, 0, 1, 2, 2, 3]
+
+
 def test_a_roll_out_whose_temperature_falls_goes_through_static_buffers():
     config = DecoderConfig(width=16, heads=2)
     plain = run(EagerSteps(make(config, CPU, objective=Rollout(end=0.3)), CPU), 8, 8)

@@ -1,12 +1,13 @@
 import json
 import logging
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
 
 from tests.train.tiny import rows, tiny_config, weights
-from trivium.config import UserError, from_dict
+from trivium.config import UserError, config_hash, from_dict
 from trivium.data.stream import TrainStream
 from trivium.ops import dispatch
 from trivium.tasks.addition import AdditionConfig
@@ -162,8 +163,14 @@ def test_a_task_without_test_problems_is_refused_before_it_is_trained_on(tmp_pat
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_low_precision_trains_close_to_float32(finished, tmp_path, precision):
     folder, _, _ = finished
-    result = train(tiny_config(precision=precision), tmp_path / "run")
+    config = tiny_config(precision=precision)
+    result = train(config, tmp_path / "run")
     assert result["precision"] == precision
+    assert result["evaluation"]["precision"] == "float32"
+    narrow = replace(config, evaluate=replace(config.evaluate, precision="training"))
+    assert config_hash(narrow) != config_hash(config)
+    if precision == "bfloat16":
+        assert train(narrow, tmp_path / "narrow")["evaluation"]["precision"] == "bfloat16"
     assert result["train_loss"] == pytest.approx(rows(folder, "train")[-1]["loss"], rel=0.05)
 
 

@@ -89,15 +89,17 @@ def bench_kernels(
     device: str = "cuda",
     matrix: int | None = None,
     on_progress: Callable[[str], None] = lambda line: None,
+    on_row: Callable[[dict[str, Any]], None] = lambda results: None,
 ) -> dict[str, Any]:
-    """Return {"operator", "device", "form", "dtype", "matmul_tflops", "copy_bytes_per_second", "rows"}.
+    """Return {"operator", "device", "form", "dtype", "matmul_tflops", "copy_bytes_per_second", "rows", "not_timed"}.
 
     A row is one shape, pass and backend or peer: "seconds" (median), "tflops", "share" of the product of matrices of
     `matrix`^2 (8192 on a GPU) in the same run, "peak_bytes" above the inputs, "relative_error"; or "not_run" and why. A
     row of `sweep`, shapes at which the fastest backend alone is timed, has "sweep": True. A decode row, whose shapes
     are `decoded`, has "times_floor" and "floor_seconds", the larger of its bytes over the copy's rate and its FLOPs
     over the product's; its "seconds" are those of one of "layers" calls in a CUDA graph, and "alone_seconds" those of a
-    graph of one call, before which nothing is in a cache. Backends default to the kernels of this machine. Raises
+    graph of one call, before which nothing is in a cache. Backends default to the kernels of this machine, of which the
+    fastest comes first. `on_row` is told the results so far after each row, those to come named in "not_timed". Raises
     UserError for a backend that is missing and WrongResult for one that is wrong.
     """
     if form == "factorized":
@@ -113,17 +115,22 @@ def bench_kernels(
     rows: list[dict[str, Any]] = []
     results["rows"] = rows
     whole = [kind for kind in passes if kind != "decode"]
-    jobs = [(name, None, False, kind, x) for name in chosen for kind in whole for x in shapes]
-    jobs += [(name, None, False, "decode", x) for name in chosen for x in decoded if "decode" in passes]
+    # What ends a run early leaves the fastest backend's rows.
+    fastest_first = chosen[::-1]
+    jobs = [(name, None, False, kind, x) for name in fastest_first for kind in whole for x in shapes]
+    jobs += [(name, None, False, "decode", x) for name in fastest_first for x in decoded if "decode" in passes]
     jobs += [(chosen[-1], None, True, kind, x) for kind in whole for x in sweep]
     # Peers come last: one that breaks the device's context takes no result of ours with it.
     jobs += [(name, peer, False, kind, x) for name, peer in (peers or {}).items() for kind in whole for x in shapes]
+    results["not_timed"] = [f"{shape.name}: {kind}, {name}" for name, _, _, kind, shape in jobs]
     for name, peer, swept, kind, shape in jobs:
-        on_progress(f"{shape.name}: {kind}, {name}")
+        on_progress(results["not_timed"][0])
         row = {"shape": shape.name, **asdict(shape), "pass": kind, "backend": name, "peer": peer is not None}
         row |= {"sweep": True} if swept else {}
         job = _Job(shape, name, peer, form, device, dtype)
         rows.append(row | _with_shares(_measure(job, kind, clock), job, kind, results))
+        del results["not_timed"][0]
+        on_row(results)
     return results
 
 

@@ -71,7 +71,7 @@ class EvalOptions:
     """Tokens that a pass of --perplexity reads (default: what the model reads)."""
     stride: int | None = None
     """Tokens that a pass of --perplexity scores, at the end of its window (default: all, windows side by side)."""
-    harness: tuple[str, ...] = ()
+    harness: tuple[str, ...] | None = None
     """Tasks of lm-evaluation-harness to score instead, by name or as paths of their YAML files; needs lm-eval."""
     limit: int | None = None
     """Problems of each task of --harness (default: all)."""
@@ -128,16 +128,7 @@ def evaluate(arguments: Sequence[str]) -> None:
                 model, task, options.data, config, temperature=options.temperature, seed=options.seed
             )
         else:
-            scores = evaluate_split(
-                model,
-                task,
-                config,
-                split=options.split,
-                temperature=options.temperature,
-                seed=options.seed,
-                answers=answers,
-                calculator=options.calculator,
-            )
+            scores = scored(model, task, config, options, answers, calculator=options.calculator)
     if options.answers is not None:
         options.answers.parent.mkdir(parents=True, exist_ok=True)
         write_whole(options.answers, "".join(json.dumps(row) + "\n" for row in answers))
@@ -168,20 +159,35 @@ def answers_of(model: LanguageModel, task: Task, options: EvalOptions) -> list[d
     answers: list[dict[str, Any]] = []
     config = replace(EvaluateConfig(), examples=options.examples, batch=options.batch)
     with torch.inference_mode():
-        evaluate_split(
-            model,
-            task,
-            config,
-            split=options.split,
-            temperature=options.temperature,
-            seed=options.seed,
-            answers=answers,
-        )
+        scored(model, task, config, options, answers)
     return answers
+
+
+def scored(
+    model: LanguageModel,
+    task: Task,
+    config: EvaluateConfig,
+    options: EvalOptions,
+    answers: list[dict[str, Any]],
+    calculator: bool = False,
+) -> dict[str, Any]:
+    """Return the scores on the split that was asked for, and add every answer to `answers`."""
+    return evaluate_split(
+        model,
+        task,
+        config,
+        split=options.split,
+        temperature=options.temperature,
+        seed=options.seed,
+        answers=answers,
+        calculator=calculator,
+    )
 
 
 def refuse_mixed(options: EvalOptions) -> None:
     """Raise UserError for options that do not go together."""
+    if options.harness == ():
+        raise UserError("--harness: names no task; give names that lm-eval knows, or paths of YAML files of its format")
     for name in ("data", "perplexity", "harness"):
         for other in ("answers", "against", "calculator"):
             if getattr(options, name) and getattr(options, other):

@@ -34,7 +34,12 @@ def measure_kernels(
         sweep=SWEEP if sweep else (),
         **settings,
     )
-    return results | {"triton": version("triton") if find_spec("triton") else None}
+    return triton_version() | results
+
+
+def triton_version() -> dict[str, str | None]:
+    """Return what results say of the Triton that compiled the kernels."""
+    return {"triton": version("triton") if find_spec("triton") else None}
 
 
 def read_kernels(path: Path) -> dict[str, Any]:

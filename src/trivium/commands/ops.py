@@ -1,7 +1,7 @@
 """trivium bench ops: an operator's backends side by side, after their results were found right."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +18,7 @@ from trivium.bench.scan import CAPTURED, WHATS, ScanShape, bench_scan
 from trivium.commands import fail
 from trivium.commands.bench import keep, reserve
 from trivium.commands.flags import parse
-from trivium.commands.kernels import measure_kernels, read_kernels, show_kernels
+from trivium.commands.kernels import measure_kernels, read_kernels, show_kernels, triton_version
 from trivium.registry import UserError
 from trivium.report.kernels import write_kernel_figure
 from trivium.train.environment import describe_environment
@@ -91,7 +91,8 @@ class OpsBenchOptions:
     json: bool = False
     """Print the results as JSON on standard output."""
     out: Path | None = None
-    """File to write the results to, such as benchmarks/results/ops.json."""
+    """File to write the results to, such as benchmarks/results/ops.json; kernels on a GPU leave what a run that was
+    ended early has in NAME.partial.json."""
     figure: Path | None = None
     """File (.svg or .png) for the figure of a sweep."""
     read: Path | None = None
@@ -104,18 +105,29 @@ def ops(arguments: Sequence[str]) -> int:
     operator = ALIASES.get(options.op, options.op)
     if operator != "simplicial" and (options.peer or options.sweep or options.read or options.figure):
         raise UserError(f"--peer, --sweep, --figure and --read: are simplicial's, not of {operator}")
+    partial: Path | None = None
     if options.read is not None:
         results = read_kernels(options.read)
     else:
         device = choose_device(options.device)
         sizes = _sizes(options, operator)
         reserve(options.out)
+        if options.out is not None:
+            partial = options.out.with_suffix(".partial.json")
+        head = {"benchmark": "ops", "operator": operator, "environment": describe_environment(device)}
+
+        def keep_rows(results: dict[str, Any]) -> None:
+            """Kernels are minutes of timing: what ends the command early leaves the rows that it has beside `out`."""
+            keep(head | triton_version() | results, False, partial)
+
         try:
-            results = _measure(options, operator, sizes, str(device))
+            results = head | _measure(options, operator, sizes, str(device), keep_rows)
         except WrongResult as error:
             return fail(str(error))
-        results = {"benchmark": "ops", "operator": operator, "environment": describe_environment(device)} | results
-    if not keep(results, options.json, options.out):
+    printed = keep(results, options.json, options.out)
+    if partial is not None:
+        partial.unlink(missing_ok=True)
+    if not printed:
         show = {"simplicial": _show_simplicial, "scan": _show_scan, "decode_step": _show_steps}
         (show_kernels if "matmul_tflops" in results else show.get(operator, _show_recurrence))(results)
     if options.figure is not None:
@@ -123,7 +135,13 @@ def ops(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _measure(options: OpsBenchOptions, operator: str, sizes: dict[str, Any], device: str) -> dict[str, Any]:
+def _measure(
+    options: OpsBenchOptions,
+    operator: str,
+    sizes: dict[str, Any],
+    device: str,
+    on_row: Callable[[dict[str, Any]], None],
+) -> dict[str, Any]:
     common: dict[str, Any] = {"repeats": options.repeats, "threads": options.threads, "device": device}
     show: dict[str, Any] = {"on_progress": lambda line: print(line, file=sys.stderr)}
     if operator == "simplicial":
@@ -132,6 +150,7 @@ def _measure(options: OpsBenchOptions, operator: str, sizes: dict[str, Any], dev
             raise UserError(f"--kv-heads: {shape.kv_heads} do not divide the {shape.heads} query heads")
         if device != "cpu" or options.peer or options.sweep:
             kernels: dict[str, Any] = {"passes": options.passes, "form": options.form, "device": device}
+            kernels["on_row"] = on_row
             chosen = shape if sizes or device == "cpu" else None
             return measure_kernels(chosen, options.backends, options.peer, sweep=options.sweep, **kernels, **show)
         return bench_simplicial([shape], options.backends or None, form=options.form, **common, **show)

@@ -38,6 +38,9 @@ class PrepareOptions:
     """Field of JSON or Parquet rows that is the text."""
     held_out: float = 0.01
     """Share of a text for validation, and as much for test, where no file's name tells its split."""
+    without: tuple[Path, ...] | None = None
+    """Files or folders of test problems: training problems that are among them are left out and counted (default: for
+    numinamath, the math500 beside it if that is prepared; none: --without alone)."""
     jobs: int | None = None
     """Processes that tokenise (default: one for each processor)."""
     json: bool = False
@@ -52,6 +55,8 @@ def prepare(arguments: Sequence[str]) -> None:
         raise UserError(f"--jobs: expected 1 or more processes, got {jobs}")
     name, known = options.name, KNOWN.get(options.name)
     folder = options.out or Path("data") / name
+    if options.without is not None and (known is None or known.shape != "problems"):
+        raise UserError(f"--without: is of problems, {name} is a text")
     announce()
     if options.from_ is not None:
         sources, where = local_sources(options.from_), str(options.from_)
@@ -62,7 +67,7 @@ def prepare(arguments: Sequence[str]) -> None:
     for line in say(name, sources, where):
         print(line, file=sys.stderr)
     if known is not None and known.shape == "problems":
-        made = prepare_problems(name, sources, folder)
+        made = prepare_problems(name, sources, folder, without=_tests(options, folder))
     else:
         tokenizer = None if options.tokenizer == CHARACTERS else options.tokenizer
         with _progress(name) as counts:
@@ -80,6 +85,21 @@ def prepare(arguments: Sequence[str]) -> None:
         print(json.dumps({key: value for key, value in made.items() if key not in ("alphabet", "splits")}, indent=1))
     else:
         _tell(folder, made)
+
+
+def _tests(options: PrepareOptions, folder: Path) -> tuple[Path, ...]:
+    """Return where the problems stand that must not be trained on; say so where nobody knows."""
+    if options.without is not None or options.name != "numinamath":
+        return options.without or ()
+    beside = folder.parent / "math500" / "test.jsonl"
+    if beside.is_file():
+        return (beside,)
+    print(
+        f"  not compared with MATH-500, whose problems it may have: {beside} is not there; prepare math500 first, or "
+        "give its file as --without",
+        file=sys.stderr,
+    )
+    return ()
 
 
 @contextmanager
@@ -108,6 +128,8 @@ def _tell(folder: Path, made: dict[str, Any]) -> None:
     if "problems" in made:
         for split, count in made["problems"].items():
             print(f"{folder / f'{split}.jsonl'}: {count:,} problems")
+        if made["compared_with"]:
+            print(f"left out for training: {made['left_out']:,} that are among {made['compared_with']:,} test problems")
         return
     for split, tokens in made["tokens"].items():
         if tokens:

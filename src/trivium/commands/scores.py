@@ -14,7 +14,8 @@ def show_readings(console: Console, scores: Mapping[str, Any]) -> None:
     """Print the rates under other rules, the constant answer's, those with a calculator, and paired comparisons."""
     for name, rate in (scores.get("readings") or {}).items():
         unread = f"; {rate['unread']} unread" if rate["unread"] else ""
-        console.print(f"{name}: {_rate(rate)}{unread}", markup=False)
+        judged = ", ".join(f"{count} by {judge}" for judge, count in (rate.get("judged") or {}).items())
+        console.print(f"{name}: {_rate(rate)}{unread}{f'; judged {judged}' if judged else ''}", markup=False)
     constant = scores.get("constant")
     if constant is not None:
         console.print(f"always {constant['answer']!r}: {_rate(constant)}", markup=False)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from trivium.data.documents import files_in, split_named
 from trivium.registry import UserError
-from trivium.tasks.download import hub_file, require_extra
+from trivium.tasks.download import hub_file, require_extra, unreachable
 
 _log = logging.getLogger("trivium")
 
@@ -151,6 +151,8 @@ def published(known: Known) -> dict[str, Published]:
 
     names = [file for files in known.files.values() for file in files]
     try:
+        if (silent := unreachable()) is not None:
+            raise ConnectionError(silent)
         found: list[Any] = HfApi().get_paths_info(known.repository, names, repo_type="dataset", revision=known.revision)
     except Exception as error:  # of the network or the hub: the files may still be in the cache
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -10,13 +10,14 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from trivium.data.corpora import KNOWN, Source
 from trivium.data.documents import articles_of, documents_of, field_of, rows_of
+from trivium.data.overlap import problems_in, signature
 from trivium.data.tokenise import SHARD_BYTES, Encoder, grouped, tokenisers, write_shards
 from trivium.data.tokenizers import BytePairTokenizer
 from trivium.registry import UserError
@@ -253,10 +254,12 @@ def _remove_others(folder: Path, entries: dict[str, list[ShardEntry]]) -> None:
             path.unlink()
 
 
-def prepare_problems(name: str, sources: list[Source], folder: Path) -> dict[str, Any]:
+def prepare_problems(name: str, sources: list[Source], folder: Path, *, without: Sequence[Path] = ()) -> dict[str, Any]:
     """Write the problems of each split as JSON lines, every row checked, and return what source.json holds.
 
-    Raises UserError with file and row for a row without the fields, and OSError when a file cannot be written.
+    Training problems that the files, or folders of files, in `without` have too are left out and counted, see
+    `overlap.signature`. Raises UserError with file and row for a row without the fields, and OSError when a file cannot
+    be written.
     """
     known = KNOWN[name]
     make_folder(folder, SOURCE)
@@ -266,9 +269,12 @@ def prepare_problems(name: str, sources: list[Source], folder: Path) -> dict[str
         if split is None:
             raise UserError(f"{source.path}: its name does not tell its split; expected train or test in it")
         by_split.setdefault(split, []).append(source)
-    counts = {}
+    counts, tested = {}, problems_in(without)
+    left_out = 0
     for split, files in by_split.items():
-        counts[split] = _write_rows(known.fields, files, folder / f"{split}.jsonl")
+        unwanted = tested if split == "train" else set()
+        counts[split], gone = _write_rows(known.fields, files, folder / f"{split}.jsonl", unwanted)
+        left_out += gone
     index = {
         "name": name,
         "licence": known.licence,
@@ -276,6 +282,8 @@ def prepare_problems(name: str, sources: list[Source], folder: Path) -> dict[str
         "revision": known.revision,
         "sources": [source.record() for source in sources],
         "problems": counts,
+        "compared_with": len(tested),
+        "left_out": left_out,
     }
     write_whole(folder / SOURCE, json.dumps(index, indent=1) + "\n")
     return index
@@ -284,13 +292,17 @@ def prepare_problems(name: str, sources: list[Source], folder: Path) -> dict[str
 _MORE = ("answer", "subject", "level", "source")  # fields that are kept where rows have them
 
 
-def _write_rows(wanted: tuple[str, ...], files: list[Source], path: Path) -> int:
+def _write_rows(wanted: tuple[str, ...], files: list[Source], path: Path, unwanted: set[str]) -> tuple[int, int]:
+    """Return how many rows were written, and how many were left out since their problem is among the `unwanted`."""
     aside = path.with_name(f".{path.name}.tmp")
-    count = 0
+    count = left_out = 0
     with naming(path, always=True), aside.open("w", encoding="utf-8") as out:
         for source in files:
             for where, row in rows_of(source.path):
                 kept = {name: field_of(row, name, where) for name in wanted}
+                if unwanted and signature(kept[wanted[0]]) in unwanted:
+                    left_out += 1
+                    continue
                 kept |= {name: row[name] for name in _MORE if name in row and name not in kept}
                 out.write(json.dumps(kept, ensure_ascii=False) + "\n")
                 count += 1
@@ -298,6 +310,7 @@ def _write_rows(wanted: tuple[str, ...], files: list[Source], path: Path) -> int
         os.fsync(out.fileno())
     if not count:
         aside.unlink()
-        raise UserError(f"{files[0].path}: holds no problems")
+        why = f"holds no problems but the {left_out:,} that are left out" if left_out else "holds no problems"
+        raise UserError(f"{files[0].path}: {why}")
     aside.replace(path)
-    return count
+    return count, left_out

@@ -2,13 +2,14 @@
 
 import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import compress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from trivium.config import UserError
 from trivium.evaluate.chain import chain_scores
@@ -20,6 +21,8 @@ from trivium.evaluate.teacher import score_batches, teacher_forced
 from trivium.generate.calculator import generate_with_calculator
 from trivium.generate.engine import check_length, generate, longest_input
 from trivium.generate.labels import read_labels
+from trivium.generate.sampling import computing_in, device_of
+from trivium.mixers.cache import autocast_dtype
 from trivium.model.base import LanguageModel
 from trivium.tasks.base import Batch, Example, Split, Task, Verdict
 from trivium.tasks.jsonl import SHAPE, ended, numbered_rows
@@ -37,44 +40,47 @@ def evaluate(
     stage: int = 0,
     answers: list[dict[str, Any]] | None = None,
     calculator: bool = False,
+    dtype: torch.dtype = torch.float32,
 ) -> dict[str, Any]:
     """Generate an answer to each of `config.examples` distinct problems of `split` and check it.
 
-    Returns plain data: {"task", "task_version", "split", "examples", "asked", "temperature", "exact_match", "errors",
-    "token_accuracy", "generated_tokens_per_problem", "by_tag", "by_length", "by_pair", "published", "chain",
-    "samples"}. A rate is a dict with Wilson's interval. "examples" is below "asked" when the split has fewer distinct
-    problems. "errors" bounds how often the model errs, see `errors_of`. "token_accuracy" is teacher-forced;
-    `chain_loss` says whether the chain's tokens count for it. "chain" is None without a chain. "by_length", "by_pair"
-    and "published" have the scores that `config` asks for, see `scores_by_length`, `scores_by_pair` and
-    `scores_of_published`. The answers of a task that labels what it reads are its labels, all read in one pass: no
-    token is generated. Of a task of mere text nothing is, see `text_scores`.
+    Returns plain data: {"task", "task_version", "split", "examples", "asked", "precision", "temperature",
+    "exact_match", "errors", "token_accuracy", "generated_tokens_per_problem", "by_tag", "by_length", "by_pair",
+    "published", "chain", "samples"}. A rate is a dict with Wilson's interval. "examples" is below "asked" when the
+    split has fewer distinct problems. "errors" bounds how often the model errs, see `errors_of`. "token_accuracy" is
+    teacher-forced; `chain_loss` says whether the chain's tokens count for it. "chain" is None without a chain.
+    "by_length", "by_pair" and "published" have the scores that `config` asks for, see `scores_by_length`,
+    `scores_by_pair` and `scores_of_published`. The answers of a task that labels what it reads are its labels, all read
+    in one pass: no token is generated. Of a task of mere text nothing is, see `text_scores`.
 
     "loss" (chain and answer) and "answer_loss" are teacher-forced too, see there. "readings" has the rates of the
-    task's other rules by name, each
-    with "unread", the answers that the rule found nothing in; "constant" is the rate of one and the same answer, that
+    task's other rules by name, each with "unread", the answers that the rule found nothing in, and, of one that leaves
+    some to another, "judged", how many each decided; "constant" is the rate of one and the same answer, that
     of most training problems. With `calculator`, "calculator_assisted" has the rates of answers whose `<<expression=`
     a calculator completed: another metric, see `generate.calculator`. To `answers` a row of each problem is added:
-    {"prompt", "generated", "wanted", "answer", "correct", "readings": {name: right or not}}.
+    {"prompt", "generated", "wanted", "answer", "correct", "readings": {name: right or not}}. Products are made in
+    `dtype`, of which "precision" has the name.
     """
-    indices = task.distinct(split, config.examples, stage)
-    if not task.checks_answers:
-        return text_scores(model, task, indices, config, split)
-    examples = task.examples(split, indices, stage)
-    batches = (
-        task.gather(split, indices[start : start + config.batch], stage)
-        for start in range(0, len(indices), config.batch)
-    )
-    head = {"split": split, "examples": len(examples), "asked": config.examples}
-    scores = _scores(model, task, examples, batches, config, head, temperature, seed, chain_loss, answers)
-    if calculator:
-        assisted = generate_with_calculator(
-            model, task.alphabet, [example.prompt for example in examples], task.max_length, batch=config.batch
+    with computing_in(device_of(model), dtype):
+        indices = task.distinct(split, config.examples, stage)
+        if not task.checks_answers:
+            return text_scores(model, task, indices, config, split)
+        examples = task.examples(split, indices, stage)
+        batches = (
+            task.gather(split, indices[start : start + config.batch], stage)
+            for start in range(0, len(indices), config.batch)
         )
-        scores["calculator_assisted"] = _rates(task, examples, assisted)
-    scores["by_length"] = scores_by_length(model, task, config, split=split, chain_loss=chain_loss)
-    scores["by_pair"] = scores_by_pair(model, task, config, split=split)
-    scores["published"] = scores_of_published(model, task, config.published, batch=config.batch)
-    return scores
+        head = {"split": split, "examples": len(examples), "asked": config.examples}
+        scores = _scores(model, task, examples, batches, config, head, temperature, seed, chain_loss, answers)
+        if calculator:
+            assisted = generate_with_calculator(
+                model, task.alphabet, [example.prompt for example in examples], task.max_length, batch=config.batch
+            )
+            scores["calculator_assisted"] = _rates(task, examples, assisted)
+        scores["by_length"] = scores_by_length(model, task, config, split=split, chain_loss=chain_loss)
+        scores["by_pair"] = scores_by_pair(model, task, config, split=split)
+        scores["published"] = scores_of_published(model, task, config.published, batch=config.batch)
+        return scores
 
 
 def text_scores(
@@ -93,6 +99,7 @@ def text_scores(
         "split": split,
         "examples": len(indices),
         "asked": config.examples,
+        "precision": _precision(model),
         "temperature": 0.0,
         "exact_match": rate(right, len(indices)),
         "errors": errors_of(len(indices) - right, len(indices)),
@@ -166,6 +173,7 @@ def _scores(
         "task": task.config.kind,
         "task_version": task.version,
         **head,
+        "precision": _precision(model),
         "temperature": temperature,
         **_rates(task, examples, texts, verdicts),
         "constant": _constant(task, examples),
@@ -181,6 +189,11 @@ def _scores(
         "chain": chain_scores(model, task, examples, texts, batch=config.batch),
         "samples": _samples(examples, texts, verdicts, config.samples),
     }
+
+
+def _precision(model: LanguageModel) -> str:
+    """Return the name of the dtype that products are made in."""
+    return str(autocast_dtype(device_of(model)) or torch.float32).removeprefix("torch.")
 
 
 def _rates(
@@ -199,10 +212,17 @@ def _rates(
             name: {
                 **rate(sum(verdict.correct for verdict in found), len(found)),
                 "unread": sum(verdict.answer is None for verdict in found),
+                **_judges(found),
             }
             for name, found in read.items()
         },
     }
+
+
+def _judges(found: Sequence[Verdict]) -> dict[str, Any]:
+    """Return {"judged": {name: how many answers it decided}} of a rule that does not decide all by itself."""
+    judges = Counter(verdict.judge for verdict in found if verdict.judge is not None)
+    return {"judged": dict(judges)} if judges else {}
 
 
 def _constant(task: Task, examples: Sequence[Example]) -> dict[str, Any] | None:

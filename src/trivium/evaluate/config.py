@@ -1,6 +1,7 @@
 """The knobs of a final evaluation."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from trivium.config import UserError, knob
 
@@ -23,6 +24,8 @@ class EvaluateConfig:
     """Distinct test problems of each such pair."""
     published: tuple[str, ...] = ()
     """Published test sets of the task, by name, to score the model on as well."""
+    precision: Literal["float32", "training"] = knob("float32", affects_results="unless_default")
+    """Arithmetic of the test: float32, or that of training, which is faster where that is bfloat16."""
     keep_answers: bool = knob(False, affects_results=False)
     """Keep every test answer as answers.jsonl in the run's folder, for `trivium eval --against` and paired tests."""
 

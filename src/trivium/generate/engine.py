@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from trivium.config import UserError
 from trivium.generate.answers import EagerAnswers, FixedAnswers, Found, Prompts, Wanted, room_needed
-from trivium.generate.sampling import Generation, device_of
+from trivium.generate.sampling import Generation, computing_in, device_of
+from trivium.mixers.cache import autocast_dtype
 from trivium.model.base import LanguageModel
 
 
@@ -32,7 +33,7 @@ def generate(
     A row ends with `end_id`, after `max_new_tokens`, or when the model can read no further. Temperature 0 takes the
     most probable token; above it, a row's sample depends on (seed, its index in `prompts`) and not on the rows beside
     it. A model with a shift (`LanguageModel.decoding`) gives several tokens a pass. Raises UserError for a negative
-    temperature, an empty prompt and one longer than the model reads.
+    temperature, an empty prompt and one longer than the model reads. Under autocast products are made in its dtype.
     """
     options = {"temperature": temperature, "seed": seed, "batch": batch, "probabilities": probabilities}
     return Generator(model, end_id=end_id, max_new_tokens=max_new_tokens, **options)(prompts)
@@ -64,7 +65,7 @@ class Generator:
         # Where each pass gives several tokens, their shares come with them.
         self.wanted = Wanted(end_id, temperature, seed, probabilities or model.decoding.shift > 0)
         self.model, self.max_new_tokens, self.batch = model, max_new_tokens, batch
-        self._kept: dict[int, FixedAnswers] = {}  # by rows
+        self._kept: dict[tuple[int, torch.dtype | None], FixedAnswers] = {}  # by rows and autocast's dtype
         self._modules = tuple(model.modules())
 
     def __call__(self, prompts: Sequence[Sequence[int]]) -> list[Generation]:
@@ -104,7 +105,8 @@ class Generator:
         at_once = served_at_once(device_of(model))
         answers = self._answers(lengths_B, min(self.batch, count)) if at_once else EagerAnswers(model, self.wanted)
         found: list[Found] = []
-        with evaluating(model, self._modules), torch.inference_mode():
+        dtype = autocast_dtype(device_of(model)) or torch.float32
+        with evaluating(model, self._modules), torch.inference_mode(), computing_in(device_of(model), dtype):
             for start in range(0, count, self.batch):
                 rows = order_B[start : start + self.batch]
                 tokens = tokens_BT if len(rows) == count else tokens_BT[torch.from_numpy(rows)]
@@ -140,12 +142,15 @@ class Generator:
     def _answers(self, lengths_B: np.ndarray, rows: int) -> FixedAnswers:
         """Return what answers prompts of these lengths, `rows` at a time."""
         room = room_needed(lengths_B, self._budgets(lengths_B), self.model.decoding.shift + 1)
-        fitting = [held for held in sorted(self._kept) if held >= rows and self._kept[held].room >= room]
-        kept = self._kept[fitting[0]] if fitting else None
+        dtype = autocast_dtype(device_of(self.model))
+        fitting = sorted(
+            held for (held, of), kept in self._kept.items() if held >= rows and of == dtype and kept.room >= room
+        )
+        kept = self._kept[fitting[0], dtype] if fitting else None
         if kept is None:
             mode = "graph" if device_of(self.model).type == "cuda" else "fixed"
             kept = FixedAnswers(self.model, self.wanted, rows, room, self.max_new_tokens, mode)
-            self._kept[rows] = kept
+            self._kept[rows, dtype] = kept
         return kept
 
 

@@ -1,5 +1,6 @@
 """What a decoder gives and how it draws tokens. Shapes: B rows, N tokens that may be generated, V vocabulary."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,16 @@ class Generation:
 def device_of(model: nn.Module) -> torch.device:
     """Return the device of the model's parameters; the CPU when it has none."""
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def computing_in(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
+    """Return the context in which a float32 model makes its products in `dtype`.
+
+    On a GPU no weight is kept in it: a captured graph would read it after its memory is another's.
+    """
+    if dtype == torch.float32:
+        return nullcontext()
+    return torch.autocast(device.type, dtype=dtype, cache_enabled=device.type != "cuda")
 
 
 def sample(logits_BV: Tensor, temperature: float, uniform_B: Tensor) -> Tensor:

@@ -110,6 +110,7 @@ class Attention(Mixer):
         self.turns = config.qk_norm or self.rotary_base is not None  # queries and keys are not as projected
 
     def init_state(self, batch: int, max_length: int, device: torch.device | str, dtype: torch.dtype) -> AttentionState:
+        dtype = cache.dtype_of(dtype, device)
         shape = (batch, cache.capacity(self.window, max_length), self.kv_heads, self.head_width)
         keys, values = (torch.zeros(shape, device=device, dtype=dtype) for _ in range(2))
         return AttentionState(torch.zeros(batch, dtype=torch.int64, device=device), keys, values)

@@ -49,6 +49,19 @@ def cheap_to_look(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and may_look(tensor)
 
 
+def autocast_dtype(device: torch.device | str) -> torch.dtype | None:
+    """Return the dtype in which autocast has products made on `device`; None where it is off."""
+    kind = torch.device(device).type
+    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if on else None
+
+
+def dtype_of(dtype: torch.dtype, device: torch.device | str) -> torch.dtype:
+    """Return the dtype of a ring: autocast's where it is on, since keys and values come in it."""
+    narrow = autocast_dtype(device) if dtype == torch.float32 else None
+    return narrow or dtype
+
+
 def without_padding(x_BTD: Tensor, lengths_B: Tensor | None) -> Tensor:
     """Zero what lies behind each row's tokens: a weight of 0 times a NaN left there would still be NaN."""
     if lengths_B is None:

@@ -152,6 +152,7 @@ class Simplicial(Mixer):
     def init_state(
         self, batch: int, max_length: int, device: torch.device | str, dtype: torch.dtype
     ) -> SimplicialState:
+        dtype = cache.dtype_of(dtype, device)
         rings = [
             torch.zeros(batch, slots, self.kv_heads, self.head_width, device=device, dtype=dtype)
             for slots in _slots(self.config, max_length)

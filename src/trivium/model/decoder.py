@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from trivium.config import UserError, knob
 from trivium.mixers.base import MIXERS, MixerConfig, MixerContext, State
+from trivium.mixers.cache import autocast_dtype
 from trivium.model import feedforward
 from trivium.model.alike import Alike, find_alike
 from trivium.model.base import MODELS, LanguageModel, ModelConfig, ModelContext, last_places
@@ -388,7 +389,11 @@ class Decoder(LanguageModel):
         head = self.embedding if self.head is None else self.head
         if hidden:
             return self.norm(x_BTD), head.weight
-        if is_fused(x_BTD):
+        if state is not None and not torch.is_grad_enabled() and autocast_dtype(x_BTD.device) is not None:
+            # Of symbols whose logits are rounded to bfloat16 the best two are often equal.
+            with torch.autocast(x_BTD.device.type, enabled=False):
+                logits_BTV = functional.linear(self.norm(x_BTD).float(), head.weight.float())
+        elif is_fused(x_BTD):
             logits_BTV = norm_linear(x_BTD, self.norm, head.weight, backend=self.head_backend)
         else:
             by = self.linear_backend if self.context.vocab_size < LARGE else "torch"  # others copy the weight first

@@ -4,12 +4,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from trivium.ops.delta_rule import gated_delta_rule
+    from trivium.ops.documents import document_ids
     from trivium.ops.linear_attention import gated_linear_attention
     from trivium.ops.scan import OnlineScan, exclusive_scan
     from trivium.ops.simplicial import simplicial_attention, simplicial_decode
 
 __all__ = [
     "OnlineScan",
+    "document_ids",
     "exclusive_scan",
     "gated_delta_rule",
     "gated_linear_attention",
@@ -19,6 +21,7 @@ __all__ = [
 
 _HOMES = {
     "OnlineScan": "trivium.ops.scan",
+    "document_ids": "trivium.ops.documents",
     "exclusive_scan": "trivium.ops.scan",
     "gated_delta_rule": "trivium.ops.delta_rule",
     "gated_linear_attention": "trivium.ops.linear_attention",

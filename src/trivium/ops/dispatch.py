@@ -128,7 +128,7 @@ def _decide(operator: str, requested: str, device_type: str, facts: Mapping[str,
     found = _of(operator)
     if requested != "auto":
         if requested not in found:
-            allowed = nearest(requested, ["auto", *_available(found)])
+            allowed = nearest(str(requested), ["auto", *_available(found)])
             raise UserError(f"operator {operator}: no backend {requested!r} on this machine; {allowed}")
         why = found[requested].missing()
         if why is not None:

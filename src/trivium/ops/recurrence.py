@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from trivium.ops import dispatch
+from trivium.ops.arguments import check_tensors
+from trivium.ops.documents import checked_documents
 
 FLA = "flash-linear-attention"
 
@@ -58,7 +60,8 @@ def compute(
 
     `gates` maps what else it takes to (tensor, the shape that this must have), in the order of its arguments.
     """
-    check_recurrence(q, k, v, gates, state, documents)
+    check_recurrence(q, k, v, gates, state)
+    documents = checked_documents(documents, q)
     given = (q, k, v, state, *(gate for gate, _ in gates.values()))
     gradients = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in given)
     facts = (("dtype", q.dtype), ("device", q.device.type), ("gradients", gradients))
@@ -80,9 +83,11 @@ def check_recurrence(
     v: Tensor,
     gates: dict[str, tuple[Tensor, tuple[int, ...]]],
     state: Tensor | None,
-    documents: Tensor | None,
 ) -> None:
     """Raise ValueError that names the argument, what it was and what is allowed; `gates` maps to (tensor, shape)."""
+    check_tensors(q=q, k=k, v=v, **{name: gate for name, (gate, _) in gates.items()})
+    if state is not None:
+        check_tensors(state=state)
     if q.ndim != 4 or v.ndim != 4:
         raise ValueError(f"q: shape {tuple(q.shape)}, v: shape {tuple(v.shape)}; give (B, T, H, K) and (B, T, H, V)")
     batch, tokens, heads, width = q.shape
@@ -99,13 +104,6 @@ def check_recurrence(
             raise ValueError(f"{name}: {tensor.dtype}, but q is {q.dtype}; all must have one dtype")
         if tensor.device != q.device:
             raise ValueError(f"{name}: on {tensor.device}, but q is on {q.device}; all must be on one device")
-    if documents is not None:
-        if tuple(documents.shape) != (batch, tokens) or documents.dtype.is_floating_point:
-            raise ValueError(
-                f"documents: {documents.dtype} of shape {tuple(documents.shape)}; give integers ({batch}, {tokens})"
-            )
-        if documents.device != q.device:
-            raise ValueError(f"documents: on {documents.device}, but q is on {q.device}; all must be on one device")
 
 
 def restarts(documents_BT: Tensor) -> Tensor:

@@ -79,18 +79,19 @@ def solution_tables(results: Mapping[str, Any]) -> list[Table]:
         return []
     # Each task has rules of its own; the first is the one that tests are shown of.
     rules = list(dict.fromkeys(key for scores in found.values() for key in scores if key not in _SOLUTIONS))
-    rows = []
+    rows, broken = [], []
     for name, scores in found.items():
-        tests = (results["variants"][name].get("paired") or {}).values()
-        values = ", ".join(f"{test[rules[0]]['p']:.2g}" for test in tests if rules[0] in test)
+        paired = (results["variants"][name].get("paired") or {}).items()
+        values = ", ".join(f"{test[rules[0]]['p']:.2g}" for _, test in paired if rules[0] in test)
         rows.append([name, *(write_interval(scores[key], 2) if key in scores else MISSING for key in rules)])
         rows[-1].append(values or MISSING)
+        broken += [f" No test of {name}, seed {seed}: {test['error']}." for seed, test in paired if "error" in test]
     seeds = [seed for variant in results["variants"].values() for seed in variant["seeds"].values()]
     constant = next((seed["constant"] for seed in seeds if seed.get("constant")), None)
     always = "" if constant is None else f" Always {constant['answer']!r}: {percent(constant['rate'], 2)}."
     note = (
         f"Test problems right by each rule.{always} p: McNemar's test of {rules[0]} against {results['baseline']}, a "
-        "value a seed."
+        f"value a seed.{''.join(broken)}"
     )
     by_rule = Table("Answers", ["variant", *rules, "p"], rows, note)
     keys = [key for key in _SOLUTIONS if any(key in scores for scores in found.values())]

@@ -1,12 +1,16 @@
 """What a study says of solutions to word problems beyond exact match: other rules, likelihoods, steps, paired tests."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from trivium.config import UserError
 from trivium.evaluate.compare import compare_with, read_answers
 from trivium.study.intervals import difference_of, interval
 from trivium.train.run import ANSWERS
+
+_log = logging.getLogger("trivium")
 
 
 def solution_scores(evaluation: Mapping[str, Any]) -> dict[str, float]:
@@ -44,13 +48,23 @@ def over_seeds(seeds: Mapping[str, Any], baseline: Mapping[str, Any] | None) -> 
 def paired_tests(folders: Mapping[int, Path], baseline: Mapping[int, Path]) -> dict[str, Any]:
     """Return McNemar's tests against the baseline's run of the same seed, by seed, where both kept their answers.
 
-    "first" is the variant's run, "second" the baseline's; see `evaluate.compare.compare_with`.
+    "first" is the variant's run, "second" the baseline's; see `evaluate.compare.compare_with`. Answers that cannot be
+    read or compared give {"error": what is wrong with which file} in place of a seed's tests: the rest of a study says
+    no less for it.
     """
     pairs = {
         str(seed): (folder / ANSWERS, baseline[seed] / ANSWERS) for seed, folder in folders.items() if seed in baseline
     }
-    return {
-        seed: compare_with(read_answers(ours), read_answers(theirs))
-        for seed, (ours, theirs) in pairs.items()
-        if ours.is_file() and theirs.is_file()
-    }
+    return {seed: _tests(ours, theirs) for seed, (ours, theirs) in pairs.items() if ours.is_file() and theirs.is_file()}
+
+
+def _tests(ours: Path, theirs: Path) -> dict[str, Any]:
+    try:
+        mine, others = read_answers(ours), read_answers(theirs)
+        try:
+            return compare_with(mine, others)
+        except UserError as error:
+            raise UserError(f"{ours} and {theirs}: {str(error).removeprefix('--against: ')}") from None
+    except UserError as error:
+        _log.warning("no paired test: %s", error)
+        return {"error": str(error)}

@@ -34,11 +34,15 @@ class Example:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The result of checking a generated text: right or wrong, the answer read from it, and why it is wrong."""
+    """The result of checking a generated text: right or wrong, the answer read from it, and why it is wrong.
+
+    `judge` names what decided, where a rule does not always decide by itself.
+    """
 
     correct: bool
     answer: str | None = None
     reason: str = ""
+    judge: str | None = None
 
 
 @dataclass(frozen=True)

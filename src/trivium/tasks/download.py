@@ -7,6 +7,7 @@ from pathlib import Path
 
 from trivium.registry import UserError
 
+PATIENCE = 5  # seconds for the hub to answer at all
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 _log = logging.getLogger("trivium")
@@ -23,6 +24,21 @@ def require_extra(module: str, what: str) -> None:
         raise UserError(f"{what} needs {module}, which is not installed; pip install 'trivium[hf]' brings it")
 
 
+def unreachable() -> str | None:
+    """Return why the hub does not answer at all, or None where it does, whatever it says.
+
+    Its library asks again and again for half a minute, which helps a busy hub and nobody without a network.
+    """
+    from huggingface_hub import constants, get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=PATIENCE)
+    except Exception as error:  # each release has its own library of the web, with errors of its own
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return f"{constants.ENDPOINT} does not answer: {reason}"
+    return None
+
+
 def hub_file(repository: str, name: str, instead: str, *, kind: str = "model", revision: str | None = None) -> Path:
     """Return the local path of file `name` of a hub repository, downloaded unless it is in the hub's cache.
 
@@ -37,6 +53,9 @@ def hub_file(repository: str, name: str, instead: str, *, kind: str = "model", r
         return Path(hf_hub_download(repository, name, repo_type=kind, revision=revision, local_files_only=True))
     except Exception:  # not in the cache, which each release says with errors of its own
         _log.info("%s: asking the Hugging Face hub for %s", repository, name)
+    silent = unreachable()
+    if silent is not None:
+        raise UserError(f"{repository}: {name} cannot be had from the Hugging Face hub ({silent}); {instead}")
     verbosity = hub_logging.get_verbosity()
     hub_logging.set_verbosity_error()  # its retries, each a line
     try:

@@ -104,15 +104,23 @@ def _warn_thread() -> None:
     _log.warning("math-verify bounds its time in the main thread alone; here answers are compared as text")
 
 
+def math_verify_reads(given: str, wanted: str) -> bool:
+    """Say whether math-verify is asked about two answers: not beyond LONGEST characters, and not outside of the main
+    thread, where nothing would stop it."""
+    if max(len(given), len(wanted)) > LONGEST:
+        return False
+    if threading.current_thread() is not threading.main_thread():
+        _warn_thread()
+        return False
+    return True
+
+
 def equal_by_math_verify(given: str, wanted: str) -> bool:
     """Say whether math-verify finds two answers equal; what it cannot read, or not in seconds, is not.
 
-    Beyond LONGEST characters, and outside of the main thread, where nothing would stop it, they are compared as text.
+    What it is not asked about, see `math_verify_reads`, is compared as text.
     """
-    if max(len(given), len(wanted)) > LONGEST:
-        return equal_as_text(given, wanted)
-    if threading.current_thread() is not threading.main_thread():
-        _warn_thread()
+    if not math_verify_reads(given, wanted):
         return equal_as_text(given, wanted)
     import math_verify
 

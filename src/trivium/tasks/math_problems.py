@@ -27,6 +27,7 @@ from trivium.tasks.math_answers import (
     equal_by_math_verify,
     has_math_verify,
     last_boxed,
+    math_verify_reads,
 )
 from trivium.tasks.problem_files import END, ProblemFilesConfig
 
@@ -279,9 +280,14 @@ class MathProblems(Task):
         return Verdict(correct, given, "" if correct else f"{wanted} is right")
 
     def readings(self, example: Example, text: str) -> dict[str, Verdict]:
-        """Return the verdicts of both ways to compare that are at hand, neither of which asks for an end symbol."""
+        """Return the verdicts of both ways to compare that are at hand, neither of which asks for an end symbol.
+
+        Of "math_verify" the `judge` says whether it or the comparison of texts decided.
+        """
         given, wanted, _ = self._read_answers(example, text)
-        rules = {"normalised": equal_as_text}
+        found = {"normalised": Verdict(given is not None and equal_as_text(given, wanted), given)}
         if has_math_verify():
-            rules["math_verify"] = equal_by_math_verify
-        return {name: Verdict(given is not None and rule(given, wanted), given) for name, rule in rules.items()}
+            judge = None if given is None else "math_verify" if math_verify_reads(given, wanted) else "text"
+            correct = given is not None and equal_by_math_verify(given, wanted)
+            found["math_verify"] = Verdict(correct, given, judge=judge)
+        return found

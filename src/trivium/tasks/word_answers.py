@@ -3,13 +3,14 @@
 import re
 from abc import abstractmethod
 from collections import Counter
+from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
 
 from trivium.registry import UserError
 from trivium.tasks.answers import strip_end
-from trivium.tasks.base import ANSWER, CHAIN, PROMPT, Batch, Example, Split, Step, Task, Verdict
+from trivium.tasks.base import ANSWER, CHAIN, PAD, PROMPT, Batch, Example, Split, Step, Task, Verdict
 from trivium.tasks.calculator import annotations, holds
 
 SIGN = "####"
@@ -85,12 +86,41 @@ class WordTask(Task):
         return len(self.alphabet.encode(example.prompt)) + len(self.alphabet.encode(example.answer))
 
     def regions(self, example: Example) -> list[int]:
-        ids = self.alphabet.encode(example.answer)
-        number = len(example.answer[: example.answer.rfind(f"{SIGN} ") + len(SIGN) + 1].encode())
+        ids = np.array(self.alphabet.encode(example.answer), dtype=np.int64)
+        return [PROMPT] * len(self.alphabet.encode(example.prompt)) + self._regions(example.answer, ids).tolist()
+
+    def _regions(self, answer: str, ids_A: np.ndarray) -> np.ndarray:
+        """Return CHAIN or ANSWER for each token of a solution."""
+        number = len(answer[: answer.rfind(f"{SIGN} ") + len(SIGN) + 1].encode())
         # In bytes, since a token may be part of a character.
-        ends = np.cumsum([_num_bytes(self.alphabet, index) for index in ids])
-        prompt = len(self.alphabet.encode(example.prompt))
-        return [PROMPT] * prompt + [ANSWER if end > number else CHAIN for end in ends]
+        return np.where(np.cumsum(self._symbol_bytes[ids_A]) > number, ANSWER, CHAIN)
+
+    @cached_property
+    def _symbol_bytes(self) -> np.ndarray:
+        """How many bytes each symbol is."""
+        return np.array([_num_bytes(self.alphabet, index) for index in range(len(self.alphabet))])
+
+    def collate(self, examples: Sequence[Example]) -> Batch:
+        # Each text is encoded once: a run reads all of its training problems before the first step.
+        pairs = [
+            [np.array(self.alphabet.encode(text), dtype=np.int64) for text in (example.prompt, example.answer)]
+            for example in examples
+        ]
+        prompts_B, answers_B = (np.array([len(pair[side]) for pair in pairs], dtype=np.int64) for side in (0, 1))
+        lengths_B = prompts_B + answers_B - 1
+        place_T = np.arange(int(lengths_B.max(initial=0)) + 1)
+        ids_BT = np.full((len(pairs), len(place_T)), self.alphabet.pad_id, dtype=np.int64)
+        ids_BT[place_T <= lengths_B[:, None]] = np.concatenate(
+            [np.zeros(0, np.int64), *(x for pair in pairs for x in pair)]
+        )
+        regions_BT = np.full(ids_BT.shape, PAD, dtype=np.uint8)
+        regions_BT[place_T < prompts_B[:, None]] = PROMPT
+        solutions = [self._regions(example.answer, pair[1]) for example, pair in zip(examples, pairs, strict=True)]
+        behind_BT = (place_T >= prompts_B[:, None]) & (place_T <= lengths_B[:, None])
+        regions_BT[behind_BT] = np.concatenate([np.zeros(0, np.uint8), *solutions])
+        tokens_BT = np.where(place_T < lengths_B[:, None], ids_BT, self.alphabet.pad_id)[:, :-1]
+        scored_BT = np.isin(regions_BT[:, 1:], (CHAIN, ANSWER)).astype(np.float32)
+        return Batch(tokens_BT, ids_BT[:, 1:].copy(), scored_BT, regions_BT[:, 1:].copy(), lengths_B, prompts_B)
 
     def verify(self, example: Example, text: str) -> Verdict:
         """Decide whether the number behind the last `####` of `text` is right; the end symbol has to follow it."""

@@ -2,7 +2,8 @@
 
 A graph is made for each shape of batch and replayed on whatever its buffer holds. The first step of a shape runs
 eagerly, which lets kernels be tuned and compiled; the second does too, and finds out whether anything in it waits for
-the device, which a graph cannot; from the third on there is a graph. Every one of them is a step of the run.
+the device, which a graph cannot; from the third on there is a graph. Once one shape has a graph, others have theirs
+from their second step on. Every one of them is a step of the run.
 """
 
 import logging
@@ -143,7 +144,9 @@ class CapturedSteps:
         each = (len(arrays) - 1) // len(passes)  # packed documents are one more; the passes of a step are alike in that
         shape = self._shapes.setdefault((layout, each), _Shape(each))
         shape.steps += 1
-        if shape.steps == 3 and self.choice.captured and self._num_graphs() < MOST_GRAPHS:
+        graphs = self._num_graphs()
+        due = 2 if graphs else 3  # a step that can be captured at one shape can at another, and if not that is noticed
+        if shape.replay is None and shape.steps >= due and self.choice.captured and graphs < MOST_GRAPHS:
             self._capture(layout, shape)
         buffer = shape.buffer if shape.replay else None
         buffer = self._send(arrays, layout, buffer)

@@ -1,6 +1,7 @@
 """What a run is: the recipe's sections that change its results, and those that do not."""
 
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -153,6 +154,18 @@ class GroupConfig:
             )
 
 
+_PRETRAINING = re.compile(r".*-pretraining-s\d+-[0-9a-f]{8}")
+
+
+def _named_pretraining(folder: Path | None) -> Path | None:
+    """Return the folder of a recipe's pretraining as the default --runs spells it: its name has the hash of all that it
+    depends on, so that it is the same wherever it lies. Any other folder stays as it is given.
+    """
+    if folder is None or _PRETRAINING.fullmatch(folder.name) is None:
+        return folder
+    return Path("runs", folder.parent.name, folder.name)
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """How a model is trained. Its length is given by exactly one of steps, epochs and tokens.
@@ -216,7 +229,7 @@ class TrainConfig:
     """Score the prompt's tokens too."""
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     """Short problems first, and when to go on to longer ones."""
-    init_from: Path | None = None
+    init_from: Path | None = knob(None, hashed_as=_named_pretraining)
     """Run or model folder whose weights the run begins with; its task may be another, its model may not."""
     seed: int = 0
     """Seed of initialisation, dropout and the order of the training problems."""

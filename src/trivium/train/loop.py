@@ -362,7 +362,13 @@ def _finish(
     config = run.config
     save_model(run.model, model, config.task)
     answers: list[dict[str, Any]] | None = [] if config.evaluate.keep_answers else None
-    scored = {"split": "test", "chain_loss": config.train.chain_loss, "answers": answers}
+    dtype = precision.dtype if config.evaluate.precision == "training" else torch.float32
+    scored: dict[str, Any] = {
+        "split": "test",
+        "chain_loss": config.train.chain_loss,
+        "answers": answers,
+        "dtype": dtype,
+    }
     evaluation = evaluate(model, task, config.evaluate, **scored)
     result = {
         "status": "finished",

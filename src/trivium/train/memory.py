@@ -1,6 +1,7 @@
 """Memory: how the C library treats what a training step frees, and the most that a run held on its device."""
 
 import ctypes
+import gc
 import sys
 
 import torch
@@ -25,8 +26,10 @@ def keep_freed_memory() -> bool:
 
 
 def reset_peak(device: torch.device) -> None:
-    """Begin to count what a run holds on `device`."""
+    """Begin to count what a run holds on `device`, and give back what an earlier one of this process left there."""
     if device.type == "cuda":
+        gc.collect()  # models and graphs hold one another in circles
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
 
 

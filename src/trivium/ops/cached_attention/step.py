@@ -15,7 +15,7 @@ from trivium.ops import dispatch
 from trivium.ops.native import support as native_support
 from trivium.ops.simplicial import triton_support as support
 
-LONGEST = 512  # slots that one program of a row goes through
+LONGEST = 1024  # slots that one program of a row goes through
 _ROOM = 4096  # numbers of one slot, all heads, of which a program holds a tile
 
 

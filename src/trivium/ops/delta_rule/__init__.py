@@ -48,11 +48,11 @@ def gated_delta_rule(
     forgets. Keys should have length 1: then the factor of S has the eigenvalue 1 - beta, in (-1, 1) for beta in
     (0, 2), along k. `scale` defaults to K^-1/2. `state` (B, H, K, V) is S before the first token (default: zeros) and
     is not changed; S after the last token comes back in float32, or float64 for float64 inputs, the precision of all
-    sums. `documents` (B, T) integer ids: where the id changes the memory starts empty, so that `state` belongs to a
-    row's first document and the returned one to its last. The backends are "reference" (one token after the other),
-    "torch" (chunked) and "fla" (flash-linear-attention's kernels, on a CUDA device). In float64 "auto" takes "torch",
-    which alone keeps it. Raises ValueError for arguments that disagree and UserError for a backend that is missing or
-    cannot.
+    sums. `documents` are integer ids (B, T), or offsets (see `trivium.ops.document_ids`): where the id changes the
+    memory starts empty, so that `state` belongs to a row's first document and the returned one to its last. The
+    backends are "reference" (one token after the other), "torch" (chunked) and "fla" (flash-linear-attention's
+    kernels, on a CUDA device). In float64 "auto" takes "torch", which alone keeps it. Raises ValueError for arguments
+    that disagree and UserError for a backend that is missing or cannot.
     """
     gates = {name: (gate, tuple(q.shape[:3])) for name, gate in (("beta", beta), ("log_decay", log_decay))}
     return compute("gated_delta_rule", q, k, v, gates, scale=scale, state=state, documents=documents, backend=backend)

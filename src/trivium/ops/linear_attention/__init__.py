@@ -43,11 +43,12 @@ def gated_linear_attention(
 
     q and k are (B, T, H, K), v is (B, T, H, V); `log_decay` g is (B, T, H, K), at most 0, and -inf forgets. `scale`
     defaults to K^-1/2. `state` (B, H, K, V) is S before the first token (default: zeros) and is not changed; S after
-    the last token comes back in float32, or float64 for float64 inputs, the precision of all sums. `documents` (B, T)
-    integer ids: where the id changes the memory starts empty, so that `state` belongs to a row's first document and
-    the returned one to its last. The backends are "reference" (one token after the other), "torch" (chunked) and
-    "fla" (flash-linear-attention's kernels, on a CUDA device). In float64 "auto" takes "torch", which alone keeps it.
-    Raises ValueError for arguments that disagree and UserError for a backend that is missing or cannot.
+    the last token comes back in float32, or float64 for float64 inputs, the precision of all sums. `documents` are
+    integer ids (B, T), or offsets (see `trivium.ops.document_ids`): where the id changes the memory starts empty, so
+    that `state` belongs to a row's first document and the returned one to its last. The backends are "reference" (one
+    token after the other), "torch" (chunked) and "fla" (flash-linear-attention's kernels, on a CUDA device). In
+    float64 "auto" takes "torch", which alone keeps it. Raises ValueError for arguments that disagree and UserError
+    for a backend that is missing or cannot.
     """
     gates = {"log_decay": (log_decay, tuple(q.shape))}
     return compute(

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 
 from trivium.ops import dispatch
+from trivium.ops.arguments import check_groups, check_tensors
+from trivium.ops.documents import checked_documents
 from trivium.ops.simplicial import hopper_support as hopper
 from trivium.ops.simplicial import triton_support as support
 from trivium.ops.simplicial.decode import simplicial_decode
@@ -89,11 +91,13 @@ def simplicial_attention(
     - "factorized": o[i] = sum_j softmax_j(q.k1) softmax_j(q.k2) v1[j], each softmax over its own window. It has one
       value: v2 must be None, and bias too.
 
-    `bias` is (b_k, b_v), each (Hkv, D), added to k2 and v2. `documents` (B, T) integer ids keep packed documents
-    apart. Softmax and sums run in float32, or float64 for float64 inputs. Raises ValueError for arguments that
-    disagree and UserError for a backend that is missing.
+    `bias` is (b_k, b_v), each (Hkv, D), added to k2 and v2. `documents` keep packed documents apart: integer ids
+    (B, T), or offsets (n + 1,), of which `trivium.ops.document_ids` makes ids. Softmax and sums run in float32, or
+    float64 for float64 inputs. Raises ValueError for arguments that disagree and UserError for a backend that is
+    missing.
     """
-    scale = _check(q, k1, k2, v1, v2, window1, window2, scale, form, bias, documents)
+    scale = _check(q, k1, k2, v1, v2, window1, window2, scale, form, bias)
+    documents = checked_documents(documents, q)
     function = dispatch.load(
         "simplicial",
         backend,
@@ -140,9 +144,9 @@ def _check(
     scale: float | None,
     form: str,
     bias: tuple[Tensor, Tensor] | None,
-    documents: Tensor | None,
 ) -> float:
     """Return the scale; raise ValueError that names the argument, what it was and what is allowed."""
+    check_tensors(q=q, k1=k1, k2=k2, v1=v1)
     if q.ndim != 4 or k1.ndim != 4:
         raise ValueError(f"q: shape {tuple(q.shape)}, k1: shape {tuple(k1.shape)}; both are (B, T, heads, D)")
     if not q.is_floating_point():
@@ -150,8 +154,7 @@ def _check(
     batch, tokens, heads, width = q.shape
     scale = check_numbers(form, width, window1, window2, scale)
     kv_heads = k1.shape[2]
-    if kv_heads < 1 or heads % kv_heads:
-        raise ValueError(f"q: {heads} heads are not a multiple of the {kv_heads} key/value heads of k1")
+    check_groups(heads, kv_heads)
     if form == "factorized" and (v2 is not None or bias is not None):
         raise ValueError("form: factorized reads one value; give it as v1, with v2=None and bias=None")
     if form != "factorized" and v2 is None:
@@ -159,10 +162,12 @@ def _check(
     shapes = {"k1": k1, "k2": k2, "v1": v1} | ({} if v2 is None else {"v2": v2})
     expected = dict.fromkeys(shapes, (batch, tokens, kv_heads, width))
     if bias is not None:
-        if len(bias) != 2:
-            raise ValueError(f"bias: {len(bias)} tensors; give the pair (b_k, b_v)")
+        if not isinstance(bias, tuple | list) or len(bias) != 2:
+            count = f"{len(bias)} tensors" if isinstance(bias, tuple | list) else type(bias).__name__
+            raise ValueError(f"bias: {count}; give the pair (b_k, b_v)")
         shapes |= {"bias[0]": bias[0], "bias[1]": bias[1]}
         expected |= dict.fromkeys(("bias[0]", "bias[1]"), (kv_heads, width))
+    check_tensors(**shapes)
     for name, tensor in shapes.items():
         if tuple(tensor.shape) != expected[name]:
             raise ValueError(
@@ -173,11 +178,4 @@ def _check(
             raise ValueError(f"{name}: {tensor.dtype}, but q is {q.dtype}; all must have one dtype")
         if tensor.device != q.device:
             raise ValueError(f"{name}: on {tensor.device}, but q is on {q.device}; all must be on one device")
-    if documents is not None:
-        if tuple(documents.shape) != (batch, tokens) or documents.dtype.is_floating_point:
-            raise ValueError(
-                f"documents: {documents.dtype} of shape {tuple(documents.shape)}; give integers ({batch}, {tokens})"
-            )
-        if documents.device != q.device:
-            raise ValueError(f"documents: on {documents.device}, but q is on {q.device}; all must be on one device")
     return scale

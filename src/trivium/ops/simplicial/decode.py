@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from trivium.ops import dispatch
+from trivium.ops.arguments import WHOLE, check_groups, check_tensors
 from trivium.ops.native import support as native_support
 from trivium.ops.simplicial import decode_support as support
 from trivium.ops.simplicial import hopper_support, triton_support
@@ -154,12 +155,14 @@ def _check(
     form: str,
 ) -> float:
     """Return the scale; raise ValueError that names the argument, what it was and what is allowed."""
+    check_tensors(q=q, k1=k1, k2=k2, v1=v1, lengths=lengths)
     if q.ndim != 4:
         raise ValueError(f"q: shape {tuple(q.shape)}; it must be (B, tokens, heads, D)")
     scale = check_numbers(form, q.shape[3], window1, window2, scale)
     if (v2 is None) != (form == "factorized"):
         raise ValueError(f"v2: {'None' if v2 is None else 'a tensor'} does not go with form={form!r}")
     rings = {"k1": k1, "k2": k2, "v1": v1} | ({} if v2 is None else {"v2": v2})
+    check_tensors(**rings)
     for name, tensor in ({"q": q} | rings).items():
         if tensor.ndim != 4:
             raise ValueError(f"{name}: shape {tuple(tensor.shape)}; it must be (B, tokens or slots, heads, D)")
@@ -169,16 +172,17 @@ def _check(
         raise ValueError(f"q: {q.dtype} is not allowed; give a floating-point tensor")
     batch, _, heads, width = q.shape
     kv_heads = k1.shape[2]
-    if kv_heads < 1 or heads % kv_heads:
-        raise ValueError(f"q: {heads} heads are not a multiple of the {kv_heads} key/value heads of k1")
+    check_groups(heads, kv_heads)
     slots = {"k1": k1.shape[1], "k2": k2.shape[1], "v1": k1.shape[1], "v2": k2.shape[1]}
     if form == "factorized":
         slots["v1"] = v1.shape[1]
     for name, tensor in rings.items():
         expected = (batch, slots[name], kv_heads, width)
-        if tuple(tensor.shape) != expected or slots[name] < 1:
+        if slots[name] < 1:
+            raise ValueError(f"{name}: shape {tuple(tensor.shape)}; a ring has at least one slot")
+        if tuple(tensor.shape) != expected:
             raise ValueError(f"{name}: shape {tuple(tensor.shape)}; with q {tuple(q.shape)} it must be {expected}")
-    if tuple(lengths.shape) != (batch,) or lengths.dtype.is_floating_point or lengths.device != q.device:
+    if tuple(lengths.shape) != (batch,) or lengths.dtype not in WHOLE or lengths.device != q.device:
         raise ValueError(
             f"lengths: {lengths.dtype} of shape {tuple(lengths.shape)} on {lengths.device}; "
             f"give integers ({batch},) on {q.device}"

@@ -24,7 +24,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from trivium.ops.simplicial.hopper_forward import agree, agreement, bring, masked, ring, rows_layout, told, weigh
+from trivium.ops.simplicial.hopper_tiles import agree, agreement, bring, masked, ring, rows_layout, told, weigh
 
 ROWS = gl.constexpr(64)  # rows of one warpgroup's tile
 

@@ -36,3 +36,16 @@ def laid_out(*tensors: Tensor) -> Iterator[Tensor]:
 def described(x: Tensor, *block: int) -> TensorDescriptor:
     """Return a descriptor of x for copies of `block`, one size a dimension of x, into shared memory."""
     return TensorDescriptor.from_tensor(x, list(block), _layout(block, x.dtype))
+
+
+def reciprocals(most: int, *divisors: int) -> tuple[int, ...]:
+    """Return a shift, and m for each divisor: n // divisor is n * m >> shift for all n of a quotient up to `most`.
+
+    A processor's division by a number that it learns at run time takes some 40 instructions.
+    """
+    shift = 62 - most.bit_length()
+    found = [-(-(1 << shift) // divisor) for divisor in divisors]
+    # The product is too large by n * (m * divisor - 2^shift) / divisor, which must stay below 2^shift / divisor.
+    if any((most + 1) * d * (m * d - (1 << shift)) >= 1 << shift for m, d in zip(found, divisors, strict=True)):
+        raise ValueError(f"tiles: {most} rows of up to {max(divisors)} are more than the kernel counts")
+    return shift, *found

@@ -18,87 +18,71 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
     mbarrier,
-    tma,
     warpgroup_mma,
     warpgroup_mma_init,
     warpgroup_mma_wait,
 )
 
+from trivium.ops.simplicial.hopper_tiles import (
+    agree,
+    agreement,
+    bring,
+    inverse,
+    log2,
+    masked,
+    ring,
+    row_sums,
+    rows_layout,
+    told,
+    weigh,
+)
+
 
 @gluon.jit
-def ring(desc, STAGES: gl.constexpr):
-    """Return buffers of `desc`'s tiles, and barriers of them full and empty, which two warpgroups read."""
-    ROWS_A_TILE: gl.constexpr = desc.block_type.shape[1]
-    D: gl.constexpr = desc.block_type.shape[2]
-    buffers = gl.allocate_shared_memory(desc.dtype, [STAGES, 1, ROWS_A_TILE, D], desc.layout)
-    full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    for stage in gl.static_range(STAGES):
-        mbarrier.init(full.index(stage), count=1)
-        mbarrier.init(empty.index(stage), count=2)
-    return buffers, full, empty
-
-
-@gluon.jit
-def _place(step, HB, units_i, kv_heads, tokens, window1, NIC: gl.constexpr, N: gl.constexpr):
+def _place(step, HB, units_i, kv_heads, shift, by_i, by_kv, tokens, window1, NIC: gl.constexpr, N: gl.constexpr):
     """Return (b, kv head, head block, first i, tiles, first key) of this program's tile number `step`."""
     unit = gl.program_id(0) + (step // HB) * gl.num_programs(0)
-    head_block = step % HB
-    row = unit // units_i
-    first_i = (units_i - 1 - unit % units_i) * NIC
+    row = ((unit.to(gl.int64) * by_i) >> shift).to(gl.int32)  # unit // units_i
+    b = ((row.to(gl.int64) * by_kv) >> shift).to(gl.int32)  # row // kv_heads
+    at = unit - row * units_i
+    # Late queries read more keys. A program's units may lie at two places of a row in turn: every other row runs back.
+    first_i = gl.where(row % 2 == 0, units_i - 1 - at, at) * NIC
     last_i = gl.minimum(first_i + NIC, tokens) - 1
     low = gl.maximum(first_i - window1 + 1, 0)
     tiles = (last_i - low + N) // N
-    return row // kv_heads, row % kv_heads, head_block, first_i, tiles, last_i + 1 - tiles * N
+    return b, row - b * kv_heads, step % HB, first_i, tiles, last_i + 1 - tiles * N
 
 
 @gluon.jit
 def _produce(
     desc, full, empty, buffers, flags, agreed,
-    steps, HB, units_i, kv_heads, tokens, window1, NIC: gl.constexpr, LIMIT: gl.constexpr,
+    steps, HB, units_i, kv_heads, shift, by_i, by_kv, tokens, window1, NIC: gl.constexpr, LIMIT: gl.constexpr,
 ):  # fmt: skip
-    count = _bring(desc, full, empty, buffers, gl.to_tensor(0), steps, HB, units_i, kv_heads, tokens, window1, NIC)
+    count = _bring(
+        desc, full, empty, buffers, gl.to_tensor(0),
+        steps, HB, units_i, kv_heads, shift, by_i, by_kv, tokens, window1, NIC,
+    )  # fmt: skip
     if LIMIT > 0:  # noqa: SIM102 - known when compiling
         if told(flags, agreed):
-            _bring(desc, full, empty, buffers, count, steps, HB, units_i, kv_heads, tokens, window1, NIC)
+            _bring(
+                desc, full, empty, buffers, count,
+                steps, HB, units_i, kv_heads, shift, by_i, by_kv, tokens, window1, NIC,
+            )  # fmt: skip
 
 
 @gluon.jit
-def _bring(desc, full, empty, buffers, count, steps, HB, units_i, kv_heads, tokens, window1, NIC: gl.constexpr):
+def _bring(
+    desc, full, empty, buffers, count,
+    steps, HB, units_i, kv_heads, shift, by_i, by_kv, tokens, window1, NIC: gl.constexpr,
+):  # fmt: skip
     """Copy the tiles of all steps into the ring, of which `count` were brought before; return the new count."""
     N: gl.constexpr = desc.block_type.shape[1]
     for step in range(steps):
-        b, kv_head, _, _, tiles, start = _place(step, HB, units_i, kv_heads, tokens, window1, NIC, N)
+        b, kv_head, _, _, tiles, start = _place(
+            step, HB, units_i, kv_heads, shift, by_i, by_kv, tokens, window1, NIC, N
+        )  # fmt: skip
         count = bring(desc, full, empty, buffers, count, b, kv_head, tiles, start)
     return count
-
-
-@gluon.jit
-def bring(desc, full, empty, buffers, count, b, kv_head, tiles, start):
-    """Copy `tiles` tiles from key `start` into the ring, of which `count` were brought before; return the new count."""
-    STAGES: gl.constexpr = buffers.type.shape[0]
-    N: gl.constexpr = desc.block_type.shape[1]
-    D: gl.constexpr = desc.block_type.shape[2]
-    for tile in range(tiles):
-        stage = count % STAGES
-        mbarrier.wait(empty.index(stage), (count // STAGES & 1) ^ 1)
-        mbarrier.expect(full.index(stage), desc.block_type.nbytes)
-        tma.async_copy_global_to_shared(
-            desc, [b, start + tile * N, kv_head * D], full.index(stage), buffers.index(stage)
-        )
-        count += 1
-    return count
-
-
-@gluon.constexpr_function
-def rows_layout(G, W, D):
-    """Return a layout of (G, W, D) with 16 bytes a thread in which a sum over W stays inside a warp where it can."""
-    warps_g = min(G, 4)
-    warps_d = min(4 // warps_g, D // 32)
-    across = D // warps_d // 8
-    return gl.BlockedLayout(
-        [1, 1, 8], [1, 32 // across, across], [warps_g, 4 // warps_g // warps_d, warps_d], [2, 1, 0]
-    )
 
 
 @gluon.jit
@@ -127,67 +111,6 @@ def _queries(ptr, b, head, i, tokens, heads, NI: gl.constexpr, NH: gl.constexpr,
     d = gl.expand_dims(gl.expand_dims(gl.arange(0, D, gl.SliceLayout(0, gl.SliceLayout(1, L))), 0), 1)
     row = ((b * tokens + i + g // NH).to(gl.int64) * heads + head + g % NH) * D
     return gl.load(ptr + row + d, mask=(i + g // NH < tokens) & (d >= 0), other=0.0)
-
-
-@gluon.jit
-def agree(GROUP: gl.constexpr, bad, flags, agreed):
-    """Return whether either warpgroup found `bad`, once both have told; `flags` are two numbers of this program's."""
-    gl.store(flags + GROUP, bad)
-    mbarrier.arrive(agreed.index(0), count=1)
-    return told(flags, agreed)
-
-
-@gluon.jit
-def told(flags, agreed):
-    """Return whether a warpgroup found its pass bad, once both have told."""
-    mbarrier.wait(agreed.index(0), 0)
-    return gl.load(flags, volatile=True) + gl.load(flags + 1, volatile=True) > 0
-
-
-@gluon.jit
-def agreement():
-    """Return the barrier of `agree`."""
-    barrier = gl.allocate_shared_memory(gl.int64, [1, 1], mbarrier.MBarrierLayout())
-    mbarrier.init(barrier.index(0), count=2)
-    return barrier
-
-
-@gluon.jit
-def masked(s, start, low, i_row, window1, MASK: gl.constexpr, S: gl.constexpr):
-    """Return a tile of logits, whose first key is `start`, without the keys that its rows may not read."""
-    j = start + gl.expand_dims(gl.arange(0, s.shape[1], gl.SliceLayout(0, S)), 0)
-    if MASK == 1:  # one query: the tiles end at its own key
-        s = gl.where(j >= low, s, -float("inf"))
-    if MASK == 2:
-        # As an unsigned number, what is before 0 is large: one comparison.
-        past = (gl.expand_dims(i_row, 1) - j).to(gl.uint32)
-        s = gl.where(past < gl.expand_dims(gl.minimum(window1, i_row + 1).to(gl.uint32), 1), s, -float("inf"))
-    return s
-
-
-@gluon.jit
-def row_sums(p, PARTIAL: gl.constexpr):
-    """Return the sums of p's rows (ROWS,), or PARTIAL (ROWS, 4): as each thread holds them, without its neighbours."""
-    if PARTIAL:
-        p = gl.sum(p.reshape([p.shape[0], p.shape[1] // 8, 4, 2]), 3)
-    return gl.sum(p, 1)
-
-
-@gluon.jit
-def weigh(s, m, total, FAST: gl.constexpr, PARTIAL: gl.constexpr):
-    """Return (p, m, l, alpha) of a tile of logits in powers of two."""
-    if FAST:
-        alpha = m
-        p = gl.exp2(s)
-        total += row_sums(p, PARTIAL)
-    else:
-        grown = gl.maximum(m, gl.max(s, 1))
-        safe = gl.where(grown == -float("inf"), 0.0, grown)
-        alpha = gl.exp2(m - safe)
-        p = gl.exp2(s - gl.expand_dims(safe, 1))
-        total = total * alpha + gl.sum(p, 1)
-        m = grown
-    return p, m, total, alpha
 
 
 @gluon.jit
@@ -270,20 +193,22 @@ def _attend(
 def _consume(
     GROUP: gl.constexpr, q_ptr, k2_ptr, v2_ptr, o_ptr, lse_ptr, flags, agreed, u_buffers,
     k_full, k_empty, k_buffers, v_full, v_empty, v_buffers,
-    steps, HB, units_i, heads, kv_heads, tokens, window1, window2, scale,
+    steps, HB, units_i, heads, kv_heads, shift, by_i, by_kv, tokens, window1, window2, scale,
     NI: gl.constexpr, NH: gl.constexpr, WGI: gl.constexpr, WGH: gl.constexpr, W: gl.constexpr, LIMIT: gl.constexpr,
 ):  # fmt: skip
     stage, phase, bad = _rows(
         GROUP, LIMIT > 0, q_ptr, k2_ptr, v2_ptr, o_ptr, lse_ptr, u_buffers,
         k_full, k_empty, k_buffers, v_full, v_empty, v_buffers, gl.to_tensor(0), gl.to_tensor(0),
-        steps, HB, units_i, heads, kv_heads, tokens, window1, window2, scale, NI, NH, WGI, WGH, W, LIMIT,
+        steps, HB, units_i, heads, kv_heads, shift, by_i, by_kv, tokens,
+        window1, window2, scale, NI, NH, WGI, WGH, W, LIMIT,
     )  # fmt: skip
     if LIMIT > 0:  # noqa: SIM102
         if agree(GROUP, bad, flags, agreed):
             _rows(
                 GROUP, False, q_ptr, k2_ptr, v2_ptr, o_ptr, lse_ptr, u_buffers,
                 k_full, k_empty, k_buffers, v_full, v_empty, v_buffers, stage, phase,
-                steps, HB, units_i, heads, kv_heads, tokens, window1, window2, scale, NI, NH, WGI, WGH, W, LIMIT,
+                steps, HB, units_i, heads, kv_heads, shift, by_i, by_kv, tokens,
+                window1, window2, scale, NI, NH, WGI, WGH, W, LIMIT,
             )  # fmt: skip
 
 
@@ -291,7 +216,7 @@ def _consume(
 def _rows(
     GROUP: gl.constexpr, FAST: gl.constexpr, q_ptr, k2_ptr, v2_ptr, o_ptr, lse_ptr, u_buffers,
     k_full, k_empty, k_buffers, v_full, v_empty, v_buffers, stage, phase,
-    steps, HB, units_i, heads, kv_heads, tokens, window1, window2, scale,
+    steps, HB, units_i, heads, kv_heads, shift, by_i, by_kv, tokens, window1, window2, scale,
     NI: gl.constexpr, NH: gl.constexpr, WGI: gl.constexpr, WGH: gl.constexpr, W: gl.constexpr, LIMIT: gl.constexpr,
 ):  # fmt: skip
     """Do this warpgroup's rows of all steps; return the next stage, its phase, and if a log-sum-exp is past LIMIT."""
@@ -309,7 +234,9 @@ def _rows(
     buffer = u_buffers.index(GROUP)
     row = gl.arange(0, ROWS, gl.SliceLayout(1, S))
     group = heads // kv_heads
-    b, kv_head, head_block, first_i, tiles, start = _place(0, HB, units_i, kv_heads, tokens, window1, NI + WGI, N)
+    b, kv_head, head_block, first_i, tiles, start = _place(
+        0, HB, units_i, kv_heads, shift, by_i, by_kv, tokens, window1, NI + WGI, N
+    )
     i = first_i + GROUP * WGI
     head = kv_head * group + head_block * (NH + WGH) + GROUP * WGH
     q = _queries(q_ptr, b, head, i, tokens, heads, NI, NH, W, D)
@@ -322,7 +249,7 @@ def _rows(
         low = gl.maximum(i - window1 + 1, 0)
         # The next queries come from device memory: fetch them now. Short keys and values wait in the caches.
         next_b, next_kv_head, next_block, next_first, next_tiles, next_start = _place(
-            gl.minimum(step + 1, steps - 1), HB, units_i, kv_heads, tokens, window1, NI + WGI, N
+            gl.minimum(step + 1, steps - 1), HB, units_i, kv_heads, shift, by_i, by_kv, tokens, window1, NI + WGI, N
         )
         next_i = next_first + GROUP * WGI
         next_head = next_kv_head * group + next_block * (NH + WGH) + GROUP * WGH
@@ -338,15 +265,21 @@ def _rows(
         k = i_row - window2 + 1 + row % W
         valid = (k >= 0) & (row % W < window2)
         if FAST:
-            m = gl.zeros([ROWS], gl.float32, gl.SliceLayout(1, S))
-        m_GW = gl.where(valid, m, -float("inf")).reshape([G, W])
-        top_G = gl.max(m_GW, 1)
-        weight_GW = gl.exp2(m_GW - gl.expand_dims(top_G, 1))
-        sum_G = gl.sum(weight_GW * total.reshape([G, W]), 1)
-        share = gl.convert_layout((weight_GW / gl.expand_dims(sum_G, 1)).reshape([ROWS]), gl.SliceLayout(1, OUT))
+            weight_GW = gl.where(valid, 1.0, 0.0).reshape([G, W])
+            sum_G = gl.sum(weight_GW * total.reshape([G, W]), 1)
+            share_GW = weight_GW * gl.expand_dims(inverse(sum_G), 1)
+            lse = log2(sum_G)
+        else:
+            m_GW = gl.where(valid, m, -float("inf")).reshape([G, W])
+            top_G = gl.max(m_GW, 1)
+            weight_GW = gl.exp2(m_GW - gl.expand_dims(top_G, 1))
+            sum_G = gl.sum(weight_GW * total.reshape([G, W]), 1)
+            share_GW = weight_GW / gl.expand_dims(sum_G, 1)
+            lse = top_G + gl.log2(sum_G)
+        share = gl.convert_layout(share_GW.reshape([ROWS]), gl.SliceLayout(1, OUT))
         buffer.store((o * gl.expand_dims(share, 1)).to(k_buffers.dtype))
         there = i + g // NH < tokens
-        lse = gl.convert_layout(top_G + gl.log2(sum_G), LG)
+        lse = gl.convert_layout(lse, LG)
         lse_at = lse_ptr + (b * heads + head + g % NH).to(gl.int64) * tokens + i + g // NH
         gl.store(lse_at, lse * 0.6931471805599453, mask=there)
         if FAST:  # a NaN is not within the limit either
@@ -368,7 +301,7 @@ def _rows(
 @gluon.jit
 def forward(
     q_ptr, k2_ptr, v2_ptr, k1_desc, v1_desc, o_ptr, lse_ptr, flags,
-    units, HB, units_i, heads, kv_heads, tokens, window1, window2, scale,
+    units, HB, units_i, heads, kv_heads, shift, by_i, by_kv, tokens, window1, window2, scale,
     NI: gl.constexpr, NH: gl.constexpr, WGI: gl.constexpr, WGH: gl.constexpr, W: gl.constexpr,
     STAGES: gl.constexpr, LIMIT: gl.constexpr, REGISTERS: gl.constexpr,
 ):  # fmt: skip
@@ -394,7 +327,7 @@ def forward(
                 (
                     gl.constexpr(0), q_ptr, k2_ptr, v2_ptr, o_ptr, lse_ptr, flags, agreed, u_buffers,
                     k_full, k_empty, k_buffers, v_full, v_empty, v_buffers,
-                    steps, HB, units_i, heads, kv_heads, tokens, window1, window2, scale,
+                    steps, HB, units_i, heads, kv_heads, shift, by_i, by_kv, tokens, window1, window2, scale,
                     NI, NH, WGI, WGH, W, LIMIT,
                 ),
             ),
@@ -403,7 +336,7 @@ def forward(
                 (
                     gl.constexpr(1), q_ptr, k2_ptr, v2_ptr, o_ptr, lse_ptr, flags, agreed, u_buffers,
                     k_full, k_empty, k_buffers, v_full, v_empty, v_buffers,
-                    steps, HB, units_i, heads, kv_heads, tokens, window1, window2, scale,
+                    steps, HB, units_i, heads, kv_heads, shift, by_i, by_kv, tokens, window1, window2, scale,
                     NI, NH, WGI, WGH, W, LIMIT,
                 ),
             ),
@@ -411,14 +344,14 @@ def forward(
                 _produce,
                 (
                     k1_desc, k_full, k_empty, k_buffers, flags, agreed,
-                    steps, HB, units_i, kv_heads, tokens, window1, NI + WGI, LIMIT,
+                    steps, HB, units_i, kv_heads, shift, by_i, by_kv, tokens, window1, NI + WGI, LIMIT,
                 ),
             ),
             (
                 _produce,
                 (
                     v1_desc, v_full, v_empty, v_buffers, flags, agreed,
-                    steps, HB, units_i, kv_heads, tokens, window1, NI + WGI, LIMIT,
+                    steps, HB, units_i, kv_heads, shift, by_i, by_kv, tokens, window1, NI + WGI, LIMIT,
                 ),
             ),
         ],

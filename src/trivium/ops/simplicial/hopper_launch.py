@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from trivium.ops.simplicial import hopper_support, operators, triton_launch
-from trivium.ops.simplicial.hopper_describe import described, laid_out, processors
+from trivium.ops.simplicial.hopper_describe import described, laid_out, processors, reciprocals
 from trivium.ops.simplicial.hopper_forward import forward
 from trivium.ops.simplicial.hopper_gradients import hopper_backward
 from trivium.ops.simplicial.launches import launch
@@ -75,6 +75,7 @@ def hopper_forward(
     batch, tokens, heads, width = q.shape
     kv_heads = k1.shape[2]
     group = heads // kv_heads
+    window1 = min(window1, tokens)
     plan = plan or tiles(group, width, window2)
     # float16 has not the range for weights without a maximum.
     limit = RANGE if q.dtype == torch.bfloat16 else 0.0
@@ -90,7 +91,8 @@ def hopper_forward(
     launch(
         forward, key, (programs,),
         q, k2, v2, keys, values, o, lse, flags,
-        units, group // (plan.NH + plan.WGH), units_i, heads, kv_heads, tokens, window1, window2, scale * LOG2E,
+        units, group // (plan.NH + plan.WGH), units_i, heads, kv_heads,
+        *reciprocals(batch * kv_heads, units_i, kv_heads), tokens, window1, window2, scale * LOG2E,
         plan.NI, plan.NH, plan.WGI, plan.WGH, plan.W, plan.STAGES, limit, plan.registers,
         num_warps=4, maxnreg=plan.maxnreg,
     )  # fmt: skip
