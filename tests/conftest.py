@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from tests.warm import warm  # noqa: F401  (a fixture for every test)
+from tests.warm import warm, warm_workers  # noqa: F401  (fixtures for every test)
 
 # Two pytest processes on two cores must not fight over them, and sums must not depend on who else runs.
 torch.set_num_threads(1)

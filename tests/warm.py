@@ -6,9 +6,11 @@ its own and not a fresh one.
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,13 +24,16 @@ SERVER = """
 import json, os, signal, sys, tempfile, traceback
 from pathlib import Path
 
-import trivium.commands.train, trivium.study.compare
+import tests.study.fake_runs, trivium.commands.train, trivium.study.compare, trivium.study.worker
 from tests.train.tiny import tiny_config
 from trivium.train.loop import train
 
 def run(order):
-    for number, name in ((0, os.devnull), (1, order["out"]), (2, order["err"])):
-        os.dup2(os.open(name, os.O_RDWR | os.O_CREAT, 0o644), number)
+    os.chdir(order["folder"])
+    writing = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    for number, flags in ((0, os.O_RDONLY), (1, writing), (2, writing)):
+        os.dup2(os.open(order["streams"][number], flags, 0o644), number)
+    os.environ.update(order["environment"])
     sys.stdin = open(0, closefd=False)
     sys.argv = ["-c", *order["arguments"]]
     try:
@@ -84,7 +89,7 @@ class Forked:
         """Return the exit status when there is one."""
         deadline = time.monotonic() + timeout
         while (status := self.poll()) is None:
-            assert time.monotonic() < deadline, f"it did not end: {self.err}"
+            assert time.monotonic() < deadline, f"process {self.pid} did not end"
             time.sleep(0.01)
         return status
 
@@ -97,6 +102,24 @@ class Forked:
     def err(self) -> str:
         """What it has printed to standard error."""
         return self._files["err"].read_text()
+
+
+class Worker(Forked):
+    """A worker of a study, with as much of subprocess.Popen as `trivium.study.jobs` uses."""
+
+    def __init__(self, pid: int, files: dict[str, Path]):
+        super().__init__(pid, files)
+        # In the order in which the process opens them, or each would wait for the other.
+        self.stdin = files["in"].open("w", encoding="utf-8")
+        self.stdout = files["out"].open(encoding="utf-8")
+
+    def terminate(self) -> None:
+        """Send SIGTERM."""
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+        self.send_signal(signal.SIGKILL)
 
 
 class Warm:
@@ -124,11 +147,34 @@ class Warm:
         """Run `code` as `python -c code *arguments` would."""
         self.number += 1
         files = {name: self.folder / f"{self.number}.{name}" for name in ("out", "err", "status")}
-        order = {"code": code, "arguments": [str(argument) for argument in arguments]}
+        streams = [os.devnull, files["out"], files["err"]]
+        return Forked(self._fork(code, arguments, files["status"], streams, {}), files)
+
+    def worker(self, command: list[str], *, stderr: IO[bytes], env: dict[str, str], **rest: Any) -> "Worker":
+        """Stand in for the subprocess.Popen of `trivium.study.jobs`: a worker of a study, but no lock that it holds."""
+        self.number += 1
+        files = {name: self.folder / f"{self.number}.{name}" for name in ("in", "out", "status")}
+        for name in ("in", "out"):
+            os.mkfifo(files[name])
+        code = "import sys; from trivium.study.worker import main; main(sys.argv[1])"
+        pid = self._fork(code, command[-1:], files["status"], [files["in"], files["out"], stderr.name], env, Path.cwd())
+        return Worker(pid, files)
+
+    def _fork(
+        self,
+        code: str,
+        arguments: Iterable[object],
+        status: Path,
+        streams: list[Any],
+        environment: dict[str, str],
+        folder: Path = ROOT,
+    ) -> int:
+        order = {"code": code, "arguments": [str(argument) for argument in arguments], "status": str(status)}
+        order |= {"streams": [str(stream) for stream in streams], "environment": environment, "folder": str(folder)}
         stdin: IO[str] | Any = self.process.stdin
-        stdin.write(json.dumps(order | {name: str(path) for name, path in files.items()}) + "\n")
+        stdin.write(json.dumps(order) + "\n")
         stdin.flush()
-        return Forked(int(self._line()), files)
+        return int(self._line())
 
     def close(self) -> None:
         """End the process that is forked from."""
@@ -141,3 +187,9 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Any:
     made = Warm(tmp_path_factory.mktemp("warm"))
     yield made
     made.close()
+
+
+@pytest.fixture
+def warm_workers(warm: Warm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the workers of studies start at once."""
+    monkeypatch.setattr("trivium.study.jobs.Popen", warm.worker)

@@ -1,7 +1,6 @@
 import dataclasses
 import errno
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -17,12 +16,6 @@ from trivium.study.jobs import Plan, Workers
 from trivium.study.recipe import Recipe
 
 FAKE = "tests.study.fake_runs:train"
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(autouse=True)
-def _workers_find_the_tests(monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", f"{ROOT / 'src'}{os.pathsep}{ROOT}")
 
 
 class SharedWorkers:
@@ -41,12 +34,12 @@ class SharedWorkers:
 
 
 @pytest.fixture(scope="module")
-def workers(tmp_path_factory):
+def workers(warm, tmp_path_factory):
     with (
         pytest.MonkeyPatch.context() as patch,
         Workers(Plan(jobs=1, threads=1), tmp_path_factory.mktemp("workers") / "workers.log", target=FAKE) as workers,
     ):
-        patch.setenv("PYTHONPATH", f"{ROOT / 'src'}{os.pathsep}{ROOT}")
+        patch.setattr("trivium.study.jobs.Popen", warm.worker)
         yield workers
 
 

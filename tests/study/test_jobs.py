@@ -1,5 +1,4 @@
 import os
-from pathlib import Path
 
 import pytest
 
@@ -10,12 +9,6 @@ from trivium.study.jobs import Job, Plan, Workers, available_cores, plan
 from trivium.train.config import RunConfig
 
 FAKE = "tests.study.fake_runs:train"
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(autouse=True)
-def _workers_find_the_tests(monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", f"{ROOT / 'src'}{os.pathsep}{ROOT}")
 
 
 def job(folder, seed):
@@ -23,7 +16,7 @@ def job(folder, seed):
     return Job(from_dict(RunConfig, config), folder / f"run-s{seed}")
 
 
-def test_runs_go_side_by_side_and_what_fails_does_not_stop_the_others(tmp_path):
+def test_runs_go_side_by_side_and_what_fails_does_not_stop_the_others(warm_workers, tmp_path):
     jobs = [job(tmp_path, seed) for seed in (0, USER_ERROR_SEED, CRASH_SEED, 1, 2)]
     events = []
     with Workers(Plan(jobs=2, threads=1), tmp_path / "workers.log", target=FAKE) as workers:
@@ -45,7 +38,7 @@ def test_runs_go_side_by_side_and_what_fails_does_not_stop_the_others(tmp_path):
     assert (progress["step"], progress["steps"], progress["exact_match"]) == (1, 10, None)
 
 
-def test_another_worker_takes_the_place_of_one_that_died(tmp_path):
+def test_another_worker_takes_the_place_of_one_that_died(warm_workers, tmp_path):
     with Workers(Plan(jobs=1, threads=1), tmp_path / "workers.log", target=FAKE) as workers:
         outcomes = workers.run([job(tmp_path, DEATH_SEED), job(tmp_path, 0)], lambda event: None)
     failure = outcomes[f"run-s{DEATH_SEED}"]

@@ -1,7 +1,6 @@
 """Runs that come before a recipe's own, and what a study says of solutions to word problems."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -24,11 +23,6 @@ from trivium.train.run import read_config
 
 FAKE = "tests.study.fake_runs:train"
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(autouse=True)
-def _workers_find_the_tests(monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", f"{ROOT / 'src'}{os.pathsep}{ROOT}")
 
 
 def plain(seeds=(0, 1), pretraining_seed=7, **task):
@@ -55,7 +49,7 @@ def plain(seeds=(0, 1), pretraining_seed=7, **task):
     }
 
 
-def test_every_run_of_a_variant_begins_with_the_weights_of_its_one_pretraining(tmp_path):
+def test_every_run_of_a_variant_begins_with_the_weights_of_its_one_pretraining(warm_workers, tmp_path):
     recipe = from_dict(Recipe, plain())
     results = compare(recipe, tmp_path, jobs=1, target=FAKE)
     folder = tmp_path / recipe.folder_name
@@ -80,7 +74,7 @@ def test_every_run_of_a_variant_begins_with_the_weights_of_its_one_pretraining(t
     assert before == {path: path.stat().st_mtime_ns for path in folder.glob("*/result.json")}
 
 
-def test_a_variant_whose_pretraining_fails_is_listed_and_not_trained(tmp_path):
+def test_a_variant_whose_pretraining_fails_is_listed_and_not_trained(warm_workers, tmp_path):
     recipe = from_dict(Recipe, plain(pretraining_seed=USER_ERROR_SEED))
     results = compare(recipe, tmp_path, jobs=1, target=FAKE)
     assert (results["status"], results["not_run"]) == ("failed", ["attention", "local"])
@@ -125,7 +119,7 @@ def test_weights_to_begin_with_beside_a_pretraining_are_refused():
         from_dict(Recipe, data)
 
 
-def test_fewer_runs_go_side_by_side_than_there_are_workers_for(tmp_path):
+def test_fewer_runs_go_side_by_side_than_there_are_workers_for(warm_workers, tmp_path):
     jobs = [
         Job(from_dict(RunConfig, {"train": {"seed": seed, "steps": 10}}), tmp_path / f"run-s{seed}")
         for seed in range(3)
@@ -142,7 +136,7 @@ def test_a_recipe_without_pretraining_keeps_the_name_that_it_had():
     assert "pretrain" in results_only(from_dict(Recipe, plain()))
 
 
-def test_a_run_keeps_its_name_however_the_folder_of_its_pretraining_is_spelled(tmp_path, monkeypatch):
+def test_a_run_keeps_its_name_however_the_folder_of_its_pretraining_is_spelled(warm_workers, tmp_path, monkeypatch):
     recipe = from_dict(Recipe, plain(seeds=(0,)))
     monkeypatch.chdir(tmp_path)
     first = compare(recipe, "runs", jobs=1, target=FAKE)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from trivium.ops.grouped_product import grouped_product
+from trivium.ops.grouped_product import count_flops, grouped_product
 
 
 class Route(NamedTuple):
@@ -46,6 +46,7 @@ class StackedLinear(nn.Module):
 
     def __init__(self, experts: int, inner: int, outer: int, bias: bool, std: float, backend: str):
         super().__init__()
+        count_flops()
         self.backend = backend
         # All experts begin alike: what they learn tells them apart, and a mixture can be switched on without a jolt.
         weight = torch.empty(outer, inner).normal_(std=std)

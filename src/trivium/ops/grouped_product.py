@@ -4,16 +4,16 @@ Shapes: N rows, E groups, K width in, F width out. No row is ever dropped, whate
 """
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import grouped_mm, linear
-from torch.utils.flop_counter import register_flop_formula
 
 from trivium.ops import dispatch
 
-__all__ = ["grouped_product"]
+__all__ = ["count_flops", "grouped_product"]
 
 
 def grouped_product(x_NK: Tensor, weight_EFK: Tensor, counts_E: Tensor, *, backend: str = "auto") -> Tensor:
@@ -110,9 +110,16 @@ def _differentiate(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
 _product.register_autograd(_differentiate, setup_context=_setup_context)
 
 
-@register_flop_formula(torch.ops.trivium.grouped_product)
+@cache
+def count_flops() -> None:
+    """Let PyTorch's FlopCounterMode count this operator: 2 FLOPs for each multiply-add of a row, however it is made."""
+    # Importing the counter imports Triton, half a second that only models with experts should wait for.
+    from torch.utils.flop_counter import register_flop_formula
+
+    register_flop_formula(torch.ops.trivium.grouped_product)(_flops)
+
+
 def _flops(x: Any, weight: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
-    """Return the FLOPs of the rows' products, 2 for a multiply-add, however they are made."""
     return 2 * x[0] * weight[1] * weight[2]
 
 

@@ -4,7 +4,6 @@ import json
 import os
 import queue
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -13,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from subprocess import PIPE, Popen, TimeoutExpired
 from types import TracebackType
 from typing import IO, Any, Literal, Self
 
@@ -202,7 +202,7 @@ class Workers:
         try:
             for worker in self._workers:
                 worker.process.wait(max(0.0, deadline - time.monotonic()))
-        except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        except (TimeoutExpired, KeyboardInterrupt):
             for worker in self._workers:
                 worker.process.kill()
                 worker.process.wait()
@@ -225,10 +225,10 @@ class _Worker:
         with owner.log.open("ab") as log:
             # A process group of its own keeps the terminal's Ctrl-C from reaching it twice. -P keeps files of the
             # current folder from being imported in place of ours.
-            self.process = subprocess.Popen(
+            self.process = Popen(
                 [sys.executable, "-P", "-m", "trivium.study.worker", owner.target],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
+                stdin=PIPE,
+                stdout=PIPE,
                 stderr=log,
                 env=environment,
                 pass_fds=owner.keep_open,

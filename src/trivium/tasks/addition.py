@@ -143,7 +143,7 @@ class AdditionConfig(TaskConfig):
             cls(format="column"),
             cls(format="column", base=36, operands=4, max_digits=2, separator="<sep>"),
             cls(format="column", stratify="carry", max_digits=6, zero_pad=True, train_examples=100),
-            cls(format="reversed_chain", stratify="carry", operands=3, min_digits=2, max_digits=12),
+            cls(format="reversed_chain", stratify="carry", operands=3, min_digits=2, max_digits=5),
         ]
 
 
