@@ -141,15 +141,18 @@ def write(ring_BCHK: Tensor, new_BTHK: Tensor, length_B: Tensor, added_B: Tensor
 
 
 def _copy(source: Tensor, into: Tensor) -> None:
-    """Copy between tensors of one shape, eight bytes at a time where that can be: PyTorch's CUDA kernel for strided
-    tensors goes number by number.
-    """
-    ratio = 8 // source.element_size() if source.element_size() < 8 else 1
-    apart = [source.storage_offset(), into.storage_offset(), *source.stride()[:-1], *into.stride()[:-1]]
-    even = source.shape[-1] % ratio == 0 and not any(each % ratio for each in apart)
-    if ratio > 1 and source.is_cuda and even and source.stride(-1) == into.stride(-1) == 1:
-        source, into = source.view(torch.int64), into.view(torch.int64)
+    """Copy between tensors of one shape and dtype: PyTorch's CUDA kernel for strided ones goes number by number."""
+    source, into = wider(source, into) if source.is_cuda else (source, into)
     into.copy_(source)
+
+
+def wider(source: Tensor, into: Tensor) -> tuple[Tensor, Tensor]:
+    """Return both as numbers of eight bytes over the same memory, where that can be; else as they are."""
+    ratio = 8 // source.element_size()
+    apart = [*(x for each in (source, into) for x in (each.storage_offset(), *each.stride()[:-1])), source.shape[-1]]
+    if ratio < 2 or any(each % ratio for each in apart) or not source.stride(-1) == into.stride(-1) == 1:
+        return source, into
+    return source.view(torch.int64), into.view(torch.int64)
 
 
 def _same_place(length_B: Tensor, added_B: Tensor | None, tokens: int, slots: int) -> int | None:
