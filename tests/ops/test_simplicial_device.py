@@ -132,3 +132,21 @@ def test_a_captured_step_of_the_mixer_continues_rows_of_unequal_lengths(form: An
         outputs.append(y_BTD[:, 0].clone())
     for b, wanted in enumerate(alone):
         assert near(torch.stack([o[b] for o in outputs]), wanted)
+
+
+@on_hopper
+@pytest.mark.parametrize("width", [32, 64, 128])
+def test_the_assembler_drops_no_product_of_the_kernels_in_use(width: int, monkeypatch: pytest.MonkeyPatch):
+    """docs/kernels.md tells what it leaves where it drops one, and in which loops it does."""
+    from trivium.ops.simplicial import launches
+
+    monkeypatch.setattr(launches, "_compiled", {})
+    for backend in ("triton", "hopper"):
+        for heads, kv_heads, windows in ((16, 1, (128, 32)), (2, 2, (128, 16))):
+            shapes = [(1, 200, count, width) for count in (heads, *[kv_heads] * 4)]
+            inputs = [torch.randn(shape, device="cuda", dtype=torch.bfloat16, requires_grad=True) for shape in shapes]
+            o = simplicial_attention(*inputs, window1=windows[0], window2=windows[1], backend=backend)
+            torch.autograd.grad(o, inputs, torch.randn_like(o))
+    code = [(compiled.metadata.name, compiled.asm["sass"]) for compiled, _ in launches._compiled.values()]
+    assert {name for name, text in code if "HGMMA" in text} >= {"forward", "forward_kernel", "rows_kernel"}
+    assert not [name for name, text in code if "gdesc[URZ]" in text]

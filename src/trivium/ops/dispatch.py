@@ -14,7 +14,18 @@ from typing import Any
 
 from trivium.registry import UserError, nearest
 
-__all__ = ["Backend", "backends", "choose", "chosen", "forget", "load", "observing", "operators", "register"]
+__all__ = [
+    "Backend",
+    "backends",
+    "check_present",
+    "choose",
+    "chosen",
+    "forget",
+    "load",
+    "observing",
+    "operators",
+    "register",
+]
 
 NAMES = ("auto", "reference", "torch", "native", "triton", "hopper", "fla")
 
@@ -62,6 +73,16 @@ def operators() -> list[str]:
 def backends(operator: str) -> dict[str, str | None]:
     """Return {backend: None, or why it is missing on this machine}."""
     return {name: backend.missing() for name, backend in _of(operator).items()}
+
+
+def check_present(named: Mapping[str, str]) -> None:
+    """Raise UserError if a backend of {operator: backend}, named so in a recipe, is missing on this machine."""
+    for operator, backend in named.items():
+        found = _of(operator)
+        why = None if backend == "auto" or backend not in found else found[backend].missing()
+        if why is not None:
+            allowed = ", ".join(["auto", *_available(found)])
+            raise UserError(f"operator {operator}: backend {backend!r} is missing: {why}; allowed: {allowed}")
 
 
 def chosen() -> dict[str, dict[str, str]]:
@@ -132,10 +153,7 @@ def _decide(operator: str, requested: str, device_type: str, facts: Mapping[str,
         if requested not in found:
             allowed = nearest(str(requested), ["auto", *_available(found)])
             raise UserError(f"operator {operator}: no backend {requested!r} on this machine; {allowed}")
-        why = found[requested].missing()
-        if why is not None:
-            allowed = ", ".join(["auto", *_available(found)])
-            raise UserError(f"operator {operator}: backend {requested!r} is missing: {why}; allowed: {allowed}")
+        check_present({operator: requested})
         why = found[requested].refuses(facts)
         if why is not None:
             raise UserError(

@@ -143,7 +143,7 @@ def gathered(x, group_of_row, GROUPS: tl.constexpr, PRECISION: tl.constexpr, dty
     """Return (GROUPS, columns) the sums of the rows of x by group: a product with a matrix of zeros and ones.
 
     The matrix unit does it several times as fast as shuffles; x is rounded to `dtype` before, like every operand.
-    Zeros and ones come first: x^T times them gave wrong sums at some sizes (Triton 3.6, H200, wgmma of 16 columns).
+    The assembler may drop such a product where it unrolls a loop around it: see docs/kernels.md before changing this.
     """
     belongs = (tl.arange(0, GROUPS)[:, None] == group_of_row[None, :]).to(tl.float32)
     return product(belongs.to(dtype), narrowed(x, dtype), None, PRECISION)
