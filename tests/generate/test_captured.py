@@ -5,8 +5,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from trivium.generate import answers
+from trivium.generate.answers import FixedAnswers
 from trivium.generate.captured import DecodeSteps
-from trivium.generate.engine import generate
+from trivium.generate.engine import Generator, generate
 from trivium.generate.sampling import Generation, computing_in
 from trivium.mixers.base import MIXERS
 from trivium.mixers.cache import autocast_dtype
@@ -135,6 +137,51 @@ def check_generation(model: Any, mode: str, monkeypatch: pytest.MonkeyPatch, clo
 @pytest.mark.parametrize("name", ["attention 0", "prefix_scan 0"])
 def test_generation_by_fixed_steps_equals_generation_by_streaming(name: str, monkeypatch: pytest.MonkeyPatch):
     check_generation(build(name), "fixed", monkeypatch)
+
+
+HALVED = ["attention 0", "simplicial 1", "gated_deltanet 0", "gru 0", "block positions"]
+
+
+def check_halving(name: str, mode: str, monkeypatch: pytest.MonkeyPatch, device: str = "cpu") -> None:
+    """Rows that go on move to fewer rows, again and again, and get what they would have got."""
+    made: list[int] = []
+
+    class Counted(FixedAnswers):
+        def __init__(self, model: Any, wanted: Any, rows: int, *sizes: Any):
+            made.append(rows)
+            super().__init__(model, wanted, rows, *sizes)
+
+    monkeypatch.setattr("trivium.generate.engine.FixedAnswers", Counted)
+    monkeypatch.setattr(answers, "FixedAnswers", Counted)
+    for constant in ("NARROWEST", "WORTHWHILE", "LOOK_EVERY"):
+        monkeypatch.setattr(answers, constant, 1)
+    model = build(name, device=device)
+    end_id = end_early(model)
+    # Some rows end at once, the others when they may read no more, so that few go on for long.
+    asked = [row[: 3 + 5 * (place % 2)] for place, row in enumerate(prompts([8] * 13, seed=2).tolist())]
+    for options in ({}, {"temperature": 1.0, "seed": 3, "probabilities": True}):
+        found = []
+        for kind in ("eager", mode):
+            monkeypatch.setattr("trivium.generate.engine.served_at_once", lambda device, kind=kind: kind != "eager")
+            generator = Generator(model, end_id=end_id, max_new_tokens=40, batch=8, **options)
+            found.append([generator(asked), generator(asked[::-1])[::-1] if not options else None])
+        (eager, again), (mine, mine_again) = found
+        assert [one.tokens for one in mine] == [one.tokens for one in eager]
+        assert not options or mine[0].probabilities == pytest.approx(eager[0].probabilities, abs=1e-10)
+        assert options or [one.tokens for one in mine_again] == [one.tokens for one in again]
+    assert {8, 4} <= set(made), made
+    assert len(made) <= 8, "what was made is used again"
+
+
+@pytest.mark.parametrize("name", HALVED)
+def test_rows_that_go_on_move_together_and_get_the_same(name: str, monkeypatch: pytest.MonkeyPatch):
+    check_halving(name, "fixed", monkeypatch)
+
+
+@on_gpu
+@pytest.mark.parametrize("name", HALVED)
+def test_captured_steps_of_rows_that_go_on_give_the_same(name: str, monkeypatch: pytest.MonkeyPatch):
+    check_halving(name, "graph", monkeypatch, "cuda")
 
 
 @on_gpu

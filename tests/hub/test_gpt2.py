@@ -15,8 +15,9 @@ from trivium.config import UserError, from_dict
 from trivium.hub import gpt2
 from trivium.hub.gpt2 import check_gpt2, find_gpt2, load_gpt2
 from trivium.model.base import MODELS, ModelContext
-from trivium.model.decoder import PRESETS, Decoder, DecoderConfig
+from trivium.model.decoder import Decoder, DecoderConfig
 from trivium.model.folder import load_model
+from trivium.model.presets import PRESETS
 from trivium.train.config import RunConfig
 from trivium.train.loop import train
 from trivium.train.prepare import prepare

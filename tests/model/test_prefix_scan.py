@@ -305,3 +305,21 @@ def test_the_feed_forward_width_brings_the_model_to_a_wanted_size():
     target = 1.5 * config.flops_per_token(CONTEXT, 30)
     by_flops = match(config, CONTEXT, flops=target, length=30)
     assert by_flops.flops_per_token(CONTEXT, 30) == pytest.approx(target, rel=0.01)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("norm", ["layernorm", "rmsnorm"])
+def test_what_is_encoded_may_be_normalised_as_summaries_are(norm: str):
+    torch.manual_seed(0)
+    plain, normed = (
+        PrefixScanConfig(chunk=2, width=16, heads=2, norm=norm, normed=value).build(CONTEXT) for value in (False, True)
+    )
+    normed.load_state_dict(plain.state_dict(), strict=False)
+    tokens_BT = tokens(2, 10)
+    left_BTD, right_BTD = (model.encoder(tokens_BT) for model in (plain, normed))
+    assert torch.equal(right_BTD, normed.encoder.norm(left_BTD))
+    summaries = normed.aggregator(right_BTD[:, :2], right_BTD[:, 2:4])
+    sizes = [x.square().mean(dim=-1).sqrt() for x in (right_BTD, summaries, left_BTD)]
+    assert torch.allclose(sizes[0], torch.ones(2, 10), atol=1e-2)
+    assert torch.allclose(sizes[1], torch.ones(2, 2), atol=1e-2)
+    assert sizes[2].max() < 0.5

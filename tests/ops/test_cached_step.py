@@ -42,6 +42,22 @@ def test_a_step_in_c_equals_the_formula_and_reads_no_slot_that_is_empty(
 
 @pytest.mark.skipif(support.missing() is not None, reason="no C compiler")
 @torch.no_grad()
+def test_threads_share_the_heads_of_few_rows_and_change_no_bit():
+    torch.manual_seed(0)
+    heads, keys, values = torch.randn(2, 12, 8), torch.randn(2, 21, 3, 8), torch.randn(2, 21, 3, 8)
+    before, found = torch.get_num_threads(), []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        rings = keys.clone(), values.clone()
+        length = torch.tensor([7, 30])
+        found.append((cached_step(heads, *rings, length, None, backend="native"), *rings, length))
+    torch.set_num_threads(before)
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+    assert not torch.equal(found[0][1], keys)
+
+
+@pytest.mark.skipif(support.missing() is not None, reason="no C compiler")
+@torch.no_grad()
 def test_a_step_in_c_refuses_what_lies_elsewhere_than_it_thinks():
     def step(**changes: Any) -> None:
         ring = torch.zeros(2, 3, 1, 4)
@@ -86,3 +102,7 @@ def test_what_the_kernel_cannot_do_is_refused():
     assert "1024 slots" in (refuses({"fits": "no"}) or "")
     assert "reference" in (refuses({"attention": "reference"}) or "")
     assert "another dtype" in (refuses({"one dtype": "no"}) or "")
+    slower = dispatch._registered["cached_step"]["triton"].slower
+    assert slower({"dtype": torch.float32, "long": "yes"}) is None
+    assert slower({"dtype": torch.bfloat16, "long": "no"}) is None
+    assert "128 slots of torch.bfloat16" in (slower({"dtype": torch.bfloat16, "long": "yes"}) or "")

@@ -54,6 +54,19 @@ def test_a_new_backend_is_a_few_lines_and_auto_takes_it_where_it_suits():
     assert dispatch.choose("simplicial", "auto", "cpu") == "triton"
 
 
+def test_a_backend_that_is_slower_for_a_call_is_left_by_auto_and_taken_by_name():
+    backend = Backend(
+        lambda: lambda q, *rest, **options: q + 41,
+        suits=lambda device: "a kernel",
+        slower=lambda facts: "narrow heads" if facts.get("width") == 3 else None,
+    )
+    dispatch.register("simplicial", "triton", backend)
+    assert dispatch.choose("simplicial", "auto", "cpu") == "triton"
+    compute()
+    assert dispatch.chosen()["simplicial"]["reason"].endswith("; triton is slower: narrow heads")
+    assert compute(backend="triton").eq(42).all()
+
+
 def test_a_faster_backend_that_is_missing_is_announced_when_auto_falls_back(caplog: pytest.LogCaptureFixture):
     missing = Backend(lambda: None, missing=lambda: "triton is not installed", suits=lambda device: "fast")  # pyright: ignore
     dispatch.register("simplicial", "triton", missing)

@@ -3,6 +3,7 @@
 import math
 import os
 import sys
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +16,7 @@ from torch import Tensor
 from tests.contracts.model_checks import assert_equal
 from trivium.ops import dispatch, gated_delta_rule, gated_linear_attention, recurrence
 from trivium.ops.delta_rule import chunked as delta_chunked
+from trivium.ops.delta_rule import fla as delta_fla
 from trivium.ops.delta_rule.step import gated_delta_rule_step_
 from trivium.ops.linear_attention import chunked as linear_chunked
 from trivium.ops.linear_attention.step import gated_linear_attention_step_
@@ -389,15 +391,41 @@ def stand_in(name: str, decay_argument: str) -> Any:
     return kernel
 
 
+class Constant(str):
+    """Stands in for Triton's constexpr."""
+
+
 @pytest.fixture
-def fake_fla(monkeypatch: pytest.MonkeyPatch) -> None:
+def fake_fla(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """Put a stand-in in fla's place; the module is that of the delta rule's forward pass."""
     gla, rule = ModuleType("fla.ops.gla"), ModuleType("fla.ops.gated_delta_rule")
+    solve = ModuleType("fla.ops.gated_delta_rule.chunk_fwd")
+    solve.__dict__[delta_fla.ROUNDING] = Constant("tf32")
     gla.__dict__["chunk_gla"] = stand_in("gated_linear_attention", "g")
     gla.__dict__["fused_recurrent_gla"] = stand_in("gated_linear_attention", "gk")
     for function in ("chunk_gated_delta_rule", "fused_recurrent_gated_delta_rule"):
         rule.__dict__[function] = stand_in("gated_delta_rule", "g")
-    for module in (ModuleType("fla"), ModuleType("fla.ops"), gla, rule):
+    for module in (ModuleType("fla"), ModuleType("fla.ops"), gla, rule, solve):
         monkeypatch.setitem(sys.modules, module.__name__, module)
+    delta_fla.load_rule.cache_clear()
+    yield solve
+    delta_fla.load_rule.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("precision", "user", "rounding"),
+    [("highest", None, "ieee"), ("highest", "ieee", "ieee"), ("highest", "tf32", "tf32"), ("high", None, "tf32")],
+)
+def test_flas_triangular_solve_is_as_exact_as_its_products(
+    fake_fla: ModuleType, monkeypatch: pytest.MonkeyPatch, precision: str, user: str | None, rounding: str
+):
+    monkeypatch.delenv("TRITON_F32_DEFAULT", raising=False)
+    if user is not None:
+        monkeypatch.setenv("TRITON_F32_DEFAULT", user)
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: precision)
+    delta_fla.load_rule()
+    found = getattr(fake_fla, delta_fla.ROUNDING)
+    assert (found, type(found)) == (rounding, Constant)
 
 
 @pytest.mark.usefixtures("fake_fla")

@@ -60,7 +60,8 @@ if cases.GPU:
 def test_in_bfloat16_only_what_rounding_the_logits_does_is_lost(backend: str, shape: tuple[int, int, int]):
     """Logits of a standard deviation of 8 lose up to 1.5 % of the gradient to their rounding, whoever rounds them."""
     mine, plain = (cases.loss_errors(*shape, torch.bfloat16, name) for name in (backend, "reference"))
-    assert all(mine[name] < 1.02 * plain[name] + 2e-5 for name in mine), (mine, plain)
+    assert all(mine[name] < 1.02 * plain[name] for name in ("x", "weight")), (mine, plain)
+    assert mine["loss"] < 5e-4, mine  # a mean of roundings, which fall out differently in each product
     errors = cases.loss_errors(*shape, torch.bfloat16, backend, spread=1.0)
     assert max(errors.values()) < 3e-3, errors
 

@@ -11,6 +11,7 @@ import pytest
 
 from tests.study.fake_runs import CRASH_SEED, SLOW_SEED
 from trivium.config import UserError, from_dict, to_dict
+from trivium.ops import dispatch
 from trivium.study.compare import compare
 from trivium.study.jobs import Plan, Workers
 from trivium.study.recipe import Recipe
@@ -90,6 +91,16 @@ def test_what_no_run_could_be_trained_with_is_refused_before_the_first(tmp_path,
     recipe = recipe_of([0])
     recipe = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, **change))
     with pytest.raises(UserError, match=message):
+        compare(recipe, tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_variant_that_names_a_missing_backend_is_refused_before_the_first_run(tmp_path, monkeypatch):
+    missing = dispatch.Backend(lambda: pytest.fail("called"), missing=lambda: "no such machine")
+    monkeypatch.setitem(dispatch._registered["simplicial"], "triton", missing)
+    variants = {"two": {"model.layers": "simplicial*1", "model.backends": {"simplicial": "triton"}}}
+    recipe = recipe_of([0], variants={**variants, "one": {"model.layers": "attention*1"}}, match="none")
+    with pytest.raises(UserError, match=r"compare.variants.two: operator simplicial: .* is missing: no such machine"):
         compare(recipe, tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
 

@@ -150,6 +150,15 @@ def test_epochs_of_an_infinite_task_are_refused_before_a_folder_is_made(tmp_path
     assert not (tmp_path / "run").exists()
 
 
+def test_a_missing_backend_is_refused_before_a_run_that_would_never_call_it(tmp_path, monkeypatch):
+    step = dispatch.Backend(lambda: pytest.fail("called"), missing=lambda: "no such machine")
+    monkeypatch.setitem(dispatch._registered["cached_step"], "triton", step)
+    config = tiny_config(model={"backends": {"cached_step": "triton"}})
+    with pytest.raises(UserError, match="cached_step: backend 'triton' is missing: no such machine; allowed"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_task_without_test_problems_is_refused_before_it_is_trained_on(tmp_path):
     files = {split: tmp_path / f"{split}.jsonl" for split in ("train", "validation")}
     for number, path in enumerate(files.values()):

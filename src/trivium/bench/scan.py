@@ -24,7 +24,9 @@ from trivium.model.base import ModelContext
 from trivium.model.prefix_scan import PrefixScan, PrefixScanConfig
 from trivium.ops import OnlineScan
 from trivium.ops.scan import prefixes
+from trivium.train.config import TrainConfig
 from trivium.train.environment import describe_environment
+from trivium.train.optim import build_optimizer, clip_and_update
 
 TOLERANCE = 1e-4  # relative to the largest entry, in float32
 VOCABULARY = 64
@@ -71,9 +73,10 @@ def bench_scan(
 ) -> dict[str, Any]:
     """Return the milliseconds (median, least) of a training step and of the scan alone, by levels and by counter.
 
-    A step is forward, backward and AdamW of a model with one layer in the aggregator and one in the predictor; the
-    scan alone is its forward and backward. "one by one" also lets the predictor of the counter's model read one chunk
-    after another. On a CUDA device each is timed as a captured graph too. Raises WrongResult if the ways do not agree.
+    A step is forward, backward, clipping and the AdamW of `trivium train`, of a model with one layer in the aggregator
+    and one in the predictor; the scan alone is its forward and backward. "one by one" also lets the predictor of the
+    counter's model read one chunk after another. On a CUDA device each is timed as a captured graph too. Raises
+    WrongResult if the ways do not agree.
     """
     with _threads(threads):
         rows = [_measure(shape, repeats, torch.device(device)) for shape in shapes]
@@ -100,19 +103,20 @@ def _measure(shape: ScanShape, repeats: int, device: torch.device) -> dict[str, 
     tokens_BT = torch.randint(VOCABULARY, (shape.batch, tokens), device=device)
     _check(model, tokens_BT)
     on_gpu = device.type == "cuda"
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, capturable=on_gpu)
+    optimizer, parameters = build_optimizer(model, TrainConfig(learning_rate=1e-4)), list(model.parameters())
+    scaler = torch.amp.GradScaler(device.type, enabled=False)
     leaves = torch.randn(shape.chunks - 1, shape.batch, shape.chunk, shape.width, device=device, requires_grad=True)
 
-    def step() -> None:
+    def train(logits: Callable[[PrefixScan, Tensor], Tensor]) -> None:
         optimizer.zero_grad()
-        _loss(model, tokens_BT).backward()
-        optimizer.step()
+        _loss(model, tokens_BT, logits).backward()
+        clip_and_update(optimizer, scaler, parameters, 1.0)
+
+    def step() -> None:
+        train(_at_once)
 
     def one_by_one() -> None:
-        optimizer.zero_grad()
-        logits = _one_by_one if model.scan is SCANS["counter"] else _at_once
-        _loss(model, tokens_BT, logits).backward()
-        optimizer.step()
+        train(_one_by_one if model.scan is SCANS["counter"] else _at_once)
 
     def scan() -> None:
         model.zero_grad()

@@ -4,9 +4,9 @@ A model whose logits at place t are those of token t + R gives R tokens a pass: 
 read at place P - R, while the prompt is still being read. With R = 1 this is ordinary decoding.
 
 `EagerAnswers` reads what prompts have in common once, and drops rows that have ended once they are half of those held.
-`FixedAnswers` keeps all tensors and, on a
-CUDA device, replays a graph of each pass with its choice: rows that have ended stand still in it, and that all have is
-seen late, when the device happens to have said so, never by waiting for it.
+`FixedAnswers` keeps all tensors and, on a CUDA device, replays a graph of each pass with its choice: rows that have
+ended stand still in it. How many have is seen late, when the device happens to have said so, never by waiting for it;
+once it is half of them and much may be left to do, the others move to tensors of half the rows.
 
 Shapes: B rows, A rows still held, T tokens of the longest prompt, R tokens of a pass, N tokens of an answer, V symbols.
 """
@@ -29,6 +29,8 @@ from trivium.model.base import LanguageModel
 
 LOOK_EVERY = 4  # passes between questions whether every row has ended
 AHEAD = 4  # such questions that may be open
+# Rows and passes left from which half of the rows are worth a graph of their own.
+NARROWEST, WORTHWHILE = 64, 64
 # What reading a prompt in pieces costs, in tokens read: another pass, and for each row the copying of its state.
 STOP, COPY = 16, 0.5
 
@@ -171,6 +173,7 @@ class FixedAnswers:
         self, model: LanguageModel, wanted: Wanted, rows: int, room: int, max_new_tokens: int, mode: str = "graph"
     ):
         self.model, self.wanted, self.rows, self.room, self.mode = model, wanted, rows, room, mode
+        self.max_new_tokens = max_new_tokens
         device, self.per_pass = device_of(model), model.decoding.shift + 1
         self.device = device
         self.state = model.init_state(rows, max_length=room)
@@ -184,7 +187,9 @@ class FixedAnswers:
         self._uniform_BN = zeros(rows, columns, dtype=torch.float64) if wanted.temperature else None
         self._offsets_R = torch.arange(self.per_pass, device=device)
         self._fed_BR, self._added_B, self._read_B = zeros(rows, self.per_pass), zeros(rows), zeros(rows)
-        self._done_B, self._all_done = zeros(rows, dtype=torch.bool), zeros(1, dtype=torch.bool)
+        self._done_B, self._num_done = zeros(rows, dtype=torch.bool), zeros(1)
+        self._half: FixedAnswers | None = None
+        self._narrows = rows // 2 >= NARROWEST and self._streams_whole()
         self._prompts: dict[int, tuple[Tensor, Tensor]] = {}
         self._graphs: dict[Hashable, Any] = {}
         self._waiting: set[Hashable] = set()  # what no graph can be made of
@@ -200,21 +205,58 @@ class FixedAnswers:
         if self._uniform_BN is not None and uniform_BN is not None:
             self._uniform_BN[:, : uniform_BN.shape[1]] = uniform_BN
         self._read_prompts(prompts)
-        lengths_B, finished = prompts.lengths_B.copy(), _Finished(self.device)
-        # Whether all rows have ended is asked behind so many passes: until then one graph may hold them all.
-        together, made = (LOOK_EVERY if self._streams_whole() else 1), 1
-        while made < num_passes and not finished.seen():
+        self._go_on(prompts.lengths_B.copy(), 1, num_passes)
+        # The next call writes where this one did.
+        return tuple(None if x is None else x[:given].clone() for x in (self._tokens_BN, self._shares_BN))  # pyright: ignore[reportReturnType]
+
+    def _go_on(self, lengths_B: np.ndarray, made: int, num_passes: int) -> None:
+        """Do what is left of `num_passes`, or until every row has ended."""
+        finished = _Finished(self.device)
+        # How many rows have ended is asked behind so many passes: until then one graph may hold them all.
+        together = LOOK_EVERY if self._streams_whole() else 1
+        while made < num_passes and (ended := finished.heard_of()) < self.rows:
+            if self._narrows and ended >= self.rows - self.rows // 2 and num_passes - made >= WORTHWHILE:
+                half = self._halved()
+                if half is not None:
+                    self._move_to(half, made, num_passes)
+                    return
             count = min(together, num_passes - made)
             self._run(("passes", count), lambda count=count: self._passes(count))
             made += count
-            lengths_B += per_pass * count
+            lengths_B += self.per_pass * count
             work = self.model.settling(lengths_B)
             if work is not None:
                 self._run(work, lambda work=work: self.model.settle(self.state, self._read_B, work))
             if (made - 1) % LOOK_EVERY == 0:
-                finished.look(self._all_done)
-        # The next call writes where this one did.
-        return tuple(None if x is None else x[:given].clone() for x in (self._tokens_BN, self._shares_BN))  # pyright: ignore[reportReturnType]
+                finished.look(self._num_done)
+
+    def _halved(self) -> "FixedAnswers | None":
+        """Return answers of half the rows, made where there are none; None where the device has no room for them."""
+        if self._half is None:
+            try:
+                sizes = (self.rows // 2, self.room, self.max_new_tokens)
+                self._half = FixedAnswers(self.model, self.wanted, *sizes, self.mode)
+            except torch.OutOfMemoryError:
+                self._narrows = False
+        return self._half
+
+    def _move_to(self, half: "FixedAnswers", made: int, num_passes: int) -> None:
+        """Let `half` go on with the rows that have not ended, and some that have; no value is waited for."""
+        order_A = torch.argsort(self._done_B.long(), stable=True)[: half.rows]
+        for theirs, mine in zip(half._held(), self._held(), strict=True):
+            torch.index_select(mine, 0, order_A, out=theirs)
+        half._place.copy_(self._place)
+        # Where each row stands is asked for by models alone that are settled, and those stay together.
+        half._go_on(np.zeros(half.rows, dtype=np.int64), made, num_passes)
+        self._tokens_BN.index_copy_(0, order_A, half._tokens_BN)
+        if self._shares_BN is not None and half._shares_BN is not None:
+            self._shares_BN.index_copy_(0, order_A, half._shares_BN)
+
+    def _held(self) -> list[Tensor]:
+        """Return all that is kept of rows."""
+        kept = (self._tokens_BN, self._shares_BN, self._uniform_BN, self._budgets_B)
+        now = (self._fed_BR, self._added_B, self._read_B, self._done_B)
+        return [*self.state.tensors(), *(x for x in (*kept, *now) if x is not None)]
 
     def _read_prompts(self, prompts: Prompts) -> None:
         tokens = prompts.tokens_BT.shape[1]
@@ -276,7 +318,7 @@ class FixedAnswers:
         self._added_B.copy_(~self._done_B)
         if self.per_pass > 1:
             self._added_B *= self.per_pass
-        torch.all(self._done_B, dim=0, keepdim=True, out=self._all_done)
+        torch.sum(self._done_B, dim=0, keepdim=True, out=self._num_done)
 
     def _run(self, key: Hashable, function: Callable[[], None], repeatable: bool = False) -> None:
         """Run `function`, or what was captured of it; what waits for the device is `repeatable`, or cannot serve."""
@@ -308,27 +350,27 @@ class FixedAnswers:
 
 
 class _Finished:
-    """Whether every row has ended, asked of the device and heard when it has answered."""
+    """How many rows have ended, asked of the device and heard when it has answered."""
 
     def __init__(self, device: torch.device):
         self.cuda = device.type == "cuda"
         self.asked: deque[tuple[Tensor, Any]] = deque()
-        self.heard = False
+        self.heard = 0
 
-    def look(self, all_done: Tensor) -> None:
+    def look(self, num_done: Tensor) -> None:
         if not self.cuda:
-            self.heard = bool(all_done)
+            self.heard = int(num_done)
             return
-        answer = torch.empty(1, dtype=torch.bool, pin_memory=True).copy_(all_done, non_blocking=True)
+        answer = torch.empty(1, dtype=torch.int64, pin_memory=True).copy_(num_done, non_blocking=True)
         event = torch.cuda.Event()
         event.record()
         self.asked.append((answer, event))
 
-    def seen(self) -> bool:
+    def heard_of(self) -> int:
         while self.asked and (len(self.asked) > AHEAD or self.asked[0][1].query()):
             answer, event = self.asked.popleft()
             event.synchronize()
-            self.heard = self.heard or bool(answer)
+            self.heard = max(self.heard, int(answer))
         return self.heard
 
 

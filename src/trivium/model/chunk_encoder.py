@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trivium.model.base import ModelContext
-from trivium.model.block import initial_std
+from trivium.model.block import Norm, initial_std, make_norm
 from trivium.model.positions import Positions
 
 ChunkPositions = Literal["chunk", "absolute"]
@@ -24,10 +24,18 @@ def num_places(kind: ChunkPositions, chunk: int, max_length: int) -> int:
 class Encoder(nn.Module):
     """Tokens to vectors. With `kind` "chunk" a position counts from the start of its chunk, so that words longer than
     those of training meet no vector that they have not seen; with "absolute" it counts from the start of the sequence.
+    With a `norm` the sum is normalised.
     """
 
     def __init__(
-        self, kind: ChunkPositions, width: int, chunk: int, max_length: int, dropout: float, context: ModelContext
+        self,
+        kind: ChunkPositions,
+        width: int,
+        chunk: int,
+        max_length: int,
+        dropout: float,
+        context: ModelContext,
+        norm: Norm | None = None,
     ):
         super().__init__()
         self.chunk, self.dropout = chunk, dropout
@@ -38,6 +46,7 @@ class Encoder(nn.Module):
         self.positions = Positions("learned", width, max_length, context, std) if kind == "absolute" else None
         if self.places is not None:
             nn.init.normal_(self.places.weight, std=std)
+        self.norm = None if norm is None else make_norm(norm, width)
 
     def forward(
         self,
@@ -56,4 +65,6 @@ class Encoder(nn.Module):
         if self.positions is not None:
             added, _, _ = self.positions(tokens_BT, past_B, None, lengths_B, documents_BT, x_BTD.dtype)
             x_BTD = x_BTD + added
+        if self.norm is not None:
+            x_BTD = self.norm(x_BTD)
         return functional.dropout(x_BTD, self.dropout, self.training) if self.dropout else x_BTD

@@ -13,6 +13,15 @@ from trivium.model.block import Block, BlockConfig, initial_std, make_blocks, ma
 from trivium.model.root_counter import put
 
 
+def read_pieces(length: int, chunk: int) -> list[tuple[int, int]]:
+    """Return (count, places) of what the predictor reads of `length` tokens: the first chunk, whole ones and a short
+    one behind their summaries.
+    """
+    whole, rest = divmod(length, chunk)
+    pieces = [(1, min(chunk, length)), (max(whole - 1, 0), 2 * chunk)]
+    return [*pieces, (1 if whole and rest else 0, chunk + rest)]
+
+
 class Predictor(nn.Module):
     """LN(T2([s; x])) on the places of x (arXiv 2506.10918). A learned vector tells each of the 2 c places its number;
     the first chunk, which has no summary, stands where the others stand. The last feed-forward reads no summary: what

@@ -4,7 +4,6 @@ Shapes: B rows, T tokens, D width of the residual stream, V vocabulary.
 """
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -33,30 +32,25 @@ from trivium.model.block import (
     make_norm,
     norm_params,
 )
-from trivium.model.experts import mixture_flops, mixture_params
+from trivium.model.experts import check_experts, mixture_flops, mixture_params
 from trivium.model.feedforward import FeedForwardKind
 from trivium.model.layers import format_layers, parse_layers
-from trivium.model.positions import POSITION_BASE, RUNS, PositionKind, Positions, RunTable, embed, table_rows
+from trivium.model.positions import (
+    POSITION_BASE,
+    RUNS,
+    PositionKind,
+    Positions,
+    RunTable,
+    check_position_base,
+    check_run_ids,
+    embed,
+    table_rows,
+)
+from trivium.model.presets import DEFAULTS, PRESETS
 from trivium.ops.fused_linear import is_fused, norm_linear
 from trivium.ops.linear import linear
 from trivium.ops.repeat_rows import repeat_rows
 from trivium.ops.vocabulary_loss import LARGE
-
-# Sizes of published addition models (SPEC, section 4), and GPT-2 small. A preset fills what the recipe leaves out.
-PRESETS: dict[str, dict[str, Any]] = {
-    "small": {"width": 256, "heads": 4, "layers": "attention*4", "ff_width": 512},
-    "medium": {"width": 512, "heads": 8, "layers": "attention*6", "ff_width": 1024},
-    "large": {"width": 512, "heads": 8, "layers": "attention*8", "ff_width": 2048},
-    "gpt2": {
-        "width": 768,
-        "heads": 12,
-        "layers": "attention(bias=true)*12",
-        "ff_width": 3072,
-        "feedforward": "gelu_new",
-    },
-    "gpt2_6m": {"width": 256, "heads": 4, "layers": "attention*8", "ff_width": 1024, "feedforward": "gelu_new"},
-}
-DEFAULTS: dict[str, Any] = {"width": 64, "heads": 4, "layers": "attention*2", "feedforward": "gelu"}
 
 
 @MODELS.register("decoder")
@@ -127,22 +121,8 @@ class DecoderConfig(ModelConfig):
         if self.preset is not None and self.preset not in PRESETS:
             raise UserError(f"preset: {self.preset!r} is not allowed; allowed: {', '.join(PRESETS)}")
         check_numbers(self, ("width", "heads", "loops", "ff_width", "max_length"))
-        if self.block_offset < 0 or (self.block_offset and self.positions not in RUNS):
-            raise UserError(
-                f"block_offset: {self.block_offset} is not allowed; "
-                "allowed: 0 or more, and 0 without block or coupled positions"
-            )
-        if not 0 <= self.read_offset <= self.block_offset:
-            raise UserError(f"read_offset: {self.read_offset} is not allowed; allowed: 0 to block_offset")
-        for name, default in (("run_table", "learned"), ("closing", False)):
-            if self.positions not in RUNS and getattr(self, name) != default:
-                raise UserError(f"{name}: given with {self.positions} positions; allowed with block or coupled")
-        waves = self.positions in ("sinusoidal", "rotary") or self.run_table != "learned"
-        if not 1 < self.position_base < math.inf or (self.position_base != POSITION_BASE and not waves):
-            raise UserError(
-                f"position_base: {self.position_base} is not allowed; allowed: a number above 1, with sinusoids or "
-                "rotary"
-            )
+        check_run_ids(self.positions, self.run_table, self.closing, self.block_offset, self.read_offset)
+        check_position_base(self.positions, self.run_table, self.position_base)
         check_choices(
             self,
             {
@@ -158,10 +138,7 @@ class DecoderConfig(ModelConfig):
             for index in getattr(self, name):
                 if not 0 <= index < len(self.mixers):
                     raise UserError(f"{name}: there is no block {index}; allowed: 0 to {len(self.mixers) - 1}")
-        if self.experts < 1:
-            raise UserError(f"experts: {self.experts} is not allowed; allowed: 1 or more")
-        if self.experts > 1 and not 1 <= self.experts_per_token <= self.experts:
-            raise UserError(f"experts_per_token: {self.experts_per_token} is not allowed; allowed: 1 to {self.experts}")
+        check_experts(self.experts, self.experts_per_token)
 
     @cached_property
     def mixers(self) -> tuple[MixerConfig, ...]:

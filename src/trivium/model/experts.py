@@ -7,9 +7,18 @@ E experts, M = N K places, D width of the residual stream, F hidden width.
 from torch import Tensor
 from torch.nn import functional
 
+from trivium.config import UserError
 from trivium.mixers.routing import StackedLinear, Switched
 from trivium.model.feedforward import FeedForwardKind, flops_per_token, num_params
 from trivium.ops.gelu import gelu
+
+
+def check_experts(experts: int, top: int) -> None:
+    """Raise UserError unless there is an expert, and a mixture sends each token to 1 to all of them."""
+    if experts < 1:
+        raise UserError(f"experts: {experts} is not allowed; allowed: 1 or more")
+    if experts > 1 and not 1 <= top <= experts:
+        raise UserError(f"experts_per_token: {top} is not allowed; allowed: 1 to {experts}")
 
 
 def mixture_params(kind: FeedForwardKind, width: int, ff_width: int, experts: int) -> int:

@@ -64,6 +64,26 @@ def table_rows(kind: PositionKind, max_length: int, block_offset: int = 0, run_t
     return max_length + 1 + block_offset if kind in RUNS and run_table == "learned" else 0
 
 
+def check_run_ids(kind: PositionKind, run_table: RunTable, closing: bool, block_offset: int, read_offset: int) -> None:
+    """Raise UserError unless what is given of block and coupled ids is allowed, and is given with them alone."""
+    if block_offset < 0 or (block_offset and kind not in RUNS):
+        raise UserError(
+            f"block_offset: {block_offset} is not allowed; allowed: 0 or more, and 0 without block or coupled positions"
+        )
+    if not 0 <= read_offset <= block_offset:
+        raise UserError(f"read_offset: {read_offset} is not allowed; allowed: 0 to block_offset")
+    for name, given in (("run_table", run_table != "learned"), ("closing", closing)):
+        if kind not in RUNS and given:
+            raise UserError(f"{name}: given with {kind} positions; allowed with block or coupled")
+
+
+def check_position_base(kind: PositionKind, run_table: RunTable, base: float) -> None:
+    """Raise UserError unless the base is a number above 1, the usual one where there are no waves."""
+    waves = kind in ("sinusoidal", "rotary") or run_table != "learned"
+    if not 1 < base < math.inf or (base != POSITION_BASE and not waves):
+        raise UserError(f"position_base: {base} is not allowed; allowed: a number above 1, with sinusoids or rotary")
+
+
 def check_positions(kind: PositionKind, context: ModelContext) -> None:
     """Raise UserError if the task gives the scheme nothing to count."""
     others = "allowed: learned, sinusoidal, rotary, none"

@@ -33,8 +33,8 @@ from trivium.model.block import (
     norm_params,
 )
 from trivium.model.chunk_encoder import ChunkPositions, Encoder, num_places
-from trivium.model.chunk_packing import pack_chunks
-from trivium.model.chunk_predictor import Predictor
+from trivium.model.chunk_packing import in_order, pack_chunks
+from trivium.model.chunk_predictor import Predictor, read_pieces
 from trivium.model.feedforward import FeedForwardKind
 from trivium.model.layers import format_layers, parse_layers
 from trivium.model.root_counter import RootCounter, num_merges, num_roots, push
@@ -58,6 +58,8 @@ class PrefixScanConfig(ModelConfig):
     """Mixer of each layer of the predictor: name(option=value, ...)*count + ..."""
     positions: ChunkPositions = "chunk"
     """Number tokens from the start of their chunk, which serves words of any length, or (absolute) of the sequence."""
+    normed: bool = False
+    """Normalise what a chunk's tokens become, as every summary is: the aggregator then reads like at every level."""
     feedforward: FeedForwardKind = "gelu"
     """Feed-forward of each block: gelu, gelu_new (GPT-2's tanh form) or swiglu."""
     ff_width: int | None = None
@@ -117,12 +119,12 @@ class PrefixScanConfig(ModelConfig):
         encoder = num_places(self.positions, self.chunk, self.max_length or context.max_length)
         rows = context.vocab_size * (1 if self.tied else 2) + encoder + 2 * self.chunk
         blocks = sum(mixer.num_params(mixer_context) + block_params(self) for mixer in self.mixers)
-        predictor = blocks + norm_params(self.norm, self.width)
+        predictor = blocks + (2 if self.normed else 1) * norm_params(self.norm, self.width)
         return rows * self.width + predictor + aggregator.num_params(self, self.aggregator_layers, self.chunk)
 
     def mixer_flops_per_token(self, context: ModelContext, length: int) -> float:
         mixer_context = self.mixer_context(context)
-        pieces = self._predictor_pieces(length)
+        pieces = read_pieces(length, self.chunk)
         total = sum(
             count * places * mixer.flops_per_token(mixer_context, places)
             for mixer in self.mixers
@@ -135,19 +137,11 @@ class PrefixScanConfig(ModelConfig):
         its chunk, the last feed-forward and the head on the tokens alone.
         """
         calls = num_combines(max(-(-length // self.chunk) - 1, 0))
-        places = sum(count * places for count, places in self._predictor_pieces(length))
+        places = sum(count * places for count, places in read_pieces(length, self.chunk))
         block = feedforward.flops_per_token(self.feedforward, self.width, self.hidden_width)
         total = calls * aggregator.flops(self, self.aggregator_layers, self.chunk)
         total += (places * (len(self.mixers) - 1) + length) * block + length * 2 * self.width * context.vocab_size
         return self.mixer_flops_per_token(context, length) + total / max(length, 1)
-
-    def _predictor_pieces(self, length: int) -> list[tuple[int, int]]:
-        """Return (count, places) of what the predictor reads: the first chunk, whole ones and a short one behind
-        their summaries.
-        """
-        whole, rest = divmod(length, self.chunk)
-        pieces = [(1, min(self.chunk, length)), (max(whole - 1, 0), 2 * self.chunk)]
-        return [*pieces, (1 if whole and rest else 0, self.chunk + rest)]
 
     def state_bytes(self, context: ModelContext, length: int, dtype: torch.dtype) -> int:
         """Return the bytes of the counter, the chunk's tokens, log2 roots with their folds, and the mixers' states."""
@@ -183,7 +177,7 @@ class PrefixScanConfig(ModelConfig):
         variants += [
             {"chunk": 1, "aggregator_layers": 2, "layers": "attention*2"},
             {"chunk": 2, "positions": "absolute", "tied": False, "norm": "rmsnorm", "feedforward": "swiglu"},
-            {"chunk": 8, "ff_width": 21},
+            {"chunk": 8, "ff_width": 21, "normed": True},
         ]
         return [cls(**{"width": 24, "heads": 2, **variant}) for variant in variants]
 
@@ -211,7 +205,9 @@ class PrefixScan(LanguageModel):
         self.config = config
         self.context = context
         self.max_length = config.max_length or context.max_length
-        self.encoder = Encoder(config.positions, config.width, config.chunk, self.max_length, config.dropout, context)
+        norm = config.norm if config.normed else None
+        places = (config.positions, config.width, config.chunk, self.max_length)
+        self.encoder = Encoder(*places, config.dropout, context, norm)
         self.aggregator = Aggregator(config, config.heads, config.aggregator_layers, config.chunk)
         self.predictor = Predictor(config, config.mixers, config.mixer_context(context), config.chunk)
         self.head = None if config.tied else nn.Linear(config.width, context.vocab_size, bias=False)
@@ -301,20 +297,10 @@ class PrefixScan(LanguageModel):
         chunks_BmcD = x_BTD[:, : full * chunk].unflatten(1, (full, chunk))
         summaries_mNcD = self._prefixes(packing.side_by_side(chunks_BmcD))
 
-        def predict(x_BmcD: Tensor, columns: slice) -> Tensor:
-            y_BmcD = torch.zeros_like(x_BmcD)
-            place_Bm, document_Bm = packing.place_Bm[:, columns], packing.document_Bm[:, columns]
-            for chosen_Bm, first in ((place_Bm == 0, True), (place_Bm > 0, False)):
-                if bool(chosen_Bm.any()):
-                    summary_NcD = None if first else summaries_mNcD[place_Bm[chosen_Bm], document_Bm[chosen_Bm]]
-                    y_NcD = self.predictor(summary_NcD, x_BmcD[chosen_Bm])
-                    y_BmcD = y_BmcD.to(y_NcD.dtype).index_put((chosen_Bm,), y_NcD)
-            return y_BmcD.flatten(1, 2)
-
-        whole_BTD = predict(chunks_BmcD, slice(0, full))
-        if tokens == full * chunk:
-            return whole_BTD
-        return torch.cat((whole_BTD, predict(x_BTD[:, None, full * chunk :], slice(full, None))), dim=1)
+        parts_BTD = [packing.predict(self.predictor, summaries_mNcD, chunks_BmcD, 0)]
+        if tokens > full * chunk:
+            parts_BTD.append(packing.predict(self.predictor, summaries_mNcD, x_BTD[:, None, full * chunk :], full))
+        return torch.cat(parts_BTD, dim=1)
 
     def _prefixes(self, chunks_mBcD: Tensor) -> Tensor:
         return self.scan(chunks_mBcD, self.aggregator, chunks_mBcD.new_zeros(()))
@@ -372,12 +358,7 @@ class PrefixScan(LanguageModel):
             y_BTD, state = self._feed(tokens_BT.gather(1, source_BT), state, take_B)
             parts.append(y_BTD)
             done_B = done_B + take_B
-        # A row's first part ends at its first boundary, every later one is a chunk.
-        place_BT = offset_B[:, None] + index_T
-        part_BT = place_BT // chunk
-        source_BT = part_BT * width + torch.where(part_BT > 0, place_BT % chunk, index_T)
-        source_BT = source_BT.clamp(max=len(parts) * width - 1)
-        return torch.cat(parts, dim=1).gather(1, source_BT[..., None].expand(-1, -1, self.config.width)), state
+        return in_order(parts, offset_B, tokens, chunk), state
 
     def _feed(
         self, tokens_BT: Tensor, state: PrefixScanState, added_B: Tensor | None, merges: bool = True

@@ -14,7 +14,18 @@ from typing import Any
 
 from trivium.registry import UserError, nearest
 
-__all__ = ["Backend", "backends", "choose", "chosen", "forget", "load", "observing", "operators", "register"]
+__all__ = [
+    "Backend",
+    "backends",
+    "check_present",
+    "choose",
+    "chosen",
+    "forget",
+    "load",
+    "observing",
+    "operators",
+    "register",
+]
 
 NAMES = ("auto", "reference", "torch", "native", "triton", "hopper", "fla")
 
@@ -31,14 +42,16 @@ class Backend:
 
     `load` imports and returns the function. `missing` says why it cannot run on this machine, or None. `suits` says
     why "auto" should take it on a device type ("cpu", "cuda"), or None when it should not. `refuses` says why it
-    cannot serve a call with the given facts (dtype, widths, whatever the operator tells), or None. `remark` says what
-    of such a call a reader of the record should know.
+    cannot serve a call with the given facts (dtype, widths, whatever the operator tells), or None. `slower` says why
+    "auto" leaves such a call to another, though this one could serve it. `remark` says what of such a call a reader of
+    the record should know.
     """
 
     load: Callable[[], Callable[..., Any]]
     missing: Callable[[], str | None] = lambda: None
     suits: Callable[[str], str | None] = lambda device_type: None
     refuses: Callable[[Mapping[str, Any]], str | None] = lambda facts: None
+    slower: Callable[[Mapping[str, Any]], str | None] = lambda facts: None
     remark: Callable[[Mapping[str, Any]], str | None] = lambda facts: None
 
 
@@ -60,6 +73,16 @@ def operators() -> list[str]:
 def backends(operator: str) -> dict[str, str | None]:
     """Return {backend: None, or why it is missing on this machine}."""
     return {name: backend.missing() for name, backend in _of(operator).items()}
+
+
+def check_present(named: Mapping[str, str]) -> None:
+    """Raise UserError if a backend of {operator: backend}, named so in a recipe, is missing on this machine."""
+    for operator, backend in named.items():
+        found = _of(operator)
+        why = None if backend == "auto" or backend not in found else found[backend].missing()
+        if why is not None:
+            allowed = ", ".join(["auto", *_available(found)])
+            raise UserError(f"operator {operator}: backend {backend!r} is missing: {why}; allowed: {allowed}")
 
 
 def chosen() -> dict[str, dict[str, str]]:
@@ -130,10 +153,7 @@ def _decide(operator: str, requested: str, device_type: str, facts: Mapping[str,
         if requested not in found:
             allowed = nearest(str(requested), ["auto", *_available(found)])
             raise UserError(f"operator {operator}: no backend {requested!r} on this machine; {allowed}")
-        why = found[requested].missing()
-        if why is not None:
-            allowed = ", ".join(["auto", *_available(found)])
-            raise UserError(f"operator {operator}: backend {requested!r} is missing: {why}; allowed: {allowed}")
+        check_present({operator: requested})
         why = found[requested].refuses(facts)
         if why is not None:
             raise UserError(
@@ -152,6 +172,10 @@ def _decide(operator: str, requested: str, device_type: str, facts: Mapping[str,
         why = backend.refuses(facts)
         if why is not None:
             passed_over.append(f"{name} cannot: {why}")
+            continue
+        why = backend.slower(facts)
+        if why is not None:
+            passed_over.append(f"{name} is slower: {why}")
             continue
         return name, _joined(suits, backend.remark(facts), *passed_over)
     raise UserError(f"operator {operator}: nothing suits {device_type}; allowed: {', '.join(_available(found))}")

@@ -174,8 +174,14 @@ def exact_float32() -> None:
     """Let Triton's products of float32 be float32, unless the user wants them rounded (`TRITON_F32_DEFAULT`, or
     PyTorch's own `set_float32_matmul_precision`). fla's kernels leave it to Triton, which rounds to 10 bits (TF32).
     """
-    if torch.get_float32_matmul_precision() == "highest":
+    if wants_exact_float32():
         os.environ.setdefault("TRITON_F32_DEFAULT", "ieee")
+
+
+def wants_exact_float32() -> bool:
+    """Say whether PyTorch's precision and the user's TRITON_F32_DEFAULT leave products of float32 exact."""
+    exact = torch.get_float32_matmul_precision() == "highest"
+    return exact and os.environ.get("TRITON_F32_DEFAULT", "ieee") == "ieee"
 
 
 def fla_remarks(facts: Mapping[str, Any]) -> str | None:

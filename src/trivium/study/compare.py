@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from trivium.config import UserError, config_hash, to_dict, to_yaml
+from trivium.ops.dispatch import check_present
 from trivium.registry import nearest
 from trivium.report.folder import read_json, read_result
 from trivium.report.storage import naming, write_whole
@@ -63,6 +64,10 @@ def compare(
         if name not in recipe.compare.variants:
             raise UserError(f"only: no variant {name!r}; {nearest(name, list(recipe.compare.variants))}")
     choose_device(recipe.train.device)
+    for variant in variants:
+        if not only or variant.name in only:
+            with prefixed(f"compare.variants.{variant.name}: "):
+                check_present(getattr(variant.config.model, "backends", {}))
     checked: list[Any] = []
     for variant in variants:
         for where, config in (("", variant.config), ("pretrain: ", variant.pretraining)):

@@ -10,6 +10,7 @@ from trivium.evaluate.lengths import sized_by_pair
 from trivium.evaluate.published import check_published
 from trivium.model.base import ModelContext
 from trivium.model.context import model_context
+from trivium.ops import dispatch
 from trivium.tasks.base import Task
 from trivium.train.config import RunConfig
 from trivium.train.curriculum import Curriculum
@@ -43,6 +44,9 @@ def prepare(config: RunConfig, processes: int = 1) -> Prepared:
     A study asks this before it starts a single run, so that a mistake ends it at once.
     """
     options = config.train
+    dispatch.check_present(
+        getattr(config.model, "backends", {})
+    )  # one that training never calls would be missed when it is over
     task = config.task.build()
     context = model_context(task, config.model, config.evaluate.longest)
     batch = options.batch_examples(task.max_length - 1)

@@ -16,6 +16,9 @@ from trivium.ops.native import support as native_support
 from trivium.ops.simplicial import triton_support as support
 
 LONGEST = 1024  # slots that one program of a row goes through
+# In 16 bits PyTorch's kernels are faster from here on: on an H200, 440 rows that use 300 of 513 slots take them 192 us
+# and this one 307 us, where in float32 it is 1,138 us and 180 us.
+LONG = 128
 _ROOM = 4096  # numbers of one slot, all heads, of which a program holds a tile
 
 
@@ -45,6 +48,7 @@ def cached_step(
         ("one dtype", "yes" if keys_BSGK.dtype == heads_BNK.dtype else "no"),
         ("gradient", torch.is_grad_enabled()),
         ("fits", "yes" if _fits(keys_BSGK) else "no"),
+        ("long", "yes" if keys_BSGK.shape[1] > LONG else "no"),
         ("attention", attention_backend),
     )
     function = dispatch.load("cached_step", backend, heads_BNK.device.type, facts)
@@ -137,6 +141,11 @@ def _refuses(facts: Mapping[str, Any]) -> str | None:
     return None
 
 
+def _slower(facts: Mapping[str, Any]) -> str | None:
+    narrow = facts.get("dtype") in (torch.bfloat16, torch.float16)
+    return f"more than {LONG} slots of {facts['dtype']}" if narrow and facts.get("long") == "yes" else None
+
+
 dispatch.register("cached_step", "reference", dispatch.Backend(lambda: _reference))
 dispatch.register(
     "cached_step",
@@ -151,5 +160,5 @@ dispatch.register(
 dispatch.register(
     "cached_step",
     "triton",
-    dispatch.Backend(_load_triton, missing=support.missing, suits=support.suits, refuses=_refuses),
+    dispatch.Backend(_load_triton, missing=support.missing, suits=support.suits, refuses=_refuses, slower=_slower),
 )
