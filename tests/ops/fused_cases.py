@@ -45,6 +45,36 @@ def linear_errors(
 
 
 @torch.no_grad()
+def feedforward_error(
+    rows: int, width: int, hidden: int, kind: str, activation: Any, biased: bool, dtype: torch.dtype, backend: str
+) -> float:
+    """Return the distance of `norm_feedforward` from the float64 formula, relative to its size."""
+    from trivium.ops.fused_linear import norm_feedforward
+
+    x, norm = draw(rows, 3, width, dtype=dtype), make_norm(kind, width, dtype)
+    into, back = draw(hidden, width, dtype=dtype, seed=1), draw(width, hidden, dtype=dtype, seed=2)
+    biases = [draw(size, dtype=dtype, seed=3) if biased else None for size in (hidden, width)]
+    maps = [into * width**-0.5, biases[0], back * hidden**-0.5, biases[1]]
+    with settings():
+        found = norm_feedforward(x, norm, *maps, activation, backend=backend)
+    wide = [None if tensor is None else tensor.double() for tensor in (x, *maps)]
+    wanted = norm_feedforward(wide[0], norm.double(), *wide[1:], activation, backend="reference")
+    return float((found.double() - wanted).norm() / wanted.norm())
+
+
+def step_errors_by_head(*arguments: Any) -> dict[str, float]:
+    """Return what `step_errors` does, where each key head of a row has a program."""
+    from trivium.ops.cached_attention import triton_step
+
+    asked = triton_step.by_head
+    triton_step.by_head = lambda rows, slots, width: True
+    try:
+        return step_errors(*arguments)
+    finally:
+        triton_step.by_head = asked
+
+
+@torch.no_grad()
 def step_errors(
     rows: int, slots: int, heads: int, kv_heads: int, width: int, masked: bool, dtype: torch.dtype, backend: str
 ) -> dict[str, float]:

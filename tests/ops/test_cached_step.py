@@ -30,6 +30,26 @@ def test_a_step_in_one_kernel_equals_the_formula_and_reads_no_slot_that_is_empty
     assert all(error < 1e-5 for error in errors.values()), errors
 
 
+@pytest.mark.parametrize("shape", [*SHAPES, (5, 33, 2, 2, 64, True)], ids=str)
+def test_a_step_of_a_program_for_each_head_equals_the_formula_and_counts_each_token_once(
+    run: Callable[..., Any], shape: tuple[Any, ...]
+):
+    errors = run(fused_cases.step_errors_by_head, *shape, torch.float32, "triton")
+    assert max(errors.values()) < 1e-5, errors
+
+
+@pytest.mark.skipif(not triton_cases.GPU, reason="needs a GPU")
+@pytest.mark.parametrize("rows", [128, 1000, 10_000])
+def test_many_rows_on_a_gpu_have_a_program_for_each_head(rows: int):
+    from trivium.ops.cached_attention import triton_step
+
+    assert triton_step.by_head(rows, 15, 64)
+    for shape in ((rows, 15, 4, 4, 64, True), (rows, 40, 6, 3, 80, False)):
+        errors = fused_cases.step_errors(*shape, torch.bfloat16, "triton")
+        assert max(errors.values()) < 1e-2, errors
+        assert errors["length"] == 0
+
+
 @pytest.mark.skipif(support.missing() is not None, reason="no C compiler")
 @pytest.mark.parametrize(("dtype", "least"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

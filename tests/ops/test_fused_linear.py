@@ -9,7 +9,7 @@ from torch import nn
 
 from tests.ops import fused_cases, triton_cases
 from trivium.ops import dispatch
-from trivium.ops.fused_linear import linear_add, norm_linear
+from trivium.ops.fused_linear import linear_add, norm_feedforward, norm_linear
 from trivium.registry import UserError
 
 # Rows (three tokens each), numbers in, numbers out, norm, activation, whether there is a bias.
@@ -54,6 +54,46 @@ def test_the_fused_kernels_equal_the_formula_as_closely_as_float16_can(run: Call
 def test_every_tiling_equals_the_formula_on_a_gpu(shape: tuple[Any, ...], dtype: torch.dtype):
     errors = fused_cases.linear_errors(*shape, dtype, "triton")
     assert all(error < (1e-2 if dtype == torch.bfloat16 else 1e-3) for error in errors.values()), errors
+
+
+# Rows (three tokens each), width, hidden width, norm, activation, whether there are biases.
+WHOLE = [(50, 16, 64, "layernorm", "gelu_new", True), (3, 32, 192, "rmsnorm", "gelu", False)]
+
+
+@pytest.mark.parametrize("shape", WHOLE, ids=str)
+def test_a_feedforward_in_two_parts_equals_the_formula(shape: tuple[Any, ...]):
+    assert fused_cases.feedforward_error(*shape, torch.float64, "torch") < 1e-12
+
+
+@pytest.mark.parametrize("shape", WHOLE, ids=str)
+def test_a_feedforward_in_one_kernel_equals_the_formula_as_closely_as_float16_can(
+    run: Callable[..., Any], shape: tuple[Any, ...]
+):
+    assert run(fused_cases.feedforward_error, *shape, torch.float16, "triton") < 1e-3
+
+
+@on_a_gpu
+@pytest.mark.parametrize(("dtype", "least"), [(torch.bfloat16, 1e-2), (torch.float16, 2e-3)])
+@pytest.mark.parametrize("rows", [1, 333, 40_000])
+def test_a_feedforward_in_one_kernel_equals_the_formula_on_a_gpu(rows: int, dtype: torch.dtype, least: float):
+    for width, hidden, activation in ((256, 1024, "gelu_new"), (128, 320, "gelu"), (64, 256, "none")):
+        error = fused_cases.feedforward_error(rows, width, hidden, "layernorm", activation, True, dtype, "triton")
+        assert error < least, (width, hidden, activation, error)
+
+
+def test_few_rows_or_named_parts_take_the_parts_and_a_kernel_that_cannot_says_why():
+    refuses = dispatch._registered["norm_feedforward"]["triton"].refuses
+    assert refuses({}) is None
+    assert "hidden width in steps of 64" in (refuses({"fits": "no"}) or "")
+    assert "asked for by name" in (refuses({"parts": "named"}) or "")
+    assert "gradients are on" in (refuses({"gradient": True}) or "")
+    x, norm = torch.randn(5, 4), nn.LayerNorm(4)
+    maps = torch.randn(8, 4), torch.randn(8), torch.randn(4, 8), torch.randn(4)
+    with torch.no_grad():
+        y = norm_feedforward(x, norm, *maps, "gelu")
+        torch.testing.assert_close(y, x + nn.functional.gelu(norm(x) @ maps[0].T + maps[1]) @ maps[2].T + maps[3])
+        with pytest.raises(UserError, match="backend 'triton'"):
+            norm_feedforward(x, norm, *maps, "gelu", backend="triton")
 
 
 def test_what_the_kernels_cannot_do_is_refused_and_auto_takes_pytorch():

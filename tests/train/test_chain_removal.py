@@ -15,6 +15,7 @@ from trivium.tasks.base import ANSWER, CHAIN, PAD, PROMPT
 from trivium.tasks.jsonl import JsonlConfig
 from trivium.tasks.multiplication import MultiplicationConfig
 from trivium.train import loop
+from trivium.train.checkpoint import read_checkpoint
 from trivium.train.config import ChainRemovalConfig, CurriculumConfig, RunConfig
 from trivium.train.curriculum import Curriculum
 from trivium.train.loop import train
@@ -112,6 +113,70 @@ def test_nothing_more_is_taken_once_no_chain_can_be_left():
     staged = Position(stage=2, validation={"exact_match": 1.0})
     curriculum.shorten_chains(staged)
     assert staged.chain_removed == 0
+
+
+def test_a_stage_that_is_never_good_enough_ends_after_the_most_evaluations():
+    removal = ChainRemovalConfig(tokens=4, most_evaluations=3)
+    curriculum = Curriculum(CurriculumConfig(), COLUMN, 5, removal)
+    rates = [0.5, 0.5, 0.5, 0.5, 0.95, 0.5, 0.5, 0.5]
+    at, removed = Position(), []
+    for rate in rates:
+        at.validation = {"exact_match": rate}
+        assert curriculum.shorten_chains(at) == (at.chain_removed > sum(removed[-1:]))
+        removed.append(at.chain_removed)
+    assert removed == [0, 0, 4, 4, 8, 8, 8, 12]
+
+
+def test_smoothing_takes_n_more_tokens_from_a_share_that_falls_exponentially_and_always_from_the_same_problems():
+    curriculum = Curriculum(CurriculumConfig(), COLUMN, 5, ChainRemovalConfig(tokens=4, smoothing=1.5))
+    indices = np.arange(50_000) + (np.int64(3) << 40)
+    more = curriculum.more_removed(indices)
+    assert more.dtype == np.int64
+    assert more.min() == 0
+    shares = np.bincount(more)[:4] / len(more)
+    np.testing.assert_allclose(shares, (1 - np.exp(-1.5)) * np.exp(-1.5 * np.arange(4)), atol=0.006)
+    np.testing.assert_array_equal(curriculum.more_removed(indices[::-1]), more[::-1])
+    assert abs(np.corrcoef(more[:-1], more[1:])[0, 1]) < 0.02
+
+
+def test_rows_may_lack_different_numbers_of_tokens():
+    task = COLUMN
+    whole = task.collate([task.example_of(pair) for pair in ([12, 34], [12, 34], [3, 5], [99, 21])])
+    short = whole.without_chain(np.array([0, 6, 0, 11]), task.alphabet.pad_id)
+    assert texts(task, short) == [
+        "12+34=<think>2+4=6 1+3=4</think>46<end>",
+        "12+34=<think>1+3=4</think>46<end>",
+        "3+5=8<end>",
+        "99+21=<think>1=12</think>120<end>",
+    ]
+    viewed = Decoding(chain_removed=6).view(whole, task.alphabet.pad_id, np.array([0, 4, 0, 5]))
+    same = whole.without_chain(np.array([6, 10, 6, 11]), task.alphabet.pad_id)
+    np.testing.assert_array_equal(viewed.tokens_BT, same.tokens_BT)
+
+
+def test_the_optimizer_begins_anew_whenever_chains_are_shortened(tmp_path, monkeypatch):
+    def scores(model, *arguments, **options):
+        return {"loss": 1.0, "token_accuracy": 0.5, "exact_match": 1.0, "count": 5}
+
+    monkeypatch.setattr(loop, "teacher_forced", scores)
+
+    def seen(reset: bool) -> float:
+        removal = {"tokens": 4, "smoothing": 1.0, "reset_optimizer": reset}
+        sections = {
+            "task": {"kind": "addition", "format": "column", "max_digits": 2},
+            "model": {"width": 16, "heads": 2, "positions": "block", "layers": "attention*1"},
+            "train": {"steps": 5, "batch": 8, "eval_every": 3, "threads": 1, "chain_removal": removal},
+            "evaluate": {"examples": 5},
+        }
+        folder = tmp_path / str(reset)
+        train(from_dict(RunConfig, sections), folder)
+        (checkpoint,) = (folder / "checkpoints").iterdir()
+        tensors, scalars = read_checkpoint(checkpoint)
+        assert scalars["chain_removed"] == 4  # by the evaluation at 3 steps; the last one takes nothing away
+        return max(float(value) for name, value in tensors.items() if name.startswith("optimizer.step."))
+
+    assert seen(reset=False) == 5
+    assert seen(reset=True) == 2
 
 
 def test_a_file_of_few_problems_is_looked_through_for_a_chain(tmp_path):

@@ -149,6 +149,13 @@ def test_a_shift_that_asks_for_what_is_not_read_yet_is_refused_with_the_reason(t
         ({"objective": "guess"}, "'guess' is not allowed"),
         ({"chain_removal": {"tokens": -1}}, "tokens: expected 0 or more"),
         ({"chain_removal": {"advance_at": 1.5}}, "advance_at"),
+        (
+            {"chain_removal": {"tokens": 2, "most_evaluations": 0}},
+            "most_evaluations: expected 1 or more, or null, got 0",
+        ),
+        ({"chain_removal": {"tokens": 2, "smoothing": -1.0}}, "smoothing: expected 0"),
+        ({"chain_removal": {"smoothing": 4.0}}, "smoothing: given with tokens 0"),
+        ({"chain_removal": {"reset_optimizer": True}}, "reset_optimizer: given with tokens 0"),
     ],
 )
 def test_wrong_objectives_are_refused(options, message):

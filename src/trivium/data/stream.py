@@ -59,6 +59,10 @@ class TrainStream:
         `stage` is that of a curriculum, see `Task`.
         Raises UserError when there are more processes than examples in a batch.
         """
+        return self.task.gather("train", self.indices_of(step, rank, world, stage), stage)
+
+    def indices_of(self, step: int, rank: int = 0, world: int = 1, stage: int = 0) -> np.ndarray:
+        """Return the indices of the problems that `batch` returns for the same arguments."""
         if world > self.batch_examples:
             raise UserError(f"batch: {self.batch_examples} examples cannot be shared among {world} processes")
-        return self.task.gather("train", np.array_split(self.indices(step, stage), world)[rank], stage)
+        return np.array_split(self.indices(step, stage), world)[rank]

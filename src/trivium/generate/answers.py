@@ -26,6 +26,7 @@ from trivium.generate.captured import capture, no_waiting
 from trivium.generate.sampling import device_of, sample, uniforms
 from trivium.mixers.cache import fixed_shapes, known_empty
 from trivium.model.base import LanguageModel
+from trivium.ops.take_greedy import take_greedy
 
 LOOK_EVERY = 4  # passes between questions whether every row has ended
 AHEAD = 4  # such questions that may be open
@@ -185,6 +186,9 @@ class FixedAnswers:
         self._tokens_BN, self._place, self._budgets_B = zeros(rows, columns), zeros(1), zeros(rows)
         self._shares_BN = zeros(rows, columns, dtype=torch.float64) if wanted.probabilities else None
         self._uniform_BN = zeros(rows, columns, dtype=torch.float64) if wanted.temperature else None
+        # Greedy decoding of one token a pass is one operator, which counts each row's place for itself.
+        self._simple = self.per_pass == 1 and not wanted.temperature and not wanted.probabilities
+        self._place_B = zeros(rows if self._simple else 0)
         self._offsets_R = torch.arange(self.per_pass, device=device)
         self._fed_BR, self._added_B, self._read_B = zeros(rows, self.per_pass), zeros(rows), zeros(rows)
         self._done_B, self._num_done = zeros(rows, dtype=torch.bool), zeros(1)
@@ -228,7 +232,7 @@ class FixedAnswers:
             if work is not None:
                 self._run(work, lambda work=work: self.model.settle(self.state, self._read_B, work))
             if (made - 1) % LOOK_EVERY == 0:
-                finished.look(self._num_done)
+                finished.look(torch.sum(self._done_B, dim=0, keepdim=True, out=self._num_done))
 
     def _halved(self) -> "FixedAnswers | None":
         """Return answers of half the rows, made where there are none; None where the device has no room for them."""
@@ -256,7 +260,7 @@ class FixedAnswers:
     def _held(self) -> list[Tensor]:
         """Return all that is kept of rows."""
         kept = (self._tokens_BN, self._shares_BN, self._uniform_BN, self._budgets_B)
-        now = (self._fed_BR, self._added_B, self._read_B, self._done_B)
+        now = (self._fed_BR, self._added_B, self._read_B, self._done_B, self._place_B if self._simple else None)
         return [*self.state.tensors(), *(x for x in (*kept, *now) if x is not None)]
 
     def _read_prompts(self, prompts: Prompts) -> None:
@@ -279,7 +283,7 @@ class FixedAnswers:
                     tokens_BT, self.state, lengths_B if ragged else None, self.per_pass
                 )
             self._tokens_BN.fill_(self.wanted.end_id)
-            self._place.zero_()
+            (self._place_B if self._simple else self._place).zero_()
             torch.lt(self._budgets_B, 1, out=self._done_B)
             self._take(logits_BRV)
 
@@ -306,6 +310,10 @@ class FixedAnswers:
 
     def _take(self, logits_BRV: Tensor) -> None:
         """Choose the tokens of a pass, keep them, and say which rows read them."""
+        if self._simple:
+            kept = self._tokens_BN, self._place_B, self._budgets_B, self._done_B, self._fed_BR[:, 0], self._added_B
+            take_greedy(logits_BRV[:, 0], *kept, self.wanted.end_id)
+            return
         places_R = self._place + self._offsets_R
         uniform_BR = None if self._uniform_BN is None else self._uniform_BN.index_select(1, places_R)
         chosen_BR = _choose(logits_BRV, self.wanted, uniform_BR)
@@ -319,7 +327,6 @@ class FixedAnswers:
         self._added_B.copy_(~self._done_B)
         if self.per_pass > 1:
             self._added_B *= self.per_pass
-        torch.sum(self._done_B, dim=0, keepdim=True, out=self._num_done)
 
     def _run(self, key: Hashable, function: Callable[[], None], repeatable: bool = False) -> None:
         """Run `function`, or what was captured of it; what waits for the device is `repeatable`, or cannot serve."""

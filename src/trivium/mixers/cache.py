@@ -131,13 +131,28 @@ def write(ring_BCHK: Tensor, new_BTHK: Tensor, length_B: Tensor, added_B: Tensor
         return write_one(ring_BCHK, new_BTHK[:, 0], length_B, added_B)
     first = _same_place(length_B, added_B, tokens, slots) if in_place else None
     if first is not None:
-        ring_BCHK[:, first : first + tokens] = new_BTHK
+        _copy(new_BTHK, ring_BCHK[:, first : first + tokens])
         return ring_BCHK
     position_BC = slot_positions(length_B + (tokens if added_B is None else added_B), slots)
     source_BC = position_BC - length_B[:, None]
     index_BCHK = source_BC.clamp(min=0)[:, :, None, None].expand(-1, -1, *ring_BCHK.shape[2:])
     written_BCHK = torch.where((source_BC >= 0)[:, :, None, None], new_BTHK.gather(1, index_BCHK), ring_BCHK)
     return ring_BCHK.copy_(written_BCHK) if in_place else written_BCHK
+
+
+def _copy(source: Tensor, into: Tensor) -> None:
+    """Copy between tensors of one shape and dtype: PyTorch's CUDA kernel for strided ones goes number by number."""
+    source, into = wider(source, into) if source.is_cuda else (source, into)
+    into.copy_(source)
+
+
+def wider(source: Tensor, into: Tensor) -> tuple[Tensor, Tensor]:
+    """Return both as numbers of eight bytes over the same memory, where that can be; else as they are."""
+    ratio = 8 // source.element_size()
+    apart = [*(x for each in (source, into) for x in (each.storage_offset(), *each.stride()[:-1])), source.shape[-1]]
+    if ratio < 2 or any(each % ratio for each in apart) or not source.stride(-1) == into.stride(-1) == 1:
+        return source, into
+    return source.view(torch.int64), into.view(torch.int64)
 
 
 def _same_place(length_B: Tensor, added_B: Tensor | None, tokens: int, slots: int) -> int | None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -99,9 +100,13 @@ class Decoding:
                 f"{self.shift} gives whole answers of {self.answer_tokens} tokens, these have {task.answer_tokens}"
             )
 
-    def view(self, batch: Batch, pad_id: int) -> Batch:
-        """Return `batch` with the chains that are written, and with the targets that the logits are of."""
-        return batch.without_chain(self.chain_removed, pad_id).shifted(self.shift, self.answer_tokens is not None)
+    def view(self, batch: Batch, pad_id: int, more_removed: np.ndarray | int = 0) -> Batch:
+        """Return `batch` with the chains that are written, and with the targets that the logits are of.
+
+        `more_removed`, one for all or one for each row (B,), is taken from the chains beside `chain_removed`.
+        """
+        written = batch.without_chain(self.chain_removed + more_removed, pad_id)
+        return written.shifted(self.shift, self.answer_tokens is not None)
 
 
 def last_places(tokens_BT: Tensor, lengths_B: Tensor | None, count: int) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trivium.ops.feedforward import feedforward
-from trivium.ops.fused_linear import linear_add, norm_linear
+from trivium.ops.fused_linear import norm_feedforward
 from trivium.ops.linear import Linear
 
 FeedForwardKind = Literal["gelu", "gelu_new", "swiglu"]
@@ -34,7 +34,8 @@ class FeedForward(nn.Module):
     """Two linear maps around GELU (exact, or "gelu_new", GPT-2's tanh form), or SwiGLU (arXiv 2002.05202).
 
     `std` and `output_std` are the standard deviations that the two maps start with, `backends` those of the operators
-    feedforward, gelu and linear, and of norm_linear and linear_add where no gradient is wanted on a GPU.
+    feedforward, gelu and linear, and of norm_feedforward, norm_linear and linear_add where no gradient is wanted on a
+    GPU.
     """
 
     def __init__(
@@ -55,7 +56,8 @@ class FeedForward(nn.Module):
             "gelu_backend": chosen.get("gelu", "auto"),
             "linear_backend": products,
         }
-        self.norm_backend, self.add_backend = (chosen.get(name, "auto") for name in ("norm_linear", "linear_add"))
+        self.whole_backend = chosen.get("norm_feedforward", "auto")
+        self.part_backends = chosen.get("norm_linear", "auto"), chosen.get("linear_add", "auto")
         gated = kind == "swiglu"
         self.input = Linear(width, 2 * ff_width if gated else ff_width, bias=not gated, backend=products)
         self.output = Linear(ff_width, width, bias=not gated, backend=products)
@@ -81,5 +83,5 @@ class FeedForward(nn.Module):
         """Return x + self(norm(x)), without gradients."""
         if self.kind == "swiglu" or set(self.backends.values()) != {"auto"}:
             return x + self(norm(x))
-        hidden = norm_linear(x, norm, self.input.weight, self.input.bias, self.kind, backend=self.norm_backend)
-        return linear_add(hidden, self.output.weight, self.output.bias, x, backend=self.add_backend)
+        maps = self.input.weight, self.input.bias, self.output.weight, self.output.bias
+        return norm_feedforward(x, norm, *maps, self.kind, backend=self.whole_backend, parts=self.part_backends)

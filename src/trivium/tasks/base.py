@@ -89,15 +89,17 @@ class Batch:
             None if self.documents_BT is None else self.documents_BT[:, :longest].take(rows, axis=0),
         )
 
-    def without_chain(self, count: int, pad_id: int) -> "Batch":
+    def without_chain(self, count: np.ndarray | int, pad_id: int) -> "Batch":
         """Return the batch whose chains of thought lack their first `count` tokens, brackets not counted.
+
+        A count for each row is an array (B,).
 
         Where no other is left the brackets go too. Needs next-token targets, chains that follow the prompt.
         """
-        if count == 0:
+        if not np.any(count):
             return self
         chain_B = (self.regions_BT == CHAIN).sum(axis=1)
-        gone_B = np.where(count >= chain_B - 2, chain_B, count)
+        gone_B = np.where((count >= chain_B - 2) & (np.asarray(count) > 0), chain_B, count)
         first_B = self.prompt_lengths_B + (gone_B < chain_B)  # the opening bracket stays until the end
         # Column j of what is kept is token j of the whole text, the target of column j - 1.
         place_T = np.arange(self.tokens_BT.shape[1] + 1)

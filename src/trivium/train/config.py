@@ -75,10 +75,23 @@ class ChainRemovalConfig:
     """Tokens taken away at each stage; 0 never shortens a chain."""
     advance_at: float = 0.9
     """Take away more when the teacher-forced exact match is at least this."""
+    most_evaluations: int | None = None
+    """Take away more after this many evaluations of a stage in any case; null waits for the criterion."""
+    smoothing: float = 0.0
+    """Each training problem lacks n more tokens with a probability in proportion to exp(-smoothing * n); 0 never."""
+    reset_optimizer: bool = False
+    """Forget the optimizer's moments whenever more is taken away."""
 
     def __post_init__(self):
         if self.tokens < 0:
             raise UserError(f"tokens: expected 0 or more, got {self.tokens}")
+        if self.most_evaluations is not None and self.most_evaluations < 1:
+            raise UserError(f"most_evaluations: expected 1 or more, or null, got {self.most_evaluations}")
+        if not self.smoothing >= 0:
+            raise UserError(f"smoothing: expected 0 (none) or more, got {self.smoothing}")
+        for name in ("most_evaluations", "smoothing", "reset_optimizer"):
+            if getattr(self, name) and not self.tokens:
+                raise UserError(f"{name}: given with tokens 0, which never shortens a chain")
         if not 0 < self.advance_at <= 1:
             raise UserError(f"advance_at: expected a rate above 0, up to 1, got {self.advance_at}")
 

@@ -8,9 +8,11 @@ import numpy as np
 
 from trivium.config import UserError
 from trivium.tasks.base import Task
+from trivium.tasks.counter_random import key, mix, unit
 from trivium.train.config import ChainRemovalConfig, CurriculumConfig
 from trivium.train.state import Position
 
+_SMOOTHED = key(2405, 14838)  # apart from the words that problems are drawn with
 _log = logging.getLogger("trivium")
 
 
@@ -76,9 +78,20 @@ class Curriculum:
             at.stage, at.stage_evaluations = (following[0] if following else 0), 0
         return {"split": "stage", "stage": stage, **scores, "advanced": advanced, "held": held}
 
-    def shorten_chains(self, at: Position) -> None:
-        """Take more from each chain of thought if the whole task is reached and its last scores are good enough."""
-        if not self.removal.tokens or at.stage or at.chain_removed >= self.task.max_length:
-            return
-        if at.validation is not None and at.validation["exact_match"] >= self.removal.advance_at:
-            at.chain_removed += self.removal.tokens
+    def shorten_chains(self, at: Position) -> bool:
+        """Take more from each chain of thought if the whole task is reached and its last scores are good enough, or
+        have been looked at often enough; say whether more was taken.
+        """
+        if not self.removal.tokens or at.stage or at.chain_removed >= self.task.max_length or at.validation is None:
+            return False
+        at.stage_evaluations += 1
+        good = at.validation["exact_match"] >= self.removal.advance_at
+        if not good and at.stage_evaluations != self.removal.most_evaluations:
+            return False
+        at.chain_removed, at.stage_evaluations = at.chain_removed + self.removal.tokens, 0
+        return True
+
+    def more_removed(self, indices_B: np.ndarray) -> np.ndarray:
+        """Return how many more tokens the chain of each training problem lacks than the stage says."""
+        share_B = unit(mix(indices_B.astype(np.uint64) + _SMOOTHED))
+        return np.floor(-np.log1p(-share_B) / self.removal.smoothing).astype(np.int64)

@@ -31,7 +31,7 @@ from trivium.train.environment import describe_environment, tell_changes
 from trivium.train.groups import grouped, num_weights, set_training
 from trivium.train.memory import keep_freed_memory, peak_bytes, reset_peak
 from trivium.train.mixtures import mixtures_of
-from trivium.train.optim import build_optimizer, set_learning_rates
+from trivium.train.optim import build_optimizer, forget_moments, set_learning_rates
 from trivium.train.precision import Precision, choose_device, choose_precision
 from trivium.train.prepare import prepare
 from trivium.train.pretrained import begin_with_gpt2
@@ -241,7 +241,10 @@ def train(
         clock = time.perf_counter()
         while length.fraction(at.step, spent()) < 1:
             batch = stream.batch(at.step, world.rank, world.size, at.stage)
-            batch = model.decoding.view(batch, task.alphabet.pad_id)
+            more_B: np.ndarray | int = 0
+            if options.chain_removal.smoothing:
+                more_B = curriculum.more_removed(stream.indices_of(at.step, world.rank, world.size, at.stage))
+            batch = model.decoding.view(batch, task.alphabet.pad_id, more_B)
             weights = objective.weights(batch)
             heard = request.signal is not None
             counts = [
@@ -300,8 +303,11 @@ def train(
                 from_first(world, partial(write_row, row))
                 at.row_steps, at.row_tokens, at.row_seconds, at.row_loss = 0, 0, 0.0, 0.0
             if eval_due:
+                removed = at.chain_removed
                 for name, value in from_first(world, validate).items():
                     setattr(at, name, value)
+                if options.chain_removal.reset_optimizer and at.chain_removed > removed:
+                    forget_moments(optimizer)
                 stream.task = made.plateau.mixed(at)
                 model.decoding = replace(model.decoding, chain_removed=at.chain_removed)
             if save_due:

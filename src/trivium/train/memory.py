@@ -28,6 +28,7 @@ def keep_freed_memory() -> bool:
 def reset_peak(device: torch.device) -> None:
     """Begin to count what a run holds on `device`, and give back what an earlier one of this process left there."""
     if device.type == "cuda":
+        torch.cuda.init()  # a process that has asked the device for nothing yet has no counts to reset
         gc.collect()  # models and graphs hold one another in circles
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)

@@ -117,6 +117,14 @@ def set_learning_rates(optimizer: torch.optim.Optimizer, config: TrainConfig, st
     return learning_rate(config, step, fraction)
 
 
+@torch.no_grad()
+def forget_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Let the optimizer begin anew, in the tensors that it has: a captured step reads them."""
+    for state in optimizer.state.values():
+        for value in state.values():
+            value.zero_()
+
+
 def clip_gradients(parameters: list[nn.Parameter], limit: float | None) -> Tensor:
     """Scale the gradients to a global norm of at most `limit`; return the norm before, as a tensor on the device."""
     return nn.utils.clip_grad_norm_(parameters, math.inf if limit is None else limit, foreach=True)

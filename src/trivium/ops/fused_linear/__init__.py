@@ -16,10 +16,12 @@ from trivium.ops import dispatch
 from trivium.ops.gelu import gelu
 from trivium.ops.simplicial import triton_support
 
-__all__ = ["Activation", "is_fused", "linear_add", "norm_linear"]
+__all__ = ["Activation", "is_fused", "linear_add", "norm_feedforward", "norm_linear"]
 
 Activation = Literal["none", "gelu", "gelu_new"]
 WIDEST = 1024  # of which a program holds whole rows
+# What one kernel of a whole feed-forward can: the widths and a divisor of the hidden width; rows from which on it pays.
+FEEDFORWARD_WIDTHS, FEEDFORWARD_HIDDEN, FEEDFORWARD_LEAST = (16, 32, 64, 128, 256), 64, 4096
 
 
 def norm_linear(
@@ -43,6 +45,40 @@ def norm_linear(
 def linear_add(x: Tensor, weight: Tensor, bias: Tensor | None, stream: Tensor, *, backend: str = "auto") -> Tensor:
     """Return stream + x weight^T + bias, a new tensor (..., N); backends as those of `norm_linear`."""
     return dispatch.load("linear_add", backend, x.device.type, _facts(x, weight))(x, weight, bias, stream)
+
+
+def norm_feedforward(
+    x: Tensor,
+    norm: nn.Module,
+    into: Tensor,
+    into_bias: Tensor | None,
+    back: Tensor,
+    back_bias: Tensor | None,
+    activation: Activation,
+    *,
+    backend: str = "auto",
+    parts: tuple[str, str] = ("auto", "auto"),
+) -> Tensor:
+    """Return x + activation(norm(x) into^T + into_bias) back^T + back_bias; into is (F, D), back (D, F).
+
+    Both biases are given or none. Backend "triton" is one kernel, which "auto" takes for many rows; "torch" calls
+    `norm_linear` and `linear_add`, whose backends are `parts`. Raises UserError for one that is missing or cannot.
+    """
+    if backend == "auto" and x.numel() <= FEEDFORWARD_LEAST * x.shape[-1]:
+        backend = "torch"
+    width, hidden = into.shape[1], into.shape[0]
+    fits = (
+        width in FEEDFORWARD_WIDTHS and hidden % FEEDFORWARD_HIDDEN == 0 and (into_bias is None) == (back_bias is None)
+    )
+    more = (
+        ("norm", type(norm).__name__),
+        ("fits", "yes" if fits else "no"),
+        ("parts", "auto" if parts == ("auto", "auto") else "named"),
+    )
+    function = dispatch.load("norm_feedforward", backend, x.device.type, _facts(x, into, *more))
+    if function is _norm_feedforward:
+        return function(x, norm, into, into_bias, back, back_bias, activation, parts)
+    return function(x, norm, into, into_bias, back, back_bias, activation)
 
 
 def is_fused(x: Tensor) -> bool:
@@ -70,6 +106,20 @@ def _linear_add(x: Tensor, weight: Tensor, bias: Tensor | None, stream: Tensor) 
     return stream + functional.linear(x, weight, bias)
 
 
+def _norm_feedforward(
+    x: Tensor,
+    norm: nn.Module,
+    into: Tensor,
+    into_bias: Tensor | None,
+    back: Tensor,
+    back_bias: Tensor | None,
+    activation: Activation,
+    parts: tuple[str, str] = ("auto", "auto"),
+) -> Tensor:
+    hidden = norm_linear(x, norm, into, into_bias, activation, backend=parts[0])
+    return linear_add(hidden, back, back_bias, x, backend=parts[1])
+
+
 def _norm_linear_reference(x: Tensor, norm: Any, weight: Tensor, bias: Tensor | None, activation: Activation) -> Tensor:
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     h = x.to(wide)
@@ -92,6 +142,20 @@ def _linear_add_reference(x: Tensor, weight: Tensor, bias: Tensor | None, stream
     return (stream.to(wide) + y).to(stream.dtype)
 
 
+def _norm_feedforward_reference(
+    x: Tensor,
+    norm: Any,
+    into: Tensor,
+    into_bias: Tensor | None,
+    back: Tensor,
+    back_bias: Tensor | None,
+    activation: Activation,
+) -> Tensor:
+    wide = x.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
+    hidden = _norm_linear_reference(wide, norm, into, into_bias, activation)
+    return _linear_add_reference(hidden, back, back_bias, x)
+
+
 def _refuses(facts: Mapping[str, Any]) -> str | None:
     if facts.get("gradient"):
         return "it has no gradient, and gradients are on"
@@ -106,6 +170,21 @@ def _refuses(facts: Mapping[str, Any]) -> str | None:
     return None
 
 
+def _refuses_feedforward(facts: Mapping[str, Any]) -> str | None:
+    named = _refuses(facts)
+    if named is not None:
+        return named
+    if facts.get("fits", "yes") == "no":
+        return f"its widths are {FEEDFORWARD_WIDTHS}, with a hidden width in steps of {FEEDFORWARD_HIDDEN}"
+    return "norm_linear or linear_add is asked for by name" if facts.get("parts", "auto") == "named" else None
+
+
+def _load_norm_feedforward() -> Callable[..., Tensor]:
+    from trivium.ops.fused_linear.launch import norm_feedforward
+
+    return norm_feedforward
+
+
 def _load_norm_linear() -> Callable[..., Tensor]:
     from trivium.ops.fused_linear.launch import norm_linear
 
@@ -118,9 +197,16 @@ def _load_linear_add() -> Callable[..., Tensor]:
     return linear_add
 
 
-for _name, _reference, _torch, _load in (
-    ("norm_linear", _norm_linear_reference, _norm_linear, _load_norm_linear),
-    ("linear_add", _linear_add_reference, _linear_add, _load_linear_add),
+for _name, _reference, _torch, _load, _no in (
+    ("norm_linear", _norm_linear_reference, _norm_linear, _load_norm_linear, _refuses),
+    ("linear_add", _linear_add_reference, _linear_add, _load_linear_add, _refuses),
+    (
+        "norm_feedforward",
+        _norm_feedforward_reference,
+        _norm_feedforward,
+        _load_norm_feedforward,
+        _refuses_feedforward,
+    ),
 ):
     dispatch.register(_name, "reference", dispatch.Backend(lambda function=_reference: function))
     dispatch.register(
@@ -131,5 +217,5 @@ for _name, _reference, _torch, _load in (
     dispatch.register(
         _name,
         "triton",
-        dispatch.Backend(_load, missing=triton_support.missing, suits=triton_support.suits, refuses=_refuses),
+        dispatch.Backend(_load, missing=triton_support.missing, suits=triton_support.suits, refuses=_no),
     )

@@ -16,6 +16,10 @@ class _Kernels(NamedTuple):
 
     norm_linear: Any = kernels.norm_linear_kernel
     linear_add: Any = kernels.linear_add_kernel
+    norm_feedforward: Any = kernels.norm_feedforward_kernel
+
+
+FEEDFORWARD_ROWS, FEEDFORWARD_PART = 128, 64  # of a program; the part of the hidden numbers that it has at once
 
 
 class Tiles(NamedTuple):
@@ -44,12 +48,14 @@ def norm_linear_tiles(rows: int, inner: int, outer: int, activated: bool = False
     """Return the tiles for (rows, inner) times (inner, outer): few rows are spread by their columns.
 
     A program holds whole rows of both in shared memory. One column tile in one stage was fastest where it was timed (1,
-    12, 1000, 10,000 and 100,000 rows of 256 numbers on an H200); several in more stages were slower and can outgrow
-    that memory. Many rows have wide tiles, so that their norms are computed less often.
+    12, 1000 and 10,000 rows of 256 numbers on an H200); of 100,000 rows a program goes through all columns, in tiles
+    that follow each other in three stages. Others have wide tiles, so that their norms are computed less often.
     """
     padded = _power_of_two(inner)
     if rows <= 256:
         return Tiles(16, 16, padded, 1, 4, 1)
+    if rows > 32768 and padded <= 256:
+        return Tiles(128, 64, padded, _ceil(outer, 64), 8, 3)
     if rows > 4096 and padded <= 256:
         return Tiles(64, 128, padded, 1, 4, 1) if activated else Tiles(128, 256, padded, 1, 8, 1)
     return Tiles(64, 64 if padded <= 512 else 32, padded, 1, 4, 1)
@@ -86,10 +92,48 @@ def _norm_linear(
         BIASED=bias is not None,
         ACTIVATION=activation,
         PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
+        QUICK=_has_tanh(x),
         num_warps=tiles.warps,
         num_stages=tiles.stages,
     )
     return y
+
+
+def _norm_feedforward(
+    x: Tensor,
+    gamma: Tensor,
+    beta: Tensor | None,
+    into: Tensor,
+    into_bias: Tensor | None,
+    back: Tensor,
+    back_bias: Tensor | None,
+    eps: float,
+    activation: int,
+) -> Tensor:
+    rows, inner, hidden = x.numel() // x.shape[-1], x.shape[-1], into.shape[0]
+    y = torch.empty_like(x)
+    if not y.numel():
+        return y
+    biases = (into if into_bias is None else into_bias), (back if back_bias is None else back_bias)
+    _kernels.norm_feedforward[(_ceil(rows, FEEDFORWARD_ROWS),)](
+        *(x, gamma, gamma if beta is None else beta, into, biases[0], back, biases[1], y, rows, eps),
+        D=inner,
+        F=hidden,
+        BM=FEEDFORWARD_ROWS,
+        BF=FEEDFORWARD_PART,
+        CENTRED=beta is not None,
+        BIASED=into_bias is not None,
+        ACTIVATION=activation,
+        QUICK=_has_tanh(x),
+        num_warps=8,
+        num_stages=2,
+    )
+    return y
+
+
+def _has_tanh(x: Tensor) -> bool:
+    """Say whether the chip has a tanh of its own that is as exact as the numbers are kept."""
+    return x.is_cuda and torch.version.hip is None and x.dtype != torch.float32
 
 
 def _linear_add(x: Tensor, weight: Tensor, bias: Tensor | None, stream: Tensor) -> Tensor:
@@ -114,6 +158,7 @@ def _linear_add(x: Tensor, weight: Tensor, bias: Tensor | None, stream: Tensor) 
 
 
 _norm_linear_operator = torch.library.custom_op("trivium::norm_linear", _norm_linear, mutates_args=())
+_norm_feedforward_operator = torch.library.custom_op("trivium::norm_feedforward", _norm_feedforward, mutates_args=())
 _linear_add_operator = torch.library.custom_op("trivium::linear_add", _linear_add, mutates_args=())
 
 
@@ -122,6 +167,11 @@ def _(
     x: Tensor, gamma: Tensor, beta: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, activation: int
 ) -> Tensor:
     return torch.empty(*x.shape[:-1], weight.shape[0], dtype=x.dtype, device=x.device)
+
+
+@_norm_feedforward_operator.register_fake
+def _(x: Tensor, *rest: Any) -> Tensor:
+    return torch.empty_like(x)
 
 
 @_linear_add_operator.register_fake
@@ -148,3 +198,20 @@ def linear_add(x: Tensor, weight: Tensor, bias: Tensor | None, stream: Tensor) -
     """Return stream + x weight^T + bias; arguments as in `ops.fused_linear.linear_add`."""
     _check(x)
     return _linear_add_operator(x.contiguous(), weight.contiguous(), bias, stream.contiguous())
+
+
+def norm_feedforward(
+    x: Tensor,
+    norm: nn.Module,
+    into: Tensor,
+    into_bias: Tensor | None,
+    back: Tensor,
+    back_bias: Tensor | None,
+    activation: Activation,
+) -> Tensor:
+    """Return x + activation(norm(x) into^T + bias) back^T + bias; see `ops.fused_linear.norm_feedforward`."""
+    _check(x)
+    own: Any = norm
+    beta = own.bias if isinstance(norm, nn.LayerNorm) else None
+    maps = into.contiguous(), into_bias, back.contiguous(), back_bias
+    return _norm_feedforward_operator(x.contiguous(), own.weight, beta, *maps, own.eps, _ACTIVATIONS[activation])
