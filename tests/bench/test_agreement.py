@@ -46,6 +46,19 @@ def test_a_wrong_backend_is_off(operator: str, monkeypatch: pytest.MonkeyPatch):
     assert row["distances"]["output"] < 1e-6
 
 
+def test_a_backend_that_gives_no_number_is_off(monkeypatch: pytest.MonkeyPatch):
+    right = OPERATORS["gated_delta_rule"]
+
+    def wrong(*, backend: str, **arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        o, state = right(**arguments, backend=backend)
+        return (o, state) if backend == "reference" else (o, state * torch.nan)
+
+    monkeypatch.setitem(OPERATORS, "gated_delta_rule", wrong)
+    row = Case("gated_delta_rule", 5, "float32", False).compare("torch", "cpu")
+    assert not row["agrees"]
+    assert "OFF, state by nan" in agreement._told(row)
+
+
 def test_what_a_kernel_raises_is_told_in_its_row(monkeypatch: pytest.MonkeyPatch):
     def broken(**_: Any) -> None:
         raise RuntimeError("no such instruction")

@@ -178,6 +178,26 @@ def test_rows_that_go_on_move_together_and_get_the_same(name: str, monkeypatch: 
     check_halving(name, "fixed", monkeypatch)
 
 
+def test_rows_stay_together_and_it_is_said_where_half_of_them_find_no_memory(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    def no_memory(*_: Any) -> None:
+        raise torch.OutOfMemoryError("no memory")
+
+    for constant in ("NARROWEST", "WORTHWHILE", "LOOK_EVERY"):
+        monkeypatch.setattr(answers, constant, 1)
+    model, found = build("attention 0"), []
+    for kind in ("eager", "fixed"):
+        monkeypatch.setattr("trivium.generate.engine.served_at_once", lambda device, kind=kind: kind != "eager")
+        monkeypatch.setattr(answers, "FixedAnswers", no_memory)
+        asked = [row[: 3 + 5 * (place % 2)] for place, row in enumerate(prompts([8] * 13, seed=2).tolist())]
+        found.append(Generator(model, end_id=end_early(model), max_new_tokens=40, batch=8)(asked))
+    assert [one.tokens for one in found[0]] == [one.tokens for one in found[1]]
+    assert [record.message for record in caplog.records] == [
+        "rows that go on stay among all 8: no memory for half of them"
+    ]
+
+
 @on_gpu
 @pytest.mark.parametrize("name", HALVED)
 def test_captured_steps_of_rows_that_go_on_give_the_same(name: str, monkeypatch: pytest.MonkeyPatch):

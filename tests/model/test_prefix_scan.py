@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from trivium.config import UserError, from_dict, to_dict
+from trivium.config import UserError, config_hash, from_dict, results_only, to_dict
 from trivium.mixers import cache
 from trivium.model import aggregator
 from trivium.model.base import ModelConfig, ModelContext
@@ -305,6 +305,11 @@ def test_the_feed_forward_width_brings_the_model_to_a_wanted_size():
     target = 1.5 * config.flops_per_token(CONTEXT, 30)
     by_flops = match(config, CONTEXT, flops=target, length=30)
     assert by_flops.flops_per_token(CONTEXT, 30) == pytest.approx(target, rel=0.01)
+
+
+def test_runs_from_before_encoded_tokens_could_be_normalised_keep_their_names():
+    assert "normed" not in results_only(PrefixScanConfig(chunk=2))
+    assert config_hash(PrefixScanConfig(normed=True)) != config_hash(PrefixScanConfig())
 
 
 @torch.no_grad()

@@ -88,6 +88,11 @@ def test_offsets_on_another_device_are_refused():
         simplicial_attention(*inputs, window1=3, window2=2, documents=torch.zeros(3, dtype=torch.int64, device="meta"))
 
 
+def test_offsets_of_rows_without_tokens_are_checked_too():
+    with pytest.raises(ValueError, match="offsets: 5, then 0; each is larger"):
+        document_ids(torch.tensor([0, 5, 0]), 0)
+
+
 def test_what_is_compiled_asks_for_ids(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     with pytest.raises(ValueError, match=r"the host cannot read them under torch\.compile.*give ids"):

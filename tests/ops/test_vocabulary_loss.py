@@ -48,7 +48,7 @@ def run() -> Iterator[Any]:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_the_kernel_gives_the_loss_and_gradients_of_the_formula(run: Any, shape: tuple[int, int, int]):
     errors = run(cases.loss_errors, *shape)
-    assert max(errors.values()) < 1e-5, errors
+    assert all(error < 1e-5 for error in errors.values()), errors
 
 
 LOW_CASES = [("torch", (64, 32, 4096))]
@@ -63,7 +63,7 @@ def test_in_bfloat16_only_what_rounding_the_logits_does_is_lost(backend: str, sh
     assert all(mine[name] < 1.02 * plain[name] for name in ("x", "weight")), (mine, plain)
     assert mine["loss"] < 5e-4, mine  # a mean of roundings, which fall out differently in each product
     errors = cases.loss_errors(*shape, torch.bfloat16, backend, spread=1.0)
-    assert max(errors.values()) < 3e-3, errors
+    assert all(error < 3e-3 for error in errors.values()), errors
 
 
 @pytest.mark.parametrize("frozen", [0, 1], ids=["x", "weight"])

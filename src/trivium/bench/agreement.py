@@ -7,6 +7,7 @@ one another. Run with ``python -m trivium.bench.agreement --help``; it ends with
 import argparse
 import itertools
 import json
+import math
 import multiprocessing
 import shlex
 import sys
@@ -141,7 +142,7 @@ class Case:
             why = refusal(self.operator, dtype, backend, device)
             found["gradients"] = why or "compared"
             far = distances(self.operator, self.tokens, dtype, self.packed, backend, device, why is None)
-            found |= {"agrees": max(far.values()) <= TOLERANCE[dtype], "distances": far}
+            found |= {"agrees": all(distance <= TOLERANCE[dtype] for distance in far.values()), "distances": far}
         except UserError:
             raise
         except Exception as error:  # a compiler's or a kernel's
@@ -202,9 +203,10 @@ def _told(row: dict[str, Any]) -> str:
     case = f"{row['operator']} {row['tokens']} {row['dtype']}{' packed' if row['packed'] else ''}"
     if "error" in row:
         return f"{case}: {row['error']}"
-    worst = max(row["distances"], key=lambda name: row["distances"][name])
+    far = row["distances"]
+    worst = max(far, key=lambda name: (math.isnan(far[name]), far[name]))
     said = "agrees" if row["agrees"] else "OFF"
-    return f"{case}: {said}, {worst} by {row['distances'][worst]:.2e}, {row['seconds']:.0f} s"
+    return f"{case}: {said}, {worst} by {far[worst]:.2e}, {row['seconds']:.0f} s"
 
 
 if __name__ == "__main__":

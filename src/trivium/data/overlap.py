@@ -14,7 +14,7 @@ _FRACTION = re.compile(r"\\[dtc]frac")
 
 
 def signature(problem: str) -> str:
-    """Return a problem in one way of writing; two that differ in a word, a number or a sign differ in it too."""
+    """Return a problem in one way of writing, without blanks and capitals: "1 2" and "12" are the same in it."""
     return _FRACTION.sub(r"\\frac", _NOTHING.sub("", problem)).casefold()
 
 

@@ -242,6 +242,7 @@ class FixedAnswers:
                 self._half = FixedAnswers(self.model, self.wanted, *sizes, self.mode)
             except torch.OutOfMemoryError:
                 self._narrows = False
+                _log.warning("rows that go on stay among all %d: no memory for half of them", self.rows)
         return self._half
 
     def _move_to(self, half: "FixedAnswers", made: int, num_passes: int) -> None:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trivium.config import knob
 from trivium.mixers import cache
 from trivium.mixers.base import MIXERS, MixerConfig, MixerContext, State
 from trivium.model import aggregator, feedforward
@@ -58,7 +59,7 @@ class PrefixScanConfig(ModelConfig):
     """Mixer of each layer of the predictor: name(option=value, ...)*count + ..."""
     positions: ChunkPositions = "chunk"
     """Number tokens from the start of their chunk, which serves words of any length, or (absolute) of the sequence."""
-    normed: bool = False
+    normed: bool = knob(False, affects_results="unless_default")
     """Normalise what a chunk's tokens become, as every summary is: the aggregator then reads like at every level."""
     feedforward: FeedForwardKind = "gelu"
     """Feed-forward of each block: gelu, gelu_new (GPT-2's tanh form) or swiglu."""

@@ -29,9 +29,11 @@ def document_ids(offsets: Tensor, tokens: int, rows: int = 1) -> Tensor:
     if not found or found[0] != 0 or found[-1] != every:
         ends = f"from {found[0]} to {found[-1]}" if found else "none"
         raise ValueError(f"offsets: {ends}; they go from 0 to {every}, the tokens of {rows} rows of {tokens}")
-    for n, (first, after) in enumerate(itertools.pairwise(found)):
+    pairs = list(itertools.pairwise(found))
+    for first, after in pairs:
         if after <= first:
             raise ValueError(f"offsets: {first}, then {after}; each is larger than the one before")
+    for n, (first, after) in enumerate(pairs):
         if first // tokens != (after - 1) // tokens:
             raise ValueError(
                 f"offsets: document {n} holds the tokens {first} to {after - 1} of rows of {tokens}; "

@@ -44,9 +44,8 @@ def prepare(config: RunConfig, processes: int = 1) -> Prepared:
     A study asks this before it starts a single run, so that a mistake ends it at once.
     """
     options = config.train
-    dispatch.check_present(
-        getattr(config.model, "backends", {})
-    )  # one that training never calls would be missed when it is over
+    # One that training never calls would be missed when it is over.
+    dispatch.check_present(getattr(config.model, "backends", {}))
     task = config.task.build()
     context = model_context(task, config.model, config.evaluate.longest)
     batch = options.batch_examples(task.max_length - 1)
