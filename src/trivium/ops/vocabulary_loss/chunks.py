@@ -33,13 +33,16 @@ def chunked(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, weights_N: Tenso
 def _compute(
     x: Tensor, weight: Tensor, targets: Tensor, weights: Tensor, kernel: str, wants_x: bool, wants_weight: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the loss and its gradients for x and for the weight, empty where they are not wanted."""
+    """Return the loss and its gradients for x and for the weight, empty where they are not wanted.
+
+    They are wide: what the loss is multiplied by afterwards must meet them before they are rounded.
+    """
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     symbols = len(weight)
     with torch.autocast(x.device.type, enabled=False):
         weight_UD = pad(weight, (0, 0, 0, -symbols % MULTIPLE))
         loss = torch.zeros((), dtype=wide, device=x.device)
-        dx = torch.empty_like(x) if wants_x else x.new_empty(0)
+        dx: list[Tensor] = []
         dweight_UD = torch.zeros(weight_UD.shape, dtype=wide, device=x.device) if wants_weight else None
         for start in range(0, len(x), _rows(x, len(weight_UD))):
             rows = slice(start, start + _rows(x, len(weight_UD)))
@@ -47,16 +50,27 @@ def _compute(
             function = _by_kernel if kernel == "triton" else _by_torch
             loss += function(logits_MU, targets[rows], weights[rows], symbols, wants_x or wants_weight)
             if wants_x:
-                torch.mm(logits_MU, weight_UD, out=dx[rows])
+                dx.append(_product(logits_MU, weight_UD))
             if dweight_UD is not None:
                 dweight_UD += _wide_product(logits_MU.T, x[rows])
-        dweight = x.new_empty(0) if dweight_UD is None else dweight_UD[:symbols].to(weight.dtype)
-        return loss, dx, dweight.contiguous()
+        none = torch.empty(0, dtype=wide, device=x.device)
+        # An operator's outputs may not share memory, with each other or with what it was given.
+        dweight = none if dweight_UD is None else dweight_UD[:symbols]
+        dx_ND = (dx[0] if len(dx) == 1 else torch.cat(dx)) if dx else torch.empty_like(x, dtype=wide)
+        return loss, dx_ND if wants_x else none.clone(), dweight.contiguous()
 
 
 def _rows(x: Tensor, padded: int) -> int:
     size = CHUNK_BYTES if x.device.type == "cuda" else CHUNK_BYTES_CPU
     return max(1, size // (padded * x.dtype.itemsize) // CHUNK_ROWS) * CHUNK_ROWS
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """Return a @ b in float32 where the operands are narrower: rounded once on a processor, whose narrow products are
+    far faster than those of the operands made wide."""
+    if a.device.type == "cpu" and a.dtype not in (torch.float32, torch.float64):
+        return (a @ b).float()
+    return _wide_product(a, b)
 
 
 def _wide_product(a: Tensor, b: Tensor) -> Tensor:
@@ -101,14 +115,14 @@ def _(
     loss = torch.empty((), dtype=wide, device=x.device)
     return (
         loss,
-        torch.empty_like(x) if wants_x else x.new_empty(0),
-        torch.empty_like(weight) if wants_weight else x.new_empty(0),
+        torch.empty(x.shape if wants_x else (0,), dtype=wide, device=x.device),
+        torch.empty(weight.shape if wants_weight else (0,), dtype=wide, device=x.device),
     )
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     _, dx, dweight = output
-    ctx.wants = inputs[5:]
+    ctx.wants, ctx.dtypes = inputs[5:], (inputs[0].dtype, inputs[1].dtype)
     ctx.save_for_backward(dx, dweight)
     ctx.mark_non_differentiable(dx, dweight)
 
@@ -116,7 +130,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 def _gradients(ctx: Any, dloss: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     dx, dweight = ctx.saved_tensors
     scaled = [
-        (each * dloss).to(each.dtype) if wanted else None for each, wanted in zip((dx, dweight), ctx.wants, strict=True)
+        (each * dloss).to(dtype) if wanted else None
+        for each, wanted, dtype in zip((dx, dweight), ctx.wants, ctx.dtypes, strict=True)
     ]
     return *scaled, None, None, None, None, None
 
