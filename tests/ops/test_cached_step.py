@@ -35,7 +35,7 @@ def test_a_step_of_a_program_for_each_head_equals_the_formula_and_counts_each_to
     run: Callable[..., Any], shape: tuple[Any, ...]
 ):
     errors = run(fused_cases.step_errors_by_head, *shape, torch.float32, "triton")
-    assert max(errors.values()) < 1e-5, errors
+    assert all(error < 1e-5 for error in errors.values()), errors
 
 
 @pytest.mark.skipif(not triton_cases.GPU, reason="needs a GPU")
@@ -46,7 +46,7 @@ def test_many_rows_on_a_gpu_have_a_program_for_each_head(rows: int):
     assert triton_step.by_head(rows, 15, 64)
     for shape in ((rows, 15, 4, 4, 64, True), (rows, 40, 6, 3, 80, False)):
         errors = fused_cases.step_errors(*shape, torch.bfloat16, "triton")
-        assert max(errors.values()) < 1e-2, errors
+        assert all(error < 1e-2 for error in errors.values()), errors
         assert errors["length"] == 0
 
 
