@@ -17,7 +17,7 @@ from trivium.ops.simplicial import triton_support as support
 
 LONGEST = 1024  # slots that one program of a row goes through
 # In 16 bits PyTorch's kernels are faster from here on: on an H200, 440 rows that use 300 of 513 slots take them 192 us
-# and this one 307 us, where in float32 it is 1,138 us and 180 us.
+# and this one 307 us, where in float32 it is 1,138 us and 180 us (benchmarks/results/scoring_gsm8k.json).
 LONG = 128
 _ROOM = 4096  # numbers of one slot, all heads, of which a program holds a tile
 
