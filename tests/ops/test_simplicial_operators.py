@@ -208,3 +208,15 @@ def test_hopper_launches_give_kernels_all_they_take(heads: int, dtype: torch.dty
         hopper_decode_launch.run(*rings, 0.125)
         name, grid, given = launches.pop()
         assert (name, grid, given["slots1"], given["slots2"]) == ("decode", (4,), 64, 32)
+
+
+def test_registers_are_bounded_for_the_plain_form_of_width_32_and_on_nvidia_alone(monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("triton")
+    from trivium.ops.simplicial.triton_launch import tiles_for
+
+    sizes: dict[str, Any] = {"group": 1, "short": 16, "wide": False}
+    assert tiles_for("rows", width=32, plain=True, **sizes).options["maxnreg"] == 168
+    assert "maxnreg" not in tiles_for("rows", width=32, **sizes).options
+    assert "maxnreg" not in tiles_for("rows", width=64, plain=True, **sizes).options
+    monkeypatch.setattr(torch.version, "hip", "6.0")
+    assert "maxnreg" not in tiles_for("rows", width=32, plain=True, **sizes).options

@@ -24,7 +24,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from trivium.ops.simplicial.hopper_tiles import agree, agreement, bring, masked, ring, rows_layout, told, weigh
+from trivium.ops.simplicial.hopper_tiles import agree, agreement, bring, inverse, masked, ring, rows_layout, told, weigh
 
 ROWS = gl.constexpr(64)  # rows of one warpgroup's tile
 
@@ -196,9 +196,8 @@ def _attend(
             top_G = gl.where(top_G == -float("inf"), 0.0, top_G)
             weight_GW = gl.exp2(m_GW - gl.expand_dims(top_G, 1))
         sum_G = gl.sum(weight_GW * total.reshape([NH, W]), 1)
-        if not FAST:
-            sum_G = gl.where(sum_G > 0, sum_G, 1.0)
-        share_GW = weight_GW / gl.expand_dims(sum_G, 1)
+        inverse_G = inverse(sum_G) if FAST else 1.0 / gl.where(sum_G > 0, sum_G, 1.0)
+        share_GW = weight_GW * gl.expand_dims(inverse_G, 1)
         share = gl.convert_layout(share_GW.reshape([ROWS]), LO)
         if FAST:  # a NaN is in no range
             within = (share > SMALLEST) & (share < 1 / SMALLEST)
@@ -244,7 +243,7 @@ def _consume(
 @gluon.jit
 def decode(
     q_ptr, k2_ptr, v2_ptr, k1_desc, v1_desc, o_ptr, lengths, flags,
-    steps, each, HB, heads, kv_heads, slots1, slots2, scale,
+    steps, each, HB: gl.constexpr, heads, kv_heads, slots1, slots2, scale,
     NH: gl.constexpr, W: gl.constexpr, K_STAGES: gl.constexpr, V_STAGES: gl.constexpr,
     LIMIT: gl.constexpr, REGISTERS: gl.constexpr,
 ):  # fmt: skip

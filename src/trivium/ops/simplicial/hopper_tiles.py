@@ -93,7 +93,7 @@ def masked(s, start, low, i_row, window1, MASK: gl.constexpr, S: gl.constexpr):
 
 @gluon.jit
 def inverse(x):
-    """Return 1 / x in one instruction, for x between the largest powers of two; what is smaller gives infinity."""
+    """Return 1 / x in one instruction, for x from 2^-126 to 2^126; a smaller x gives infinity, a larger one 0."""
     return gl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], gl.float32, True, 1)
 
 
