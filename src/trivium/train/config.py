@@ -75,11 +75,11 @@ class ChainRemovalConfig:
     """Tokens taken away at each stage; 0 never shortens a chain."""
     advance_at: float = 0.9
     """Take away more when the teacher-forced exact match is at least this."""
-    most_evaluations: int | None = None
+    most_evaluations: int | None = knob(None, affects_results="unless_default")
     """Take away more after this many evaluations of a stage in any case; null waits for the criterion."""
-    smoothing: float = 0.0
+    smoothing: float = knob(0.0, affects_results="unless_default")
     """Each training problem lacks n more tokens with a probability in proportion to exp(-smoothing * n); 0 never."""
-    reset_optimizer: bool = False
+    reset_optimizer: bool = knob(False, affects_results="unless_default")
     """Forget the optimizer's moments whenever more is taken away."""
 
     def __post_init__(self):
