@@ -61,7 +61,7 @@ def _refuses(facts: Mapping[str, Any]) -> str | None:
 
 
 def _load_triton() -> Callable[..., None]:
-    from trivium.ops.take_greedy_triton import by_triton
+    from trivium.ops.take_greedy.kernels import by_triton
 
     return by_triton
 
