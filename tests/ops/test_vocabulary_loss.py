@@ -61,6 +61,8 @@ def test_in_bfloat16_only_what_rounding_the_logits_does_is_lost(backend: str, sh
     """Logits of a standard deviation of 8 lose up to 1.5 % of the gradient to their rounding, whoever rounds them."""
     mine, plain = (cases.loss_errors(*shape, torch.bfloat16, name) for name in (backend, "reference"))
     assert all(mine[name] < 1.02 * plain[name] for name in ("x", "weight")), (mine, plain)
+    if shape == (64, 32, 4096):
+        assert all(error < 1e-2 for error in mine.values()), mine
     assert mine["loss"] < 5e-4, mine  # a mean of roundings, which fall out differently in each product
     errors = cases.loss_errors(*shape, torch.bfloat16, backend, spread=1.0)
     assert all(error < 3e-3 for error in errors.values()), errors
