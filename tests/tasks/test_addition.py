@@ -166,22 +166,6 @@ def test_numbers_of_two_hundred_digits_are_added_exactly():
         assert int(a[::-1]) + int(b[::-1]) == int(example.answer.removesuffix("<end>")[::-1])
 
 
-@pytest.mark.parametrize("config", AdditionConfig.examples(), ids=repr)
-def test_problems_written_many_at_once_are_those_written_one_by_one(config):
-    task, indices = config.build(), np.arange(3, 43)
-    assert task.examples("test", indices) == [task.example("test", int(index)) for index in indices]
-
-
-def test_problems_that_a_search_found_are_drawn_alike_without_it():
-    config = AdditionConfig(format="column", stratify="carry", max_digits=4)
-    task, fresh = config.build(), config.build()
-    found = task.distinct("test", 300)
-    for indices in (found, found[7:9], np.array([*found[:3], found[-1] + 1]), found[::-1]):
-        assert task.examples("test", indices) == fresh.examples("test", indices)
-        assert np.array_equal(task.gather("test", indices).tokens_BT, fresh.gather("test", indices).tokens_BT)
-    assert task.examples("validation", found) == fresh.examples("validation", found)
-
-
 def test_readable_turns_reversed_numbers_round():
     task = AdditionConfig(format="reversed").build()
     assert task.readable("99+12=021<end>") == "99+21=120<end>"

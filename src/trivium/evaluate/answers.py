@@ -276,7 +276,7 @@ def _answer(
         model,
         prompts,
         end_id=alphabet.end_id,
-        max_new_tokens=max(task.max_length, *map(len, map(alphabet.encode, {example.answer for example in examples}))),
+        max_new_tokens=max(task.max_length, *(len(alphabet.encode(example.answer)) for example in examples)),
         temperature=temperature,
         seed=seed,
         batch=config.batch,

@@ -11,7 +11,7 @@ import numpy as np
 
 from trivium.config import UserError
 from trivium.tasks import addition_chains
-from trivium.tasks.addition_arrays import Encoder, Problems, joined
+from trivium.tasks.addition_arrays import Encoder, Problems
 from trivium.tasks.addition_formats import END, NOOP, Format, Notation, columns_of
 from trivium.tasks.addition_sampling import SMALLEST_FRACTION, Space, check_splits, draw
 from trivium.tasks.answers import THINK, chain_regions
@@ -20,7 +20,6 @@ from trivium.tasks.base import TASKS, Batch, Example, Split, Step, Task, TaskCon
 # Small batches that follow each other are cut from a block of problems: numpy's overhead is by the call.
 BLOCK = 4096
 BLOCK_TOKENS = 2**20
-KEPT_BYTES = 2**26  # of the digits of problems that are kept to be read again
 
 
 @TASKS.register("addition")
@@ -173,7 +172,6 @@ class Addition(Task):
         if config.zero_pad and not self.notation.has_chain:
             self.answer_tokens = self.notation.answer_width(config.max_digits)
         self._encoder = Encoder(self.notation, config.max_digits)
-        self._found: tuple[Split, np.ndarray, Problems, np.ndarray] | None = None  # by `distinct`
         self._block_rows = min(BLOCK, BLOCK_TOKENS // self.max_length)
         self._last: tuple[Split, int] | None = None  # split and first index of the last batch
         self._block: tuple[tuple[Split, int], Batch] | None = None
@@ -225,28 +223,15 @@ class Addition(Task):
         return Example(self.notation.write_prompt(operands), self.notation.write_answer(operands), tags)
 
     def example(self, split: Split, index: int, stage: int = 0) -> Example:
-        if stage:
-            return self.staged(stage).example(split, index)
-        return self.example_of(self._draw(split, np.array([index]))[0].operands(0))
+        return self.examples(split, np.array([index]), stage)[0]
 
     def examples(self, split: Split, indices: np.ndarray, stage: int = 0) -> list[Example]:
         if stage:
             return self.staged(stage).examples(split, indices)
         problems = self._draw(split, np.asarray(indices))[0]
-        names = ["digits", "carries", "longest_carry_chain"]
-        columns = [problems.widths.tolist(), problems.carries().tolist(), problems.longest_chains().tolist()]
-        if self.config.operands > 2:
-            names, columns = [*names, "operands"], [*columns, [self.config.operands] * len(indices)]
-        rows = zip(*self._encoder.texts(problems), zip(*columns, strict=True), strict=True)
-        return [Example(prompt, answer, dict(zip(names, tags, strict=True))) for prompt, answer, tags in rows]
+        return [self.example_of(problems.operands(row)) for row in range(len(indices))]
 
     def _draw(self, split: Split, indices_B: np.ndarray) -> tuple[Problems, np.ndarray]:
-        """Return the problems and their hashes; those that `distinct` has just found are not drawn again."""
-        if self._found is not None and self._found[0] == split and len(indices_B):
-            _, known, problems, hashes = self._found
-            places_B = np.minimum(np.searchsorted(known, indices_B), len(known) - 1)
-            if (known[places_B] == indices_B).all():
-                return problems.rows(places_B), hashes[places_B]
         return draw(self.config.space, self.config.seed, split, indices_B)
 
     def gather(self, split: Split, indices: np.ndarray, stage: int = 0) -> Batch:
@@ -281,14 +266,13 @@ class Addition(Task):
         size = self.size(split)
         chosen = np.zeros(0, dtype=np.int64)
         hashes = np.zeros(0, dtype=np.uint64)
-        parts: list[Problems] = []
         start, last = 0, -1  # last: index of the newest problem found
         while len(chosen) < count and (size is None or start < size):
-            stop = start + max(1024, (count - len(chosen)) * 9 // 8)
+            stop = start + max(1024, 2 * (count - len(chosen)))
             indices = np.arange(start, stop if size is None else min(stop, size))
             # Two problems of one 64-bit hash would count as one: 100,000 problems lose one with a chance of 3e-10.
             known = len(hashes)
-            problems, drawn = draw(self.config.space, self.config.seed, split, indices)
+            drawn = self._draw(split, indices)[1]
             _, first = np.unique(np.concatenate([hashes, drawn]), return_index=True)
             new = np.sort(first[first >= known]) - known
             # As Task.distinct: after 1000 + 20 * found draws without a new problem the search is over.
@@ -296,17 +280,13 @@ class Addition(Task):
             over = np.flatnonzero(gaps >= 1000 + 20 * (len(chosen) + np.arange(len(new))))
             if len(over):
                 new = new[: over[0]]
-            new = new[: count - len(chosen)]
             chosen = np.concatenate([chosen, indices[new]])
             hashes = np.concatenate([hashes, drawn[new]])
-            parts.append(problems.rows(new))
             last = int(chosen[-1]) if len(chosen) else -1
             start = int(indices[-1]) + 1
             if len(over) or start - 1 - last >= 1000 + 20 * len(chosen):
                 break
-        if 0 < sum(part.digits_NKB.nbytes for part in parts) <= KEPT_BYTES:
-            self._found = split, chosen, joined(parts), hashes
-        return chosen
+        return chosen[:count]
 
     def operands_of(self, example: Example) -> list[int]:
         """Return the operands that the prompt of `example` gives; a half problem has fewer than the task."""

@@ -4,7 +4,6 @@ Shapes: B problems, K operands, N digit places, M answer places, S slots of a ro
 Place 0 is the least significant. Digits and not values are stored, so that numbers may have hundreds of digits.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -29,10 +28,6 @@ class Problems:
         """Return the operands of one problem as Python integers."""
         return [number_of(digits.tolist(), self.base) for digits in self.digits_NKB[:, :, row].T]
 
-    def rows(self, rows_B: np.ndarray) -> "Problems":
-        """Return some of the problems."""
-        return Problems(self.base, self.digits_NKB.take(rows_B, axis=2), self.counts_KB.take(rows_B, axis=1))
-
     @cached_property
     def columns(self) -> tuple[np.ndarray, np.ndarray]:
         """The digit sums with the carry that came in, and the carries out, of each column: (N, B) int16 each."""
@@ -50,11 +45,6 @@ class Problems:
         """Digits of each problem's longest operand."""
         return self.counts_KB.max(axis=0)
 
-    def carries(self) -> np.ndarray:
-        """Return how many columns of the operands have a carry out."""
-        _, carries_NB = self.columns
-        return ((carries_NB > 0) & (np.arange(len(carries_NB))[:, None] < self.widths)).sum(axis=0)
-
     def longest_chains(self) -> np.ndarray:
         """Return the longest run of consecutive columns of the operands with a carry out."""
         _, carries_NB = self.columns
@@ -64,12 +54,6 @@ class Problems:
             run_B = np.where((carries_B > 0) & (place < self.widths), run_B + np.int16(1), np.int16(0))
             np.maximum(longest_B, run_B, out=longest_B)
         return longest_B
-
-
-def joined(parts: Sequence[Problems]) -> Problems:
-    """Return the problems of all `parts`, of one base and as many places, one after the other."""
-    digits_NKB = np.concatenate([part.digits_NKB for part in parts], axis=2)
-    return Problems(parts[0].base, digits_NKB, np.concatenate([part.counts_KB for part in parts], axis=1))
 
 
 def answer_digits(problems: Problems, places: int) -> tuple[np.ndarray, np.ndarray]:
@@ -180,16 +164,6 @@ class Encoder:
             written = self._operands(problems, least_first=True)
             return [self._symbol(THINK, rows), *written, equals, sums, self._symbol(THINK_END, rows)]
         return []
-
-    def texts(self, problems: Problems) -> tuple[list[str], list[str]]:
-        """Return the prompts and the answers of `problems`, end symbols included."""
-        batch, alphabet = self.encode(problems), self.notation.alphabet
-        ids_BT = np.concatenate((batch.tokens_BT[:, :1], batch.targets_BT), axis=1)
-        prompts_B, totals_B = batch.prompt_lengths_B, batch.lengths_B + 1
-        return (
-            alphabet.decode_rows(ids_BT, np.zeros_like(prompts_B), prompts_B),
-            alphabet.decode_rows(ids_BT, prompts_B, totals_B),
-        )
 
     def encode(self, problems: Problems) -> Batch:
         """Return the batch of `problems`."""

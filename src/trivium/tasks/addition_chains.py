@@ -48,10 +48,8 @@ def _is_true(notation: Notation, step: str) -> bool:
 def steps(notation: Notation, text: str) -> list[Step]:
     """Return the steps of the chain in `text`, also of one that was cut off; [] where there is none."""
     _, opening, chain = text.partition(THINK)
-    if not opening:
-        return []
     chain = strip_end(notation.alphabet, chain.partition(THINK_END)[0])[0]
-    if not notation.has_chain or not chain:
+    if not opening or not notation.has_chain or not chain:
         return []
     parts = chain.split(notation.separator) if notation.format == "column" else [chain]
     return [Step(part, _is_true(notation, part)) for part in parts]

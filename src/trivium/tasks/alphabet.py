@@ -10,7 +10,6 @@ from trivium.registry import UserError
 
 LARGE = 200  # symbols of an alphabet that is read by looking symbols up
 SHOWN = 100  # symbols that an error lists
-STAND_IN = 0xF0000  # the first code point of a plane for private use
 
 
 @dataclass(frozen=True)
@@ -64,10 +63,6 @@ class Alphabet:
 
         Raises UserError naming the first character that is outside the alphabet.
         """
-        try:
-            return [self._alone[character] for character in text]
-        except KeyError:
-            pass
         ids, place = [], 0
         while place < len(text):
             symbol = self._symbol_at(text, place)
@@ -96,32 +91,6 @@ class Alphabet:
     def _sizes(self) -> list[int]:
         return sorted({len(symbol) for symbol in self.symbols}, reverse=True)
 
-    @cached_property
-    def _alone(self) -> dict[str, int]:
-        """The ids of characters that are symbols and begin no longer one."""
-        begun = {symbol[0] for symbol in self.symbols if len(symbol) > 1}
-        return {symbol: index for symbol, index in self._ids.items() if len(symbol) == 1 and symbol not in begun}
-
     def decode(self, ids: list[int] | np.ndarray) -> str:
         """Return the text of token ids, specials written out."""
-        return "".join(map(self.symbols.__getitem__, ids.tolist() if isinstance(ids, np.ndarray) else ids))
-
-    def decode_rows(self, ids_BT: np.ndarray, starts_B: np.ndarray, ends_B: np.ndarray) -> list[str]:
-        """Return for each row what `decode` does of its token ids from place `starts_B` to before `ends_B`."""
-        widest = int((ends_B - starts_B).max(initial=0))
-        if not widest:
-            return [""] * len(ids_BT)
-        places_BT = starts_B[:, None] + np.arange(widest)
-        codes_BT = self._codes[np.take_along_axis(ids_BT, np.minimum(places_BT, ids_BT.shape[1] - 1), axis=1)]
-        codes_BT[places_BT >= ends_B[:, None]] = 0  # numpy's texts end where only zeros follow
-        texts = codes_BT.view(f"<U{widest}")[:, 0].tolist()
-        for index, symbol in enumerate(self.symbols):
-            if len(symbol) > 1:
-                texts = [text.replace(chr(STAND_IN + index), symbol) for text in texts]
-        return texts
-
-    @cached_property
-    def _codes(self) -> np.ndarray:
-        """A code point (uint32) for each id: its symbol's own, or for a longer symbol one that no text uses."""
-        codes = [ord(symbol) if len(symbol) == 1 else STAND_IN + index for index, symbol in enumerate(self.symbols)]
-        return np.array(codes, dtype=np.uint32)
+        return "".join(self.symbols[int(index)] for index in ids)
