@@ -156,6 +156,7 @@ def check_distinct_problems_differ(task: Task) -> None:
         assert len({task.canonical(example) for example in examples}) == len(indices)
         assert (np.diff(indices) > 0).all()
         assert indices.tolist() == Task.distinct(task, split, COUNT).tolist()
+        assert task.examples(split, indices) == task.config.build().examples(split, indices), "what is kept is the same"
 
 
 def check_every_problem_has_the_same_tags(task: Task) -> None:
@@ -165,6 +166,22 @@ def check_every_problem_has_the_same_tags(task: Task) -> None:
         assert all(
             isinstance(value, int | str) for example in examples_of(task, split) for value in example.tags.values()
         )
+
+
+def check_tag_values_are_those_of_the_examples(task: Task) -> None:
+    for split in splits_of(task):
+        examples = examples_of(task, split)
+        tags = task.tag_values(split, np.arange(len(examples)))
+        if tags is not None:
+            assert [dict(example.tags) for example in examples] == [
+                {tag: values_B[row].item() for tag, values_B in tags.items()} for row in range(len(examples))
+            ]
+
+
+def check_what_has_steps_has_a_chain(task: Task) -> None:
+    for split in splits_of(task):
+        for example in examples_of(task, split):
+            assert CHAIN in task.target_regions(example) or not task.steps(example, example.answer)
 
 
 CHECKS = [check for name, check in sorted(globals().items()) if name.startswith("check_")]

@@ -9,7 +9,7 @@ import pytest
 from tests.contracts import task_checks
 from tests.contracts.task_checks import CHECKS
 from trivium.tasks.addition import Addition, AdditionConfig
-from trivium.tasks.base import TASKS, Task, Verdict
+from trivium.tasks.base import ANSWER, CHAIN, TASKS, Task, Verdict
 from trivium.tasks.group_words import GroupWords, GroupWordsConfig
 
 
@@ -94,6 +94,14 @@ def tag_of_carries_only(task: Task, split: str, indices: np.ndarray, stage: int 
     return [dataclasses.replace(each, tags={"carries": 1} if each.tags["carries"] else {}) for each in examples]
 
 
+def tags_a_problem_late(task: Task, split: str, indices: np.ndarray, stage: int = 0):
+    return Addition.tag_values(task, split, indices + 1)
+
+
+def unchained(task: Task, example):
+    return [ANSWER if region == CHAIN else region for region in Addition.regions(task, example)]
+
+
 PLANTED = [
     (task_checks.check_example_is_a_pure_function_of_its_index, {"example": forgetful_example()}),
     (task_checks.check_batch_equals_collated_examples, {"gather": shifted}),
@@ -104,6 +112,8 @@ PLANTED = [
     (task_checks.check_only_the_whole_answer_is_right, {"verify": prompt_stays_on}),
     (task_checks.check_distinct_problems_differ, {"distinct": repeating}),
     (task_checks.check_every_problem_has_the_same_tags, {"examples": tag_of_carries_only}),
+    (task_checks.check_tag_values_are_those_of_the_examples, {"tag_values": tags_a_problem_late}),
+    (task_checks.check_what_has_steps_has_a_chain, {"regions": unchained}),
 ]
 
 

@@ -8,7 +8,7 @@ from trivium.data.jsonl import write_jsonl
 from trivium.evaluate.answers import evaluate, evaluate_file
 from trivium.evaluate.config import EvaluateConfig
 from trivium.evaluate.statistics import wilson
-from trivium.tasks.addition import AdditionConfig
+from trivium.tasks.addition import Addition, AdditionConfig
 
 FORMATS = ("plain", "reversed", "delimited", "column", "reversed_chain")
 
@@ -47,6 +47,44 @@ def test_only_the_whole_answer_is_right(spoil):
     result = evaluate(solver(task, lambda example, _: spoil(example.answer)), task, EvaluateConfig(examples=20))
     assert result["exact_match"]["rate"] == 0
     assert all(sample["reason"] for sample in result["samples"]["wrong"])
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"format": "plain", "min_digits": 2},
+        {"format": "delimited", "base": 16, "operands": 3},
+        {"format": "reversed", "zero_pad": True, "stratify": "carry"},
+        {"format": "column"},
+    ],
+)
+def test_scores_of_tokens_are_those_of_texts(fields, monkeypatch):
+    # Right, right behind its prompt, a token too many, never ending, and empty.
+    def write(example, written):
+        end = task.alphabet.end
+        body = example.answer.removesuffix(end)
+        ways = [example.answer, example.prompt + example.answer, body + "0" + end, body + "0" * len(body), end]
+        return ways[sum(map(ord, example.prompt)) % len(ways)]
+
+    config, scores = EvaluateConfig(examples=100, batch=64, samples=4), []
+    for by_texts in (False, True):
+        task = AdditionConfig(**fields).build()
+        if by_texts:
+            monkeypatch.setattr(task, "tag_values", lambda split, indices, stage: None)
+        scores.append(evaluate(solver(task, write, 3 * task.max_length), task, config))
+    assert scores[0] == scores[1]
+    assert 0.1 < scores[0]["exact_match"]["rate"] < 0.7
+    orders = [[(tag, list(values)) for tag, values in score["by_tag"].items()] for score in scores]
+    assert orders[0] == orders[1]
+
+
+def test_a_right_answer_is_judged_without_its_text(monkeypatch):
+    task = AdditionConfig(format="plain").build()
+    model = solver(task, lambda example, _: "0<end>" if example.tags["carries"] else example.answer)
+    read = []
+    monkeypatch.setattr(task, "verify", lambda example, text: read.append(text) or Addition.verify(task, example, text))
+    result = evaluate(model, task, EvaluateConfig(examples=80, samples=0))
+    assert len(read) == result["errors"]["errors"] < 80
 
 
 def test_slices_divide_the_problems_and_show_where_a_model_fails():

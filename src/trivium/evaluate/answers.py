@@ -3,7 +3,7 @@
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import compress
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from trivium.config import UserError
+from trivium.evaluate.asked import Answers, Asked, GivenAsked, LabelAnswers, SplitAsked, TokenAnswers, Tokens
 from trivium.evaluate.chain import chain_scores
 from trivium.evaluate.config import EvaluateConfig
 from trivium.evaluate.lengths import scores_by_length, scores_by_pair
@@ -19,13 +20,15 @@ from trivium.evaluate.published import scores_of_published
 from trivium.evaluate.statistics import errors_of, rate
 from trivium.evaluate.teacher import score_batches, teacher_forced
 from trivium.generate.calculator import generate_with_calculator
-from trivium.generate.engine import check_length, generate, longest_input
+from trivium.generate.engine import Generator, check_length, longest_input
 from trivium.generate.labels import read_labels
 from trivium.generate.sampling import computing_in, device_of
 from trivium.mixers.cache import autocast_dtype
 from trivium.model.base import LanguageModel
-from trivium.tasks.base import Batch, Example, Split, Task, Verdict
+from trivium.tasks.base import Example, Split, Task, Verdict
 from trivium.tasks.jsonl import SHAPE, ended, numbered_rows
+
+TEXTS = 2**14  # answers that are written out at a time, where not all are
 
 
 def evaluate(
@@ -65,14 +68,11 @@ def evaluate(
         indices = task.distinct(split, config.examples, stage)
         if not task.checks_answers:
             return text_scores(model, task, indices, config, split)
-        examples = task.examples(split, indices, stage)
-        batches = (
-            task.gather(split, indices[start : start + config.batch], stage)
-            for start in range(0, len(indices), config.batch)
-        )
-        head = {"split": split, "examples": len(examples), "asked": config.examples}
-        scores = _scores(model, task, examples, batches, config, head, temperature, seed, chain_loss, answers)
+        asked = SplitAsked(task, split, indices, stage)
+        head = {"split": split, "examples": len(asked), "asked": config.examples}
+        scores = _scores(model, asked, config, head, temperature, seed, chain_loss, answers)
         if calculator:
+            examples = asked.examples(np.arange(len(asked)))
             assisted = generate_with_calculator(
                 model, task.alphabet, [example.prompt for example in examples], task.max_length, batch=config.batch
             )
@@ -145,50 +145,82 @@ def evaluate_file(
         examples.append(example)
     if not examples:
         raise UserError(f"{path}: holds no problems; {SHAPE}")
-    batches = (task.collate(examples[start : start + config.batch]) for start in range(0, len(examples), config.batch))
     head = {"split": str(path), "examples": len(examples), "asked": len(examples)}
-    return _scores(model, task, examples, batches, config, head, temperature, seed, chain_loss)
+    return _scores(model, GivenAsked(task, examples), config, head, temperature, seed, chain_loss)
 
 
 def _scores(
     model: LanguageModel,
-    task: Task,
-    examples: Sequence[Example],
-    batches: Iterable[Batch],
+    asked: Asked,
     config: EvaluateConfig,
     head: dict[str, Any],
     temperature: float,
     seed: int,
     chain_loss: bool,
-    answers: list[dict[str, Any]] | None = None,
+    rows: list[dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    seen = (model.decoding.view(batch, task.alphabet.pad_id) for batch in batches)
+    task, count = asked.task, len(asked)
+    tokens = Tokens(task.alphabet.end_id)
+    batches = (asked.batch(start, min(start + config.batch, count)) for start in range(0, count, config.batch))
+    seen = (model.decoding.view(batch, task.alphabet.pad_id) for batch in tokens.watch(batches))
     forced = score_batches(model, seen, chain_loss=chain_loss)
-    texts, generated = _answer(model, task, examples, config, temperature, seed)
-    verdicts = [task.verify(example, text) for example, text in zip(examples, texts, strict=True)]
-    correct = [verdict.correct for verdict in verdicts]
-    if answers is not None:
-        answers += _rows(task, examples, texts, verdicts)
+    answers = _answer(model, asked, tokens, config, temperature, seed)
+    tags = asked.tags()
+    if tags is None or rows is not None or tokens.chained or _is_read(task, asked, answers):
+        every = np.arange(count)
+        examples, texts = asked.examples(every), answers.texts(every)
+        verdicts = [task.verify(example, text) for example, text in zip(examples, texts, strict=True)]
+        correct_B = np.array([verdict.correct for verdict in verdicts])
+        read = {
+            **_rates(task, examples, texts, verdicts),
+            "constant": _constant(task, examples),
+            "chain": chain_scores(model, task, examples, texts, batch=config.batch),
+        }
+        if rows is not None:
+            rows += _rows(task, examples, texts, verdicts)
+        by_tag = _by_tag(examples, correct_B.tolist())
+    else:
+        correct_B = _right(asked, answers)
+        right = rate(int(correct_B.sum()), count)
+        read = {"exact_match": right, "readings": {}, "constant": None, "chain": None}
+        by_tag = {tag: _slices(values_B, correct_B) for tag, values_B in tags.items()}
+    num_right = int(correct_B.sum())
     return {
         "task": task.config.kind,
         "task_version": task.version,
         **head,
         "precision": _precision(model),
         "temperature": temperature,
-        **_rates(task, examples, texts, verdicts),
-        "constant": _constant(task, examples),
-        "errors": errors_of(len(correct) - sum(correct), len(correct)),
+        **read,
+        "errors": errors_of(count - num_right, count),
         "token_accuracy": forced["token_accuracy"],
         "loss": forced["loss"],
         "answer_loss": forced["answer_loss"],
-        "generated_tokens_per_problem": generated / len(examples),
-        "by_tag": _by_tag(examples, correct),
+        "generated_tokens_per_problem": answers.generated / count,
+        "by_tag": by_tag,
         "by_length": {},
         "by_pair": {},
         "published": {},
-        "chain": chain_scores(model, task, examples, texts, batch=config.batch),
-        "samples": _samples(examples, texts, verdicts, config.samples),
+        "samples": _samples(asked, answers, correct_B, config.samples),
     }
+
+
+def _is_read(task: Task, asked: Asked, answers: Answers) -> bool:
+    """Say whether the task has more to say of each answer than whether it is right."""
+    first = np.zeros(1, dtype=np.int64)
+    (example,), (text,) = asked.examples(first), answers.texts(first)
+    return bool(task.readings(example, text)) or _constant(task, [example]) is not None
+
+
+def _right(asked: Asked, answers: Answers) -> np.ndarray:
+    """Return which answers (B,) are right. One of the wanted tokens is; the texts of the others are judged."""
+    correct_B = answers.as_wanted_B.copy()
+    others = np.flatnonzero(~correct_B)
+    for start in range(0, len(others), TEXTS):
+        rows = others[start : start + TEXTS]
+        pairs = zip(asked.examples(rows), answers.texts(rows), strict=True)
+        correct_B[rows] = [asked.task.verify(example, text).correct for example, text in pairs]
+    return correct_B
 
 
 def _precision(model: LanguageModel) -> str:
@@ -200,10 +232,9 @@ def _rates(
     task: Task, examples: Sequence[Example], texts: Sequence[str], verdicts: Sequence[Verdict] | None = None
 ) -> dict[str, Any]:
     """Return {"exact_match": rate, "readings": {name: rate and "unread"}} of answers."""
-    pairs = list(zip(examples, texts, strict=True))
-    verdicts = verdicts or [task.verify(example, text) for example, text in pairs]
+    verdicts = verdicts or [task.verify(example, text) for example, text in zip(examples, texts, strict=True)]
     read: dict[str, list[Verdict]] = defaultdict(list)
-    for example, text in pairs:
+    for example, text in zip(examples, texts, strict=True):
         for name, verdict in task.readings(example, text).items():
             read[name].append(verdict)
     return {
@@ -254,35 +285,33 @@ def _rows(
 
 
 def _answer(
-    model: LanguageModel,
-    task: Task,
-    examples: Sequence[Example],
-    config: EvaluateConfig,
-    temperature: float,
-    seed: int,
-) -> tuple[list[str], int]:
-    """Return the model's answer to each example, end symbol included if it came, and how many tokens it generated."""
+    model: LanguageModel, asked: Asked, tokens: Tokens, config: EvaluateConfig, temperature: float, seed: int
+) -> Answers:
+    """Return the model's answer to each problem, end symbol included if it came."""
+    task = asked.task
     alphabet = task.alphabet
-    prompts = [alphabet.encode(example.prompt) for example in examples]
     if task.labels:
+        examples = asked.examples(np.arange(len(asked)))
+        prompts = [alphabet.encode(example.prompt) for example in examples]
         texts = []
         for example, read in zip(
             examples, read_labels(model, prompts, batch=config.batch, temperature=temperature), strict=True
         ):
             scored = [weight > 0 for weight in task.encode(example)[2]]
             texts.append(alphabet.decode(list(compress(read.tokens, scored))) + alphabet.end)
-        return texts, 0
-    generations = generate(
+        return LabelAnswers(texts)
+    prompts_BP, lengths_B = tokens.prompts()
+    wanted_BA, counts_B = tokens.wanted()
+    generator = Generator(
         model,
-        prompts,
         end_id=alphabet.end_id,
-        max_new_tokens=max(task.max_length, *(len(alphabet.encode(example.answer)) for example in examples)),
+        max_new_tokens=max(task.max_length, int(counts_B.max())),
         temperature=temperature,
         seed=seed,
         batch=config.batch,
     )
-    texts = [alphabet.decode(generation.tokens) for generation in generations]
-    return texts, sum(len(generation.tokens) for generation in generations)
+    found_BN, found_B, _, _ = generator.arrays(torch.from_numpy(prompts_BP), lengths_B)
+    return TokenAnswers(alphabet, found_BN, found_B, wanted_BA, counts_B)
 
 
 def _by_tag(examples: Sequence[Example], correct: Sequence[bool]) -> dict[str, dict[str, Any]]:
@@ -302,21 +331,32 @@ def _numbers_first(value: str) -> tuple[bool, int, str]:
     return (not is_number, int(value) if is_number else 0, value)
 
 
-def _samples(
-    examples: Sequence[Example], texts: Sequence[str], verdicts: Sequence[Verdict], count: int
-) -> dict[str, list[dict[str, Any]]]:
-    kept: dict[str, list[dict[str, Any]]] = {"right": [], "wrong": []}
-    for example, text, verdict in zip(examples, texts, verdicts, strict=True):
-        chosen = kept["right" if verdict.correct else "wrong"]
-        if len(chosen) < count:
-            chosen.append(
-                {
-                    "prompt": example.prompt,
-                    "generated": text,
-                    "wanted": example.answer,
-                    "correct": verdict.correct,
-                    "reason": verdict.reason,
-                    "tags": dict(example.tags),
-                }
-            )
+def _slices(values_B: np.ndarray, correct_B: np.ndarray) -> dict[str, dict[str, Any]]:
+    """Return the rate of right answers at each value of a tag."""
+    kinds, kind_B = np.unique(values_B, return_inverse=True)
+    totals, rights = np.bincount(kind_B), np.bincount(kind_B, weights=correct_B)
+    slices = {str(kind): rate(int(r), int(n)) for kind, r, n in zip(kinds.tolist(), rights, totals, strict=True)}
+    return {value: slices[value] for value in sorted(slices, key=_numbers_first)}
+
+
+def _samples(asked: Asked, answers: Answers, correct_B: np.ndarray, count: int) -> dict[str, list[dict[str, Any]]]:
+    """Return the first `count` right and the first `count` wrong answers."""
+    kept: dict[str, list[dict[str, Any]]] = {}
+    for name, chosen_B in (("right", correct_B), ("wrong", ~correct_B)):
+        rows = np.flatnonzero(chosen_B)[:count]
+        judged = [
+            (example, text, asked.task.verify(example, text))
+            for example, text in zip(asked.examples(rows), answers.texts(rows), strict=True)
+        ]
+        kept[name] = [
+            {
+                "prompt": example.prompt,
+                "generated": text,
+                "wanted": example.answer,
+                "correct": verdict.correct,
+                "reason": verdict.reason,
+                "tags": dict(example.tags),
+            }
+            for example, text, verdict in judged
+        ]
     return kept

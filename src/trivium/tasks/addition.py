@@ -11,7 +11,7 @@ import numpy as np
 
 from trivium.config import UserError
 from trivium.tasks import addition_chains
-from trivium.tasks.addition_arrays import Encoder, Problems
+from trivium.tasks.addition_arrays import Encoder, Problems, joined
 from trivium.tasks.addition_formats import END, NOOP, Format, Notation, columns_of
 from trivium.tasks.addition_sampling import SMALLEST_FRACTION, Space, check_splits, draw
 from trivium.tasks.answers import THINK, chain_regions
@@ -175,6 +175,7 @@ class Addition(Task):
         self._block_rows = min(BLOCK, BLOCK_TOKENS // self.max_length)
         self._last: tuple[Split, int] | None = None  # split and first index of the last batch
         self._block: tuple[tuple[Split, int], Batch] | None = None
+        self._chosen: tuple[Split, np.ndarray, Problems] | None = None  # the last distinct indices, and their problems
 
     def largest_shift(self) -> tuple[int, str]:
         """Return the digits of the shortest last number: a sum's first digit needs that number's first digit."""
@@ -228,11 +229,30 @@ class Addition(Task):
     def examples(self, split: Split, indices: np.ndarray, stage: int = 0) -> list[Example]:
         if stage:
             return self.staged(stage).examples(split, indices)
-        problems = self._draw(split, np.asarray(indices))[0]
+        problems = self._draw(split, np.asarray(indices))
         return [self.example_of(problems.operands(row)) for row in range(len(indices))]
 
-    def _draw(self, split: Split, indices_B: np.ndarray) -> tuple[Problems, np.ndarray]:
-        return draw(self.config.space, self.config.seed, split, indices_B)
+    def tag_values(self, split: Split, indices: np.ndarray, stage: int = 0) -> dict[str, np.ndarray] | None:
+        if stage:
+            return self.staged(stage).tag_values(split, indices)
+        problems = self._draw(split, np.asarray(indices))
+        tags = {
+            "digits": problems.widths,
+            "carries": problems.carries(),
+            "longest_carry_chain": problems.longest_chains(),
+        }
+        if self.config.operands > 2:
+            tags["operands"] = np.full(len(indices), self.config.operands)
+        return tags
+
+    def _draw(self, split: Split, indices_B: np.ndarray) -> Problems:
+        if self._chosen is not None and self._chosen[0] == split:
+            # Drawing takes most of the time of a test that reads its problems again and again: see `distinct`.
+            _, chosen, problems = self._chosen
+            places_B = np.searchsorted(chosen, indices_B).clip(max=len(chosen) - 1)
+            if (chosen[places_B] == indices_B).all():
+                return problems.rows(places_B)
+        return draw(self.config.space, self.config.seed, split, indices_B)[0]
 
     def gather(self, split: Split, indices: np.ndarray, stage: int = 0) -> Batch:
         if stage:
@@ -249,7 +269,7 @@ class Addition(Task):
         return self._block[1].take(np.arange(offset, offset + len(indices_B)))
 
     def _encoded(self, split: Split, indices_B: np.ndarray) -> Batch:
-        return self._encoder.encode(self._draw(split, indices_B)[0])
+        return self._encoder.encode(self._draw(split, indices_B))
 
     def _follows(self, split: Split, indices_B: np.ndarray) -> bool:
         """Say whether a small batch comes soon after the last one, as the steps of training or one's share of them."""
@@ -266,13 +286,16 @@ class Addition(Task):
         size = self.size(split)
         chosen = np.zeros(0, dtype=np.int64)
         hashes = np.zeros(0, dtype=np.uint64)
+        parts: list[Problems] = []
         start, last = 0, -1  # last: index of the newest problem found
         while len(chosen) < count and (size is None or start < size):
-            stop = start + max(1024, 2 * (count - len(chosen)))
+            # As many as are likely to hold what is missing.
+            draws = min(2.0, 1.1 * max(1, start) / max(1, len(chosen))) * (count - len(chosen))
+            stop = start + max(1024, int(draws))
             indices = np.arange(start, stop if size is None else min(stop, size))
             # Two problems of one 64-bit hash would count as one: 100,000 problems lose one with a chance of 3e-10.
             known = len(hashes)
-            drawn = self._draw(split, indices)[1]
+            problems, drawn = draw(self.config.space, self.config.seed, split, indices)
             _, first = np.unique(np.concatenate([hashes, drawn]), return_index=True)
             new = np.sort(first[first >= known]) - known
             # As Task.distinct: after 1000 + 20 * found draws without a new problem the search is over.
@@ -282,11 +305,15 @@ class Addition(Task):
                 new = new[: over[0]]
             chosen = np.concatenate([chosen, indices[new]])
             hashes = np.concatenate([hashes, drawn[new]])
+            parts.append(problems.rows(new))
             last = int(chosen[-1]) if len(chosen) else -1
             start = int(indices[-1]) + 1
             if len(over) or start - 1 - last >= 1000 + 20 * len(chosen):
                 break
-        return chosen[:count]
+        chosen = chosen[:count]
+        if len(chosen):
+            self._chosen = split, chosen, joined(parts).rows(np.arange(len(chosen)))
+        return chosen
 
     def operands_of(self, example: Example) -> list[int]:
         """Return the operands that the prompt of `example` gives; a half problem has fewer than the task."""

@@ -4,6 +4,7 @@ Shapes: B problems, K operands, N digit places, M answer places, S slots of a ro
 Place 0 is the least significant. Digits and not values are stored, so that numbers may have hundreds of digits.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -23,6 +24,10 @@ class Problems:
     base: int
     digits_NKB: np.ndarray  # uint8
     counts_KB: np.ndarray  # int16
+
+    def rows(self, rows: np.ndarray) -> "Problems":
+        """Return the problems at `rows`."""
+        return Problems(self.base, self.digits_NKB.take(rows, axis=2), self.counts_KB.take(rows, axis=1))
 
     def operands(self, row: int) -> list[int]:
         """Return the operands of one problem as Python integers."""
@@ -45,6 +50,12 @@ class Problems:
         """Digits of each problem's longest operand."""
         return self.counts_KB.max(axis=0)
 
+    def carries(self) -> np.ndarray:
+        """Return in how many columns of the operands there is a carry out (B,)."""
+        _, carries_NB = self.columns
+        place_N1 = np.arange(len(carries_NB), dtype=np.int16)[:, None]
+        return ((carries_NB > 0) & (place_N1 < self.widths)).sum(axis=0)
+
     def longest_chains(self) -> np.ndarray:
         """Return the longest run of consecutive columns of the operands with a carry out."""
         _, carries_NB = self.columns
@@ -54,6 +65,12 @@ class Problems:
             run_B = np.where((carries_B > 0) & (place < self.widths), run_B + np.int16(1), np.int16(0))
             np.maximum(longest_B, run_B, out=longest_B)
         return longest_B
+
+
+def joined(parts: Sequence[Problems]) -> Problems:
+    """Return the problems of all `parts`, of which there is one at least, one after the other."""
+    digits, counts = [part.digits_NKB for part in parts], [part.counts_KB for part in parts]
+    return Problems(parts[0].base, np.concatenate(digits, axis=2), np.concatenate(counts, axis=1))
 
 
 def answer_digits(problems: Problems, places: int) -> tuple[np.ndarray, np.ndarray]:

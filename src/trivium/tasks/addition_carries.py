@@ -190,35 +190,57 @@ class CarrySampler:
             ladders.append(table.cumsum(axis=-1))
         return ladders[0], ladders[1]
 
+    def _options(self, place: int, states: tuple[np.ndarray, ...]) -> np.ndarray:
+        """Return the cumulative chances (S, O) of what a column can do: O pairs of numbers that end and a carry out.
+
+        `states` are arrays (S,): wanted chain, numbers with digits, carry in, run so far, wanted chain reached.
+        """
+        chains_S1, alive_S1, carry_S1, run_S1, reached_S1 = (each[:, None] for each in states)
+        ends_O, outs_O = self._outcomes
+        runs_SO = np.where(outs_O > 0, run_S1 + 1, 0)
+        hits_SO = np.where(runs_SO == chains_S1, 1, reached_S1)
+        remain_SO = np.maximum(alive_S1 - ends_O, 0)
+        chances_SO = self._transitions[place][alive_S1, ends_O, carry_S1, outs_O]
+        after = self._ahead[place + 1]
+        chances_SO *= after[chains_S1, remain_SO, outs_O, np.minimum(runs_SO, self.max_digits), hits_SO]
+        finished_S = states[1] == 0  # such rows draw an empty column
+        chances_SO[finished_S] = 0.0
+        chances_SO[finished_S, 0] = 1.0
+        return chances_SO.cumsum(axis=1)
+
+    @property
+    def _outcomes(self) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers that end in a column, and the carry out of it, of each thing that a column can do."""
+        return np.divmod(np.arange((self.operands + 1) * self.operands), self.operands)
+
+    def _choose(self, place: int, states: tuple[np.ndarray, ...], unit_B: np.ndarray) -> np.ndarray:
+        """Return what the column at `place` does in each row."""
+        n, k = self.max_digits, self.operands
+        shape = n + 1, k + 1, k, n + 1, 2
+        if (count := int(np.prod(shape))) > len(unit_B):
+            return pick(self._options(place, states), np.arange(len(unit_B)), unit_B)
+        every = np.unravel_index(np.arange(count), shape)
+        return pick(self._options(place, every), np.ravel_multi_index(states, shape), unit_B)
+
     def draw(self, states_B: np.ndarray, chains_B: np.ndarray) -> Problems:
         """Draw one problem from each random stream, with the longest carry chain that `chains_B` names."""
         k, n, rows = self.operands, self.max_digits, len(states_B)
-        all_B = np.arange(rows)
         alive_B, carry_B, run_B = np.full(rows, k), np.zeros(rows, np.int64), np.zeros(rows, np.int64)
         reached_B = (chains_B == 0).astype(np.int64)
         digits_NKB = np.zeros((n, k, rows), dtype=np.uint8)
         counts_KB = np.zeros((k, rows), dtype=np.int16)
-        ends, outs = np.divmod(np.arange((k + 1) * k), k)
+        ends, outs = self._outcomes
         for place in range(n):
             random = unit(words(states_B, place * (k + 2), k + 2))
-            after = self._ahead[place + 1]
-            chances_BO = self._transitions[place][alive_B[:, None], ends, carry_B[:, None], outs]
-            runs_BO = np.where(outs > 0, run_B[:, None] + 1, 0)
-            hits_BO = np.where(runs_BO == chains_B[:, None], 1, reached_B[:, None])
-            remain_BO = np.maximum(alive_B[:, None] - ends, 0)
-            runs_BO = np.minimum(runs_BO, n)
-            chances_BO *= after[chains_B[:, None], remain_BO, outs, runs_BO, hits_BO]
-            chances_BO[alive_B == 0] = ends == 0  # finished rows draw an empty column
-            chances_BO[alive_B == 0, 1:] = 0.0
-            option_B = pick(chances_BO.cumsum(axis=1), random[0])
+            option_B = self._choose(place, (chains_B, alive_B, carry_B, run_B, reached_B), random[0])
             end_B, out_B = ends[option_B], outs[option_B]
             kind = 0 if place == 0 else 1
-            left_B = pick(self._sum_ladders[kind][alive_B, end_B, carry_B, out_B], random[1])
+            left_B = _pick_at(self._sum_ladders[kind], (alive_B, end_B, carry_B, out_B), random[1])
             left_B[alive_B == 0] = 0
             free_B, leading_B = alive_B - end_B, end_B.copy()
             for slot in range(k - 1, -1, -1):
                 drawing_B = slot < alive_B
-                digit_B = pick(self._digit_ladders[kind][free_B, leading_B, left_B], random[2 + slot])
+                digit_B = _pick_at(self._digit_ladders[kind], (free_B, leading_B, left_B), random[2 + slot])
                 digit_B[~drawing_B] = 0
                 digits_NKB[place, slot] = digit_B
                 left_B -= digit_B
@@ -226,7 +248,8 @@ class CarrySampler:
                 leading_B -= is_leading_B
                 free_B -= drawing_B & ~is_leading_B
             counts_KB += np.arange(k)[:, None] < alive_B
-            run_B, reached_B = runs_BO[all_B, option_B], hits_BO[all_B, option_B]
+            run_B = np.where(out_B > 0, run_B + 1, 0)
+            reached_B = np.where(run_B == chains_B, 1, reached_B)
             alive_B, carry_B = alive_B - end_B, out_B
         # Numbers ended from the last slot down; a random order makes every operand alike.
         order_KB = words(states_B, n * (k + 2), k).argsort(axis=0)
@@ -240,6 +263,17 @@ def carry_sampler(base: int, operands: int, min_digits: int, max_digits: int) ->
     return CarrySampler(base, operands, min_digits, max_digits)
 
 
-def pick(ladder_BX: np.ndarray, unit_B: np.ndarray) -> np.ndarray:
-    """Return, for each row of cumulative weights, the index that a number in [0, 1) falls on; never one of weight 0."""
-    return (ladder_BX <= (unit_B * ladder_BX[:, -1])[:, None]).sum(axis=1)
+def pick(ladders_SX: np.ndarray, rows_B: np.ndarray, unit_B: np.ndarray) -> np.ndarray:
+    """Return the index that a number in [0, 1) falls on by the weights of `rows_B` so far; never one of weight 0."""
+    wanted_B = unit_B * ladders_SX[:, -1].take(rows_B)
+    # Column by column: numpy sums along a short axis slowly, and one column of a table stays in the cache.
+    picked_B = np.zeros(len(unit_B), dtype=np.int64)
+    for column_S in ladders_SX.T:
+        picked_B += np.ascontiguousarray(column_S).take(rows_B) <= wanted_B
+    return picked_B
+
+
+def _pick_at(ladders: np.ndarray, index: tuple[np.ndarray, ...], unit_B: np.ndarray) -> np.ndarray:
+    """Return what `pick` does by the weights at `index` of a table with the weights in its last axis."""
+    rows_B = np.ravel_multi_index(index, ladders.shape[:-1])
+    return pick(ladders.reshape(-1, ladders.shape[-1]), rows_B, unit_B)

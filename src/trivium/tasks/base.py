@@ -281,6 +281,13 @@ class Task(ABC):
         """Return the problems at `indices`, each equal to `example` of it; vectorised tasks override this."""
         return [self.example(split, int(index), stage) for index in indices]
 
+    def tag_values(self, split: Split, indices: np.ndarray, stage: int = 0) -> dict[str, np.ndarray] | None:
+        """Return the tags of the problems at `indices`, each as an array (B,); None where only `examples` knows them.
+
+        Sums of a million problems are sliced by these, without a text of each.
+        """
+        return None
+
     @abstractmethod
     def canonical(self, example: Example) -> Hashable:
         """Return the key under which two examples are the same problem (sorted operands, for addition)."""
