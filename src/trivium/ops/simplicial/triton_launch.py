@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from trivium.ops.simplicial import operators, triton_backward, triton_forward
+from trivium.ops.simplicial import operators, triton_backward, triton_forward, triton_sums
 from trivium.ops.simplicial.launches import aligned, launch
 from trivium.ops.simplicial.triton_support import interpreted
 
@@ -29,8 +29,8 @@ class _Kernels(NamedTuple):
     delta_kernel: Any = triton_backward.delta_kernel
     rows_kernel: Any = triton_backward.rows_kernel
     long_kernel: Any = triton_backward.long_kernel
-    gather_kernel: Any = triton_backward.gather_kernel
-    narrow_kernel: Any = triton_backward.narrow_kernel
+    gather_kernel: Any = triton_sums.gather_kernel
+    narrow_kernel: Any = triton_sums.narrow_kernel
 
 
 _kernels = _Kernels()
