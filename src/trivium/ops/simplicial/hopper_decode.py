@@ -24,20 +24,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from trivium.ops.simplicial.hopper_tiles import (
-    agree,
-    agreement,
-    bring,
-    inverse,
-    masked,
-    ring,
-    rows_layout,
-    short_sums,
-    sums_layout,
-    told,
-    weigh,
-    widened,
-)
+from trivium.ops.simplicial.hopper_tiles import agree, agreement, bring, inverse, masked, ring, rows_layout, told, weigh
 
 ROWS = gl.constexpr(64)  # rows of one warpgroup's tile
 
@@ -112,7 +99,6 @@ def _attend(
     LS: gl.constexpr = gl.SliceLayout(1, S)
     LO: gl.constexpr = gl.SliceLayout(1, OUT)
     L: gl.constexpr = rows_layout(NH, W, D)
-    SUMS: gl.constexpr = sums_layout(L, D)
     SMALLEST: gl.constexpr = 2.0**-LIMIT
     group = heads // kv_heads
     for slot in gl.static_range(2):
@@ -120,7 +106,7 @@ def _attend(
         b, kv_head, block, length, _, _ = _place(lengths, step, HB, kv_heads, slots1, N)
         q = _queries(q_ptr, b, kv_head * group + block * (2 * NH) + GROUP * NH, heads, NH, W, D)
         k2 = _ring(k2_ptr, b, kv_head, length, slots2, kv_heads, NH, W, D)
-        u = (widened(q) * scale) * widened(k2)
+        u = (q.to(gl.float32) * scale) * k2.to(gl.float32)
         u_buffers.index(2 * slot + GROUP).store(u.to(k_buffers.dtype).reshape([ROWS, D]))
     fence_async_shared()
     nothing = gl.zeros([ROWS, N], gl.float32, S)
@@ -218,13 +204,13 @@ def _attend(
             bad = gl.where((row_out % W < gl.minimum(length, slots2)) & ~within, 1, bad)
         mine.store((o_now * gl.expand_dims(share, 1)).to(k_buffers.dtype))
         read = mine.reshape([NH, W, D]).load(L)
-        o_GD = short_sums(read, v2, L)
+        o_GD = gl.sum(read.to(gl.float32) * v2.to(gl.float32), 1)
         o_GD = gl.where(length > 0, o_GD, 0.0)
-        g = gl.arange(0, NH, gl.SliceLayout(1, SUMS))
-        d = gl.arange(0, D, gl.SliceLayout(0, SUMS))
+        g = gl.arange(0, NH, gl.SliceLayout(1, gl.SliceLayout(1, L)))
+        d = gl.arange(0, D, gl.SliceLayout(0, gl.SliceLayout(1, L)))
         o_row = (b * heads + head + g).to(gl.int64)
         gl.store(o_ptr + gl.expand_dims(o_row, 1) * D + gl.expand_dims(d, 0), o_GD.to(o_ptr.dtype.element_ty))
-        mine.store(((widened(q) * scale) * widened(k2)).to(k_buffers.dtype).reshape([ROWS, D]))
+        mine.store(((q.to(gl.float32) * scale) * k2.to(gl.float32)).to(k_buffers.dtype).reshape([ROWS, D]))
         fence_async_shared()
 
         m, total = n_m, n_total

@@ -33,19 +33,13 @@ from trivium.ops.simplicial.hopper_tiles import (
     ring,
     row_sums,
     rows_layout,
-    short_sums,
-    sums_layout,
-    times,
     told,
     weigh,
-    widened,
 )
 
 
 @gluon.jit
-def _place(
-    step, units_i, kv_heads, shift, by_i, by_kv, tokens, window1, HB: gl.constexpr, NIC: gl.constexpr, N: gl.constexpr
-):
+def _place(step, HB, units_i, kv_heads, shift, by_i, by_kv, tokens, window1, NIC: gl.constexpr, N: gl.constexpr):
     """Return (b, kv head, head block, first i, tiles, first key) of this program's tile number `step`."""
     unit = gl.program_id(0) + (step // HB) * gl.num_programs(0)
     row = ((unit.to(gl.int64) * by_i) >> shift).to(gl.int32)  # unit // units_i
@@ -62,32 +56,30 @@ def _place(
 @gluon.jit
 def _produce(
     desc, full, empty, buffers, flags, agreed,
-    steps, units_i, kv_heads, shift, by_i, by_kv, tokens, window1,
-    HB: gl.constexpr, NIC: gl.constexpr, LIMIT: gl.constexpr,
+    steps, HB, units_i, kv_heads, shift, by_i, by_kv, tokens, window1, NIC: gl.constexpr, LIMIT: gl.constexpr,
 ):  # fmt: skip
     count = _bring(
         desc, full, empty, buffers, gl.to_tensor(0),
-        steps, units_i, kv_heads, shift, by_i, by_kv, tokens, window1, HB, NIC,
+        steps, HB, units_i, kv_heads, shift, by_i, by_kv, tokens, window1, NIC,
     )  # fmt: skip
     if LIMIT > 0:  # noqa: SIM102 - known when compiling
         if told(flags, agreed):
             _bring(
                 desc, full, empty, buffers, count,
-                steps, units_i, kv_heads, shift, by_i, by_kv, tokens, window1, HB, NIC,
+                steps, HB, units_i, kv_heads, shift, by_i, by_kv, tokens, window1, NIC,
             )  # fmt: skip
 
 
 @gluon.jit
 def _bring(
     desc, full, empty, buffers, count,
-    steps, units_i, kv_heads, shift, by_i, by_kv, tokens, window1,
-    HB: gl.constexpr, NIC: gl.constexpr,
+    steps, HB, units_i, kv_heads, shift, by_i, by_kv, tokens, window1, NIC: gl.constexpr,
 ):  # fmt: skip
     """Copy the tiles of all steps into the ring, of which `count` were brought before; return the new count."""
     N: gl.constexpr = desc.block_type.shape[1]
     for step in range(steps):
         b, kv_head, _, _, tiles, start = _place(
-            step, units_i, kv_heads, shift, by_i, by_kv, tokens, window1, HB, NIC, N
+            step, HB, units_i, kv_heads, shift, by_i, by_kv, tokens, window1, NIC, N
         )  # fmt: skip
         count = bring(desc, full, empty, buffers, count, b, kv_head, tiles, start)
     return count
@@ -107,8 +99,8 @@ def _short(
     else:
         g = gl.expand_dims(gl.expand_dims(gl.arange(0, NI * NH, gl.SliceLayout(1, gl.SliceLayout(2, L))), 1), 2)
         k = i + g // NH - window2 + 1 + w
-    row = times(b * tokens + k, kv_heads) * D
-    return gl.load(ptr + kv_head * D + row + d, mask=(k >= 0) & (w < window2) & (k < tokens) & (d >= 0), other=0.0)
+    row = ((b * tokens + k).to(gl.int64) * kv_heads + kv_head) * D
+    return gl.load(ptr + row + d, mask=(k >= 0) & (w < window2) & (k < tokens) & (d >= 0), other=0.0)
 
 
 @gluon.jit
@@ -117,8 +109,8 @@ def _queries(ptr, b, head, i, tokens, heads, NI: gl.constexpr, NH: gl.constexpr,
     L: gl.constexpr = rows_layout(NI * NH, W, D)
     g = gl.expand_dims(gl.expand_dims(gl.arange(0, NI * NH, gl.SliceLayout(1, gl.SliceLayout(2, L))), 1), 2)
     d = gl.expand_dims(gl.expand_dims(gl.arange(0, D, gl.SliceLayout(0, gl.SliceLayout(1, L))), 0), 1)
-    row = times(b * tokens + i + g // NH, heads) * D
-    return gl.load(ptr + (head + g % NH) * D + row + d, mask=(i + g // NH < tokens) & (d >= 0), other=0.0)
+    row = ((b * tokens + i + g // NH).to(gl.int64) * heads + head + g % NH) * D
+    return gl.load(ptr + row + d, mask=(i + g // NH < tokens) & (d >= 0), other=0.0)
 
 
 @gluon.jit
@@ -201,23 +193,22 @@ def _attend(
 def _consume(
     GROUP: gl.constexpr, q_ptr, k2_ptr, v2_ptr, o_ptr, lse_ptr, flags, agreed, u_buffers,
     k_full, k_empty, k_buffers, v_full, v_empty, v_buffers,
-    steps, units_i, heads, kv_heads, shift, by_i, by_kv, tokens, window1, window2, scale,
-    HB: gl.constexpr, NI: gl.constexpr, NH: gl.constexpr, WGI: gl.constexpr, WGH: gl.constexpr, W: gl.constexpr,
-    LIMIT: gl.constexpr,
+    steps, HB, units_i, heads, kv_heads, shift, by_i, by_kv, tokens, window1, window2, scale,
+    NI: gl.constexpr, NH: gl.constexpr, WGI: gl.constexpr, WGH: gl.constexpr, W: gl.constexpr, LIMIT: gl.constexpr,
 ):  # fmt: skip
     stage, phase, bad = _rows(
         GROUP, LIMIT > 0, q_ptr, k2_ptr, v2_ptr, o_ptr, lse_ptr, u_buffers,
         k_full, k_empty, k_buffers, v_full, v_empty, v_buffers, gl.to_tensor(0), gl.to_tensor(0),
-        steps, units_i, heads, kv_heads, shift, by_i, by_kv, tokens,
-        window1, window2, scale, HB, NI, NH, WGI, WGH, W, LIMIT,
+        steps, HB, units_i, heads, kv_heads, shift, by_i, by_kv, tokens,
+        window1, window2, scale, NI, NH, WGI, WGH, W, LIMIT,
     )  # fmt: skip
     if LIMIT > 0:  # noqa: SIM102
         if agree(GROUP, bad, flags, agreed):
             _rows(
                 GROUP, False, q_ptr, k2_ptr, v2_ptr, o_ptr, lse_ptr, u_buffers,
                 k_full, k_empty, k_buffers, v_full, v_empty, v_buffers, stage, phase,
-                steps, units_i, heads, kv_heads, shift, by_i, by_kv, tokens,
-                window1, window2, scale, HB, NI, NH, WGI, WGH, W, LIMIT,
+                steps, HB, units_i, heads, kv_heads, shift, by_i, by_kv, tokens,
+                window1, window2, scale, NI, NH, WGI, WGH, W, LIMIT,
             )  # fmt: skip
 
 
@@ -225,9 +216,8 @@ def _consume(
 def _rows(
     GROUP: gl.constexpr, FAST: gl.constexpr, q_ptr, k2_ptr, v2_ptr, o_ptr, lse_ptr, u_buffers,
     k_full, k_empty, k_buffers, v_full, v_empty, v_buffers, stage, phase,
-    steps, units_i, heads, kv_heads, shift, by_i, by_kv, tokens, window1, window2, scale,
-    HB: gl.constexpr, NI: gl.constexpr, NH: gl.constexpr, WGI: gl.constexpr, WGH: gl.constexpr, W: gl.constexpr,
-    LIMIT: gl.constexpr,
+    steps, HB, units_i, heads, kv_heads, shift, by_i, by_kv, tokens, window1, window2, scale,
+    NI: gl.constexpr, NH: gl.constexpr, WGI: gl.constexpr, WGH: gl.constexpr, W: gl.constexpr, LIMIT: gl.constexpr,
 ):  # fmt: skip
     """Do this warpgroup's rows of all steps; return the next stage, its phase, and if a log-sum-exp is past LIMIT."""
     N: gl.constexpr = k_buffers.type.shape[2]
@@ -239,28 +229,27 @@ def _rows(
     L: gl.constexpr = rows_layout(G, W, D)
     MANY: gl.constexpr = NI + WGI > 1
     LG: gl.constexpr = gl.SliceLayout(1, gl.SliceLayout(1, L))
-    SUMS: gl.constexpr = sums_layout(L, D)
     g = gl.arange(0, G, LG)
     bad = gl.zeros([G], gl.int32, LG)
     buffer = u_buffers.index(GROUP)
     row = gl.arange(0, ROWS, gl.SliceLayout(1, S))
     group = heads // kv_heads
     b, kv_head, head_block, first_i, tiles, start = _place(
-        0, units_i, kv_heads, shift, by_i, by_kv, tokens, window1, HB, NI + WGI, N
+        0, HB, units_i, kv_heads, shift, by_i, by_kv, tokens, window1, NI + WGI, N
     )
     i = first_i + GROUP * WGI
     head = kv_head * group + head_block * (NH + WGH) + GROUP * WGH
     q = _queries(q_ptr, b, head, i, tokens, heads, NI, NH, W, D)
     k2 = _short(k2_ptr, b, kv_head, i, tokens, kv_heads, window2, NI, NH, W, D)
     for step in range(steps):
-        u = (widened(q) * scale) * widened(k2)
+        u = (q.to(gl.float32) * scale) * k2.to(gl.float32)
         buffer.store(u.to(k_buffers.dtype).reshape([ROWS, D]))
         fence_async_shared()
         i_row = i + row // (NH * W)
         low = gl.maximum(i - window1 + 1, 0)
         # The next queries come from device memory: fetch them now. Short keys and values wait in the caches.
         next_b, next_kv_head, next_block, next_first, next_tiles, next_start = _place(
-            gl.minimum(step + 1, steps - 1), units_i, kv_heads, shift, by_i, by_kv, tokens, window1, HB, NI + WGI, N
+            gl.minimum(step + 1, steps - 1), HB, units_i, kv_heads, shift, by_i, by_kv, tokens, window1, NI + WGI, N
         )
         next_i = next_first + GROUP * WGI
         next_head = next_kv_head * group + next_block * (NH + WGH) + GROUP * WGH
@@ -296,14 +285,13 @@ def _rows(
         if FAST:  # a NaN is not within the limit either
             bad = gl.where(there & ~(gl.abs(lse) < LIMIT), 1, bad)
         read = buffer.reshape([G, W, D]).load(L)
-        o_GD = short_sums(read, v2, L)
-        g_out = gl.arange(0, G, gl.SliceLayout(1, SUMS))
-        d = gl.expand_dims(gl.arange(0, D, gl.SliceLayout(0, SUMS)), 0)
-        o_row = times(b * tokens + i + g_out // NH, heads) * D + (head + g_out % NH) * D
+        o_GD = gl.sum(read.to(gl.float32) * v2.to(gl.float32), 1)
+        d = gl.arange(0, D, gl.SliceLayout(0, gl.SliceLayout(1, L)))
+        o_row = (b * tokens + i + g // NH).to(gl.int64) * heads + head + g % NH
         gl.store(
-            o_ptr + gl.expand_dims(o_row, 1) + d,
+            o_ptr + gl.expand_dims(o_row, 1) * D + gl.expand_dims(d, 0),
             o_GD.to(o_ptr.dtype.element_ty),
-            mask=gl.expand_dims(i + g_out // NH < tokens, 1) & (d >= 0),
+            mask=gl.expand_dims(there, 1) & (gl.expand_dims(d, 0) >= 0),
         )
 
         b, kv_head, i, head, tiles, start = next_b, next_kv_head, next_i, next_head, next_tiles, next_start
@@ -313,8 +301,8 @@ def _rows(
 @gluon.jit
 def forward(
     q_ptr, k2_ptr, v2_ptr, k1_desc, v1_desc, o_ptr, lse_ptr, flags,
-    units, units_i, heads, kv_heads, shift, by_i, by_kv, tokens, window1, window2, scale,
-    HB: gl.constexpr, NI: gl.constexpr, NH: gl.constexpr, WGI: gl.constexpr, WGH: gl.constexpr, W: gl.constexpr,
+    units, HB, units_i, heads, kv_heads, shift, by_i, by_kv, tokens, window1, window2, scale,
+    NI: gl.constexpr, NH: gl.constexpr, WGI: gl.constexpr, WGH: gl.constexpr, W: gl.constexpr,
     STAGES: gl.constexpr, LIMIT: gl.constexpr, REGISTERS: gl.constexpr,
 ):  # fmt: skip
     """Write o (B, T, Hq, D) and the natural log-sum-exp (B, Hq, T); `scale` holds log2(e).
@@ -339,8 +327,8 @@ def forward(
                 (
                     gl.constexpr(0), q_ptr, k2_ptr, v2_ptr, o_ptr, lse_ptr, flags, agreed, u_buffers,
                     k_full, k_empty, k_buffers, v_full, v_empty, v_buffers,
-                    steps, units_i, heads, kv_heads, shift, by_i, by_kv, tokens, window1, window2, scale,
-                    HB, NI, NH, WGI, WGH, W, LIMIT,
+                    steps, HB, units_i, heads, kv_heads, shift, by_i, by_kv, tokens, window1, window2, scale,
+                    NI, NH, WGI, WGH, W, LIMIT,
                 ),
             ),
             (
@@ -348,24 +336,22 @@ def forward(
                 (
                     gl.constexpr(1), q_ptr, k2_ptr, v2_ptr, o_ptr, lse_ptr, flags, agreed, u_buffers,
                     k_full, k_empty, k_buffers, v_full, v_empty, v_buffers,
-                    steps, units_i, heads, kv_heads, shift, by_i, by_kv, tokens, window1, window2, scale,
-                    HB, NI, NH, WGI, WGH, W, LIMIT,
+                    steps, HB, units_i, heads, kv_heads, shift, by_i, by_kv, tokens, window1, window2, scale,
+                    NI, NH, WGI, WGH, W, LIMIT,
                 ),
             ),
             (
                 _produce,
                 (
                     k1_desc, k_full, k_empty, k_buffers, flags, agreed,
-                    steps, units_i, kv_heads, shift, by_i, by_kv, tokens, window1,
-                    HB, NI + WGI, LIMIT,
+                    steps, HB, units_i, kv_heads, shift, by_i, by_kv, tokens, window1, NI + WGI, LIMIT,
                 ),
             ),
             (
                 _produce,
                 (
                     v1_desc, v_full, v_empty, v_buffers, flags, agreed,
-                    steps, units_i, kv_heads, shift, by_i, by_kv, tokens, window1,
-                    HB, NI + WGI, LIMIT,
+                    steps, HB, units_i, kv_heads, shift, by_i, by_kv, tokens, window1, NI + WGI, LIMIT,
                 ),
             ),
         ],

@@ -91,9 +91,9 @@ def hopper_forward(
     launch(
         forward, key, (programs,),
         q, k2, v2, keys, values, o, lse, flags,
-        units, units_i, heads, kv_heads,
+        units, group // (plan.NH + plan.WGH), units_i, heads, kv_heads,
         *reciprocals(batch * kv_heads, units_i, kv_heads), tokens, window1, window2, scale * LOG2E,
-        group // (plan.NH + plan.WGH), plan.NI, plan.NH, plan.WGI, plan.WGH, plan.W, plan.STAGES, limit, plan.registers,
+        plan.NI, plan.NH, plan.WGI, plan.WGH, plan.W, plan.STAGES, limit, plan.registers,
         num_warps=4, maxnreg=plan.maxnreg,
     )  # fmt: skip
     return o, lse

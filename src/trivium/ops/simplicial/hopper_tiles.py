@@ -78,36 +78,6 @@ def rows_layout(G, W, D):
     )
 
 
-@gluon.constexpr_function
-def sums_layout(L, D):
-    """Return the layout (G, D) of `short_sums` of rows in the layout L of (G, W, D)."""
-    warps_g, warps_w, warps_d = L.warps_per_cta
-    lanes = L.threads_per_warp[1]
-    if warps_w > 1:
-        return gl.SliceLayout(1, L)
-    return gl.SliceLayout(1, gl.BlockedLayout([1, lanes, D // warps_d // 32], [1, 1, 32], L.warps_per_cta, [2, 1, 0]))
-
-
-@gluon.jit
-def short_sums(x, y, L: gl.constexpr):
-    """Return the sums over W of x * y, (G, W, D) in the layout L = rows_layout(G, W, D), in `sums_layout`.
-
-    Where one warp holds all W rows, the threads that share channels exchange their sums, a channel to each, instead of
-    each adding up all of them: a third of the instructions.
-    """
-    product = widened(x) * widened(y)
-    if L.warps_per_cta[1] > 1:
-        sums = gl.sum(product, 1)
-    else:
-        G: gl.constexpr = x.shape[0]
-        D: gl.constexpr = x.shape[2]
-        LANES: gl.constexpr = L.threads_per_warp[1]
-        SUMS: gl.constexpr = sums_layout(L, D)
-        part = gl.sum(product.reshape([G, x.shape[1] // LANES, LANES, D]), 1)
-        sums = gl.sum(gl.convert_layout(part, SUMS.parent), 1)
-    return sums
-
-
 @gluon.jit
 def masked(s, start, low, i_row, window1, MASK: gl.constexpr, S: gl.constexpr):
     """Return a tile of logits, whose first key is `start`, without the keys that its rows may not read."""
@@ -125,24 +95,6 @@ def masked(s, start, low, i_row, window1, MASK: gl.constexpr, S: gl.constexpr):
 def inverse(x):
     """Return 1 / x in one instruction, for x from 2^-126 to 2^126; a smaller x gives infinity, a larger one 0."""
     return gl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], gl.float32, True, 1)
-
-
-@gluon.jit
-def widened(x):
-    """Return x in float32; of bfloat16 one instruction a number, where a conversion takes two of every other one."""
-    if x.dtype == gl.bfloat16:
-        y = gl.inline_asm_elementwise(
-            "shl.b32 $0, $2, 16; and.b32 $1, $2, 0xffff0000;", "=r,=r,r", [x], gl.float32, True, 2
-        )
-    else:
-        y = x.to(gl.float32)
-    return y
-
-
-@gluon.jit
-def times(x, y):
-    """Return the product of 32-bit numbers in 64 bits: one instruction, which LLVM does not find out of a loop."""
-    return gl.inline_asm_elementwise("mul.wide.s32 $0, $1, $2;", "=l,r,r", [x, y], gl.int64, True, 1)
 
 
 @gluon.jit

@@ -5,7 +5,7 @@ dS = P (w v_long^T - delta):  dv_long = P^T w, dk_long = dS^T u, and from du = d
 dq sums du * k_short over short keys, dk_short and dv_short sum du * q and read * do over queries and heads.
 
 `rows_kernel` owns queries: it keeps du and read in registers, and either adds its shares of dk_long and dv_long to
-memory atomically, on Hopper by the copy engine (fast: six matrix products a tile) or leaves them to `long_kernel`, which owns long keys (eight in
+memory atomically (fast: six matrix products a tile) or leaves them to `long_kernel`, which owns long keys (eight in
 all, nothing depends on the order in which programs run).
 """
 
@@ -33,7 +33,6 @@ from trivium.ops.simplicial.triton_tiles import (
 # How the rows kernel adds its shares of the long keys' gradients.
 LEAVE: tl.constexpr = tl.constexpr(0)
 ATOMIC: tl.constexpr = tl.constexpr(1)
-COPIED: tl.constexpr = tl.constexpr(2)  # as ATOMIC, but whole tiles of BN keys by Hopper's copy engine
 
 
 @triton.jit
@@ -79,27 +78,13 @@ def _share(weights, rows, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def _add_long(
-    share, into, tiles, b, j0, column, tokens, stride,
-    D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, ADD: tl.constexpr,
-):  # fmt: skip
-    """Add a tile's share of the gradient of BN long keys from j0 to memory; the last ones may not exist."""
-    if ADD == COPIED:
-        tiles.atomic_add([b, j0, column], tl.reshape(share, (1, BN, BD)))
-    else:
-        j = j0 + tl.arange(0, BN)
-        channels = tl.arange(0, BD)
-        mask = (j < tokens)[:, None] & (channels < D)[None, :]
-        tl.atomic_add(into + j[:, None] * stride + channels[None, :], share, mask=mask, sem="relaxed")
-
-
-@triton.jit
 def _rows_stretch(
-    du, read, u, w, low, delta, i, own, k, v, dk, dv, dk_tiles, dv_tiles, b, column, documents,
+    du, read, u, w, low, delta, i, own, k, v, dk, dv, documents,
     begin, end, tokens, long, stride_k, stride_v, stride_d,
     D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr,
     MASKED: tl.constexpr, DOCUMENTS: tl.constexpr, PRECISION: tl.constexpr, ADD: tl.constexpr,
 ):  # fmt: skip
+    channels = tl.arange(0, BD)
     for j0 in tl.range(begin, end, BN):
         j = j0 + tl.arange(0, BN)
         keys = load_keys(k, j, tokens, stride_k, D, BD, MASKED)
@@ -109,11 +94,12 @@ def _rows_stretch(
         )
         if ADD != LEAVE:
             share = _share(weights, w, PRECISION)
-            _add_long(share, dv, dv_tiles, b, j0, column, tokens, stride_d, D, BD, BN, ADD)
+            mask = (j < tokens)[:, None] & (channels < D)[None, :]
+            tl.atomic_add(dv + j[:, None] * stride_d + channels[None, :], share, mask=mask, sem="relaxed")
         read = product(weights, values, read, PRECISION)
         if ADD != LEAVE:
             share = _share(d_logits, u, PRECISION) * LN2
-            _add_long(share, dk, dk_tiles, b, j0, column, tokens, stride_d, D, BD, BN, ADD)
+            tl.atomic_add(dk + j[:, None] * stride_d + channels[None, :], share, mask=mask, sem="relaxed")
         du = product(d_logits, keys, du, PRECISION)
     return du, read
 
@@ -153,7 +139,7 @@ def _add_short(
 @triton.jit
 def rows_kernel(
     q, k_long, v_long, k_short, v_short, documents, do, lse, delta, dq, dk_long, dv_long,
-    dk_short, dv_short, dk_tiles, dv_tiles,
+    dk_short, dv_short,
     q_b, q_t, q_h, kl_b, kl_t, kl_h, vl_b, vl_t, vl_h, ks_b, ks_t, ks_h, vs_b, vs_t, vs_h, do_b, do_t, do_h,
     first, tokens, heads, kv_heads, group, head_parts, long, short, scale, dq_term,
     D: tl.constexpr, BD: tl.constexpr, BI: tl.constexpr, BG: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr,
@@ -164,13 +150,11 @@ def rows_kernel(
     """Write dq and add the shares of BI queries of HEAD_BLOCKS * BG heads to the gradients of the keys.
 
     With ADD = LEAVE, dk_short and dv_short are workspaces (rows, T / BI, short + BI - 1, D), a part for each program.
-    With ADD = COPIED, dk_tiles and dv_tiles describe tiles (1, BN, D) of dk_long and dv_long as (B, T, Hkv * D).
     """
     program = tl.program_id(0)
     i0 = (program // head_parts) * BI
     row = first + tl.program_id(1)
-    batch_row = row // kv_heads
-    b = batch_row.to(tl.int64)
+    b = (row // kv_heads).to(tl.int64)
     kv = row % kv_heads
     channels = tl.arange(0, BD)
     q += b * q_b + i0.to(tl.int64) * q_t + kv * group * q_h
@@ -184,7 +168,7 @@ def rows_kernel(
     if DOCUMENTS:
         documents += b * tokens
     stride_d = kv_heads * D
-    if ADD != LEAVE:
+    if ADD == ATOMIC:
         dk_long += (b * tokens * kv_heads + kv) * D
         dv_long += (b * tokens * kv_heads + kv) * D
     if ADD == LEAVE:
@@ -222,21 +206,18 @@ def rows_kernel(
             read = tl.zeros((QUERIES * BK, BD), tl.float32)
             if BI > 1 and not DOCUMENTS:
                 du, read = _rows_stretch(
-                    du, read, u, w, low, row_delta, i, own, k_long, v_long,
-                    dk_long, dv_long, dk_tiles, dv_tiles, batch_row, kv * D, documents,
+                    du, read, u, w, low, row_delta, i, own, k_long, v_long, dk_long, dv_long, documents,
                     begin, clear_begin, tokens, long, kl_t, vl_t, stride_d,
-                    D, BD, EDGE, True, DOCUMENTS, PRECISION, ATOMIC if ADD == COPIED else ADD,
+                    D, BD, EDGE, True, DOCUMENTS, PRECISION, ADD,
                 )  # fmt: skip
             if not DOCUMENTS:
                 du, read = _rows_stretch(
-                    du, read, u, w, low, row_delta, i, own, k_long, v_long,
-                    dk_long, dv_long, dk_tiles, dv_tiles, batch_row, kv * D, documents,
+                    du, read, u, w, low, row_delta, i, own, k_long, v_long, dk_long, dv_long, documents,
                     clear_begin, clear_end, tokens, long, kl_t, vl_t, stride_d,
                     D, BD, BN, False, DOCUMENTS, PRECISION, ADD,
                 )  # fmt: skip
             du, read = _rows_stretch(
-                du, read, u, w, low, row_delta, i, own, k_long, v_long,
-                dk_long, dv_long, dk_tiles, dv_tiles, batch_row, kv * D, documents,
+                du, read, u, w, low, row_delta, i, own, k_long, v_long, dk_long, dv_long, documents,
                 clear_end, end, tokens, long, kl_t, vl_t, stride_d,
                 D, BD, BN, True, DOCUMENTS, PRECISION, ADD,
             )  # fmt: skip
