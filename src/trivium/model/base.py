@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from trivium.mixers.base import State
 from trivium.registry import Registry, UserError
@@ -127,6 +128,13 @@ def of_kind(model: Mapping[str, Any], kind: str) -> dict[str, Any]:
         return {**model, "kind": kind}
     known = {item.name for item in fields(MODELS.get(kind))} if kind in MODELS.names() else set()
     return {"kind": kind, **{key: model[key] for key in _SHARED if key in known and key in model}}
+
+
+def float_logits(y: Tensor, weight_VD: Tensor) -> Tensor:
+    """Return the logits of `y` (..., D) in float32, under autocast too: of symbols whose logits are rounded to bfloat16
+    the best two are often equal."""
+    with torch.autocast(y.device.type, enabled=False):
+        return functional.linear(y.float(), weight_VD.float())
 
 
 class LanguageModel(nn.Module, ABC):
