@@ -178,9 +178,13 @@ def test_rows_that_go_on_move_together_and_get_the_same(name: str, monkeypatch: 
     check_halving(name, "fixed", monkeypatch)
 
 
-@pytest.mark.parametrize("served", [-1, 3], ids=["none at once", "none after some passes"])
+@pytest.mark.parametrize(
+    ("device", "served"),
+    [("cpu", -1), ("cpu", 3), pytest.param("cuda", 1, marks=on_gpu)],
+    ids=["at once", "after some passes", "while a graph is made of them"],
+)
 def test_rows_stay_together_and_it_is_said_where_half_of_them_find_no_memory(
-    served: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    device: str, served: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     passes = 0
 
@@ -201,7 +205,7 @@ def test_rows_stay_together_and_it_is_said_where_half_of_them_find_no_memory(
 
     for constant, value in (("NARROWEST", 4), ("WORTHWHILE", 1), ("LOOK_EVERY", 1)):
         monkeypatch.setattr(answers, constant, value)
-    model, found = build("attention 0"), []
+    model, found = build("attention 0", device=device), []
     for kind in ("eager", "fixed"):
         monkeypatch.setattr("trivium.generate.engine.served_at_once", lambda device, kind=kind: kind != "eager")
         monkeypatch.setattr(answers, "FixedAnswers", NoMemory)
