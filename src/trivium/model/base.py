@@ -122,19 +122,19 @@ def last_places(tokens_BT: Tensor, lengths_B: Tensor | None, count: int) -> Tens
     return first_B1 + (ends_B1 - count + torch.arange(count, device=device)).clamp(min=0)
 
 
-def float_logits(y: Tensor, weight_VD: Tensor) -> Tensor:
-    """Return the logits of `y` (..., D) in float32, under autocast too: of symbols whose logits are rounded to bfloat16
-    the best two are often equal."""
-    with torch.autocast(y.device.type, enabled=False):
-        return functional.linear(y.float(), weight_VD.float())
-
-
 def of_kind(model: Mapping[str, Any], kind: str) -> dict[str, Any]:
     """Return the plain data of a model made one of `kind`: whole if it is one, else with what the two share."""
     if kind == model.get("kind", ModelConfig.default_kind):
         return {**model, "kind": kind}
     known = {item.name for item in fields(MODELS.get(kind))} if kind in MODELS.names() else set()
     return {"kind": kind, **{key: model[key] for key in _SHARED if key in known and key in model}}
+
+
+def float_logits(y: Tensor, weight_VD: Tensor) -> Tensor:
+    """Return the logits of `y` (..., D) in float32, under autocast too: of symbols whose logits are rounded to bfloat16
+    the best two are often equal."""
+    with torch.autocast(y.device.type, enabled=False):
+        return functional.linear(y.float(), weight_VD.float())
 
 
 class LanguageModel(nn.Module, ABC):
