@@ -233,6 +233,20 @@ def test_in_bfloat16_fixed_steps_stream_what_is_trained_and_keep_what_it_keeps(
     assert autocast_dtype(cpu) is None
 
 
+def test_in_bfloat16_a_prefix_scan_chooses_among_logits_that_are_not_rounded(monkeypatch: pytest.MonkeyPatch):
+    torch.manual_seed(0)
+    model = PrefixScanConfig(chunk=3, width=24, heads=2).build(CONTEXT).eval()
+    tokens_BT = prompts([12, 12], seed=1)
+    with computing_in(torch.device("cpu"), torch.bfloat16), torch.no_grad():
+        wanted_BTV, _ = model(tokens_BT)
+        first_BTV, state = model(tokens_BT[:, :5], model.init_state(2))
+        next_B1V, _ = model.step(tokens_BT[:, 5:6], state, None)
+        for found, wanted in ((first_BTV, wanted_BTV[:, :5]), (next_B1V, wanted_BTV[:, 5:6])):
+            assert found.dtype == torch.float32
+            assert float((found - wanted.float()).norm() / wanted.float().norm()) < 2e-2
+        check_generation(model, "fixed", monkeypatch, close=1e-5)
+
+
 def test_captured_steps_are_refused_without_a_gpu_and_their_rows_stay():
     model = build("attention 0")
     with pytest.raises(ValueError, match="graph needs a CUDA device, the state is on cpu"):

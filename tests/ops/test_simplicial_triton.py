@@ -35,7 +35,7 @@ SHAPES = [
     pytest.param({"heads": 2, "tokens": 7}, 1, 4, None, id="a window of one"),
     pytest.param({"heads": 2, "tokens": 1}, 4, 2, None, id="one token"),
     pytest.param({"rows": 1, "heads": 2, "kv_heads": 1, "tokens": 45}, 33, 2, (8, 1, 2, 16), id="edges and full tiles"),
-    pytest.param({"rows": 1, "heads": 2, "kv_heads": 1, "tokens": 19}, 18, 4, (1, 2, 4, 16), id="rows of one query"),
+    pytest.param({"rows": 1, "heads": 2, "kv_heads": 1, "tokens": 19}, 18, 8, (1, 2, 8, 16), id="rows of one query"),
     pytest.param({"rows": 1, "heads": 2, "kv_heads": 2}, 6, 7, (4, 1, 4, 16), id="short keys in several chunks"),
     pytest.param({"rows": 1, "heads": 3, "kv_heads": 1}, 6, 2, (4, 2, 2, 16), id="a head that its block lacks"),
 ]

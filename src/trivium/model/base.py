@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from trivium.mixers.base import State
 from trivium.registry import Registry, UserError
@@ -116,6 +117,13 @@ def last_places(tokens_BT: Tensor, lengths_B: Tensor | None, count: int) -> Tens
     first_B1 = torch.arange(rows, device=device)[:, None] * tokens
     ends_B1 = tokens if lengths_B is None else lengths_B[:, None]
     return first_B1 + (ends_B1 - count + torch.arange(count, device=device)).clamp(min=0)
+
+
+def float_logits(y: Tensor, weight_VD: Tensor) -> Tensor:
+    """Return the logits of `y` (..., D) in float32, under autocast too: of symbols whose logits are rounded to bfloat16
+    the best two are often equal."""
+    with torch.autocast(y.device.type, enabled=False):
+        return functional.linear(y.float(), weight_VD.float())
 
 
 class LanguageModel(nn.Module, ABC):

@@ -19,7 +19,7 @@ from trivium.mixers.base import MIXERS, MixerConfig, MixerContext, State
 from trivium.mixers.cache import autocast_dtype
 from trivium.model import feedforward
 from trivium.model.alike import Alike, find_alike
-from trivium.model.base import MODELS, LanguageModel, ModelConfig, ModelContext, last_places
+from trivium.model.base import MODELS, LanguageModel, ModelConfig, ModelContext, float_logits, last_places
 from trivium.model.block import (
     Block,
     Norm,
@@ -367,9 +367,7 @@ class Decoder(LanguageModel):
         if hidden:
             return self.norm(x_BTD), head.weight
         if state is not None and not torch.is_grad_enabled() and autocast_dtype(x_BTD.device) is not None:
-            # Of symbols whose logits are rounded to bfloat16 the best two are often equal.
-            with torch.autocast(x_BTD.device.type, enabled=False):
-                logits_BTV = functional.linear(self.norm(x_BTD).float(), head.weight.float())
+            logits_BTV = float_logits(self.norm(x_BTD), head.weight)
         elif is_fused(x_BTD):
             logits_BTV = norm_linear(x_BTD, self.norm, head.weight, backend=self.head_backend)
         else:
