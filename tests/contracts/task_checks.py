@@ -150,13 +150,14 @@ def check_text_and_tokens_are_the_same(task: Task) -> None:
 
 
 def check_distinct_problems_differ(task: Task) -> None:
+    other = task.config.build()
     for split in splits_of(task):
         indices = task.distinct(split, COUNT)
         examples = [task.example(split, int(index)) for index in indices]
         assert len({task.canonical(example) for example in examples}) == len(indices)
         assert (np.diff(indices) > 0).all()
         assert indices.tolist() == Task.distinct(task, split, COUNT).tolist()
-        assert task.examples(split, indices) == task.config.build().examples(split, indices), "what is kept is the same"
+        assert task.examples(split, indices) == other.examples(split, indices), "what is kept is the same"
 
 
 def check_every_problem_has_the_same_tags(task: Task) -> None:

@@ -53,6 +53,18 @@ def test_a_stage_that_is_forgotten_is_caught():
 
 
 @CASES
+def test_batches_that_follow_each_other_are_those_that_are_asked_for_alone(config, tag, stage):
+    in_order, alone = config.build(), config.build()
+    for s in (0, stage):
+        for start in range(0, 6000, 900):
+            batch = in_order.batch("train", start, 900, s)
+            assert_equal(
+                batch, alone.gather("train", np.arange(start, start + 900)[::-1], s).take(np.arange(900)[::-1])
+            )
+            batch.tokens_BT[:] = 0  # what a caller does to its batch stays out of the next
+
+
+@CASES
 def test_a_task_can_be_read_at_one_length_beyond_its_own(config, tag, stage):
     task, longer = config.build(), config.build().at_length(30)
     assert {example.tags[tag] for example in longer.examples("test", np.arange(5))} == {30}

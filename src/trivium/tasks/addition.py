@@ -16,10 +16,7 @@ from trivium.tasks.addition_formats import END, NOOP, Format, Notation, columns_
 from trivium.tasks.addition_sampling import SMALLEST_FRACTION, Space, check_splits, draw
 from trivium.tasks.answers import THINK, chain_regions
 from trivium.tasks.base import TASKS, Batch, Example, Split, Step, Task, TaskConfig, Verdict
-
-# Small batches that follow each other are cut from a block of problems: numpy's overhead is by the call.
-BLOCK = 4096
-BLOCK_TOKENS = 2**20
+from trivium.tasks.blocks import Blocks
 
 
 @TASKS.register("addition")
@@ -172,9 +169,7 @@ class Addition(Task):
         if config.zero_pad and not self.notation.has_chain:
             self.answer_tokens = self.notation.answer_width(config.max_digits)
         self._encoder = Encoder(self.notation, config.max_digits)
-        self._block_rows = min(BLOCK, BLOCK_TOKENS // self.max_length)
-        self._last: tuple[Split, int] | None = None  # split and first index of the last batch
-        self._block: tuple[tuple[Split, int], Batch] | None = None
+        self._blocks = Blocks(self.max_length, self._encoded)
         self._chosen: tuple[Split, np.ndarray, Problems] | None = None  # the last distinct indices, and their problems
 
     def largest_shift(self) -> tuple[int, str]:
@@ -257,28 +252,10 @@ class Addition(Task):
     def gather(self, split: Split, indices: np.ndarray, stage: int = 0) -> Batch:
         if stage:
             return self.staged(stage).gather(split, indices)
-        indices_B = np.asarray(indices, dtype=np.int64)
-        if not self._follows(split, indices_B):
-            return self._encoded(split, indices_B)
-        block, offset = divmod(int(indices_B[0]), self._block_rows)
-        if offset + len(indices_B) > self._block_rows:
-            return self._encoded(split, indices_B)
-        if self._block is None or self._block[0] != (split, block):
-            first = block * self._block_rows
-            self._block = (split, block), self._encoded(split, np.arange(first, first + self._block_rows))
-        return self._block[1].take(np.arange(offset, offset + len(indices_B)))
+        return self._blocks.batch(split, np.asarray(indices, dtype=np.int64))
 
     def _encoded(self, split: Split, indices_B: np.ndarray) -> Batch:
         return self._encoder.encode(self._draw(split, indices_B))
-
-    def _follows(self, split: Split, indices_B: np.ndarray) -> bool:
-        """Say whether a small batch comes soon after the last one, as the steps of training or one's share of them."""
-        rows, last = len(indices_B), self._last
-        if not 0 < rows <= self._block_rows // 4 or (np.diff(indices_B) != 1).any():
-            return False
-        start = int(indices_B[0])
-        self._last = split, start
-        return last is not None and last[0] == split and 0 < start - last[1] <= 4 * rows
 
     def distinct(self, split: Split, count: int, stage: int = 0) -> np.ndarray:
         if stage:

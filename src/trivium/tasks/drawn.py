@@ -15,6 +15,7 @@ import numpy as np
 from trivium.registry import UserError
 from trivium.tasks.answers import strip_end
 from trivium.tasks.base import ANSWER, CHAIN, PAD, PROMPT, SPLITS, Batch, Example, Split, Task, TaskConfig, Verdict
+from trivium.tasks.blocks import Blocks
 from trivium.tasks.counter_random import GOLDEN, key, mix
 
 END = "<end>"
@@ -253,7 +254,14 @@ class DrawnTask(Task):
         return [self.example_of(prompt[:length]) for prompt, length in rows]
 
     def gather(self, split: Split, indices: np.ndarray, stage: int = 0) -> Batch:
-        problems = self._of_stage(stage).draw(split, np.asarray(indices, dtype=np.int64))
+        return self._of_stage(stage)._blocks.batch(split, np.asarray(indices, dtype=np.int64))
+
+    @cached_property
+    def _blocks(self) -> Blocks:
+        return Blocks(self.max_length, self._encoded)
+
+    def _encoded(self, split: Split, indices_B: np.ndarray) -> Batch:
+        problems = self.draw(split, indices_B)
         return self._labelled(problems) if self.labels else self._continued(problems)
 
     def _of_stage(self, stage: int) -> "DrawnTask":
