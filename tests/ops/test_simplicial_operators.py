@@ -220,3 +220,24 @@ def test_registers_are_bounded_for_the_plain_form_of_width_32_and_on_nvidia_alon
     assert "maxnreg" not in tiles_for("rows", width=64, plain=True, **sizes).options
     monkeypatch.setattr(torch.version, "hip", "6.0")
     assert "maxnreg" not in tiles_for("rows", width=32, plain=True, **sizes).options
+
+
+def test_whole_tiles_of_sums_go_by_the_copy_engine_where_there_is_one_and_they_fit(monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("triton")
+    from trivium.ops.simplicial import triton_launch
+
+    def described(width: int, dtype: torch.dtype) -> tuple[Any, Any, Tensor]:
+        call = triton_launch._Call(2, 100, 8, 2, width, long=40, short=16)
+        sums = torch.zeros(4, 2, 100, 2, width)
+        return *triton_launch._described(call, call.tiles("rows", dtype, plain=True), sums, dtype), sums
+
+    monkeypatch.setattr(triton_launch, "adds_tiles", lambda index: False)
+    assert described(64, torch.bfloat16)[:2] == (None, None)
+    monkeypatch.setattr(triton_launch, "adds_tiles", lambda index: True)
+    *tiles, sums = described(64, torch.bfloat16)
+    for found, gradient in zip(tiles, sums[:2], strict=True):
+        assert (found.shape, found.strides) == ([2, 100, 128], [12800, 128, 1])
+        assert found.block_shape == [1, 64, 64]
+        assert found.base.data_ptr() == gradient.data_ptr()
+    for width, dtype in ((48, torch.bfloat16), (256, torch.bfloat16), (64, torch.float32)):
+        assert described(width, dtype)[:2] == (None, None)
