@@ -201,11 +201,16 @@ def test_problems_are_written_for_their_task(tmp_path: Path):
         "task",
     ).build()
     assert task.size("train") == 5
+    before = content(tmp_path / "gsm8k")
     with (tmp_path / "raw" / "train.jsonl").open("a") as file:
         file.write('{"question": "no answer?"}\n')
+    (tmp_path / "raw" / "test.jsonl").write_text(json.dumps(rows[0]) + "\n")
     with pytest.raises(UserError, match=r"train.jsonl:8: answer is missing; it has question"):
         prepare_problems("gsm8k", local_sources(tmp_path / "raw"), tmp_path / "gsm8k")
-    assert not (tmp_path / "gsm8k" / "source.json").exists()
+    assert content(tmp_path / "gsm8k") == before, "the test's new rows would stand beside the old ones of training"
+    (tmp_path / "raw" / "train.jsonl").unlink()
+    prepare_problems("gsm8k", local_sources(tmp_path / "raw"), tmp_path / "gsm8k")
+    assert set(content(tmp_path / "gsm8k")) == {"test.jsonl", "source.json"}
 
 
 def test_problems_of_a_test_are_left_out_of_training_however_they_are_written(tmp_path: Path):

@@ -173,7 +173,8 @@ def prepare_text(
     be read, and when `folder` holds something else, and OSError when it cannot be written.
     """
     progress = progress or Progress()
-    make_folder(folder, INDEX)
+    make_folder(folder)
+    (folder / INDEX).unlink(missing_ok=True)  # what is made anew is no corpus until it is whole
     began = time.perf_counter()
     encoder, plan = Encoder(tokenizer), None
     if tokenizer is None:
@@ -226,11 +227,8 @@ def prepare_text(
     }
 
 
-def make_folder(folder: Path, last: str) -> None:
-    """Make the folder of a corpus; UserError when it holds something else than one that was made or begun.
-
-    Its last file, which makes it one, goes first, so that what is made anew is none until it is whole.
-    """
+def make_folder(folder: Path) -> None:
+    """Make the folder of a corpus; UserError when it holds something else than one that was made or begun."""
     folder.mkdir(parents=True, exist_ok=True)
     names = [path.name for path in folder.iterdir()]
     ours = {INDEX, SOURCE, "tokenizer.json", "tokenizer_config.json"}
@@ -243,7 +241,6 @@ def make_folder(folder: Path, last: str) -> None:
         raise UserError(f"{folder}: holds {min(strangers)}, which is of no corpus; give another folder with --out")
     for path in folder.glob(".*.tmp"):
         path.unlink()
-    (folder / last).unlink(missing_ok=True)
 
 
 def _remove_others(folder: Path, entries: dict[str, list[ShardEntry]]) -> None:
@@ -258,11 +255,11 @@ def prepare_problems(name: str, sources: list[Source], folder: Path, *, without:
     """Write the problems of each split as JSON lines, every row checked, and return what source.json holds.
 
     Training problems that the files, or folders of files, in `without` have too are left out and counted, see
-    `overlap.signature`. Raises UserError with file and row for a row without the fields, and OSError when a file cannot
-    be written.
+    `overlap.signature`. Every file is written aside first, so that what cannot be read leaves the folder as it was.
+    Raises UserError with file and row for a row without the fields, and OSError when a file cannot be written.
     """
     known = KNOWN[name]
-    make_folder(folder, SOURCE)
+    make_folder(folder)
     by_split: dict[str, list[Source]] = {}
     for source in sources:
         split = source.split or ("test" if tuple(known.files) == ("test",) else None)
@@ -270,11 +267,20 @@ def prepare_problems(name: str, sources: list[Source], folder: Path, *, without:
             raise UserError(f"{source.path}: its name does not tell its split; expected train or test in it")
         by_split.setdefault(split, []).append(source)
     counts, tested = {}, problems_in(without)
-    left_out = 0
-    for split, files in by_split.items():
-        unwanted = tested if split == "train" else set()
-        counts[split], gone = _write_rows(known.fields, files, folder / f"{split}.jsonl", unwanted)
-        left_out += gone
+    left_out, aside = 0, {split: folder / f".{split}.jsonl.tmp" for split in by_split}
+    try:
+        for split, files in by_split.items():
+            unwanted = tested if split == "train" else set()
+            counts[split], gone = _write_rows(known.fields, files, aside[split], unwanted)
+            left_out += gone
+        # Splits of other sources never stand side by side: what was there goes first.
+        for old in (SOURCE, *(f"{split}.jsonl" for split in SPLITS)):
+            (folder / old).unlink(missing_ok=True)
+        for split, path in aside.items():
+            path.replace(folder / f"{split}.jsonl")
+    finally:
+        for path in aside.values():
+            path.unlink(missing_ok=True)
     index = {
         "name": name,
         "licence": known.licence,
@@ -294,9 +300,8 @@ _MORE = ("answer", "subject", "level", "source")  # fields that are kept where r
 
 def _write_rows(wanted: tuple[str, ...], files: list[Source], path: Path, unwanted: set[str]) -> tuple[int, int]:
     """Return how many rows were written, and how many were left out since their problem is among the `unwanted`."""
-    aside = path.with_name(f".{path.name}.tmp")
     count = left_out = 0
-    with naming(path, always=True), aside.open("w", encoding="utf-8") as out:
+    with naming(path, always=True), path.open("w", encoding="utf-8") as out:
         for source in files:
             for where, row in rows_of(source.path):
                 kept = {name: field_of(row, name, where) for name in wanted}
@@ -309,8 +314,6 @@ def _write_rows(wanted: tuple[str, ...], files: list[Source], path: Path, unwant
         out.flush()
         os.fsync(out.fileno())
     if not count:
-        aside.unlink()
         why = f"holds no problems but the {left_out:,} that are left out" if left_out else "holds no problems"
         raise UserError(f"{files[0].path}: {why}")
-    aside.replace(path)
     return count, left_out
