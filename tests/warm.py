@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from threading import Thread
 from typing import IO, Any
 
 import pytest
@@ -110,8 +111,23 @@ class Worker(Forked):
     def __init__(self, pid: int, files: dict[str, Path]):
         super().__init__(pid, files)
         # In the order in which the process opens them, or each would wait for the other.
-        self.stdin = files["in"].open("w", encoding="utf-8")
-        self.stdout = files["out"].open(encoding="utf-8")
+        self.stdin = self._opened("in", "w")
+        self.stdout = self._opened("out", "r")
+
+    def _opened(self, name: str, mode: str) -> IO[str]:
+        """Open a pipe, which waits for the process to open its end: one that has ended never will."""
+        found: list[IO[str]] = []
+        opener = Thread(target=lambda: found.append(self._files[name].open(mode, encoding="utf-8")), daemon=True)
+        opener.start()
+        deadline = time.monotonic() + 60
+        while opener.is_alive():
+            opener.join(0.05)
+            if opener.is_alive() and (self.poll() is not None or time.monotonic() > deadline):
+                os.close(os.open(self._files[name], os.O_RDWR))  # the other end, for which the opener waits
+                opener.join()
+                found[0].close()
+                raise ChildProcessError(f"process {self.pid} never opened {name!r}; its status: {self.poll()}")
+        return found[0]
 
     def terminate(self) -> None:
         """Send SIGTERM."""

@@ -88,6 +88,21 @@ def test_the_command_writes_each_case(tmp_path: Path, monkeypatch: pytest.Monkey
     assert found["environment"]["command"].startswith("python -m trivium.bench.agreement --backend torch")
 
 
+def test_a_write_that_fails_leaves_the_results_of_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(agreement, "ProcessPoolExecutor", _Here)
+    out = tmp_path / "found.json"
+    out.write_text("before")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    case = ["--op", "gated_delta_rule", "--tokens", "3", "--dtypes", "float32", "--packed", "no"]
+    with pytest.raises(OSError, match="No space left"):
+        main(["--backend", "torch", "--device", "cpu", *case, "--out", str(out)])
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("found.json", "before")]
+
+
 class _Here:
     """A pool that works where it is: starting processes would take longer than all else."""
 

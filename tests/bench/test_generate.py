@@ -38,6 +38,8 @@ def test_rows_say_what_each_program_made_of_the_same_prompts():
         assert row["ratio"] == pytest.approx(row["trivium"] / row["transformers"])
         assert 0 < row["trivium_prompts"] <= 12
         assert row["trivium_prompts"] % row["batch"] == 0
+    for name, choice in found["operators"].items():
+        assert all(choice["backend"] in row["operators"][name] for row in found["rows"]), name
     assert (found["prompt_tokens"], found["new_tokens"]) == (6, 4)
 
 

@@ -163,6 +163,29 @@ def test_chat_answers_and_leaves_on_quit(capsys, trained, monkeypatch, tmp_path)
     assert "99+99" not in out
 
 
+def test_a_run_is_scored_again_in_the_arithmetic_of_its_own_test_or_in_that_asked_for(capsys, trained, tmp_path):
+    narrow = shutil.copytree(trained, tmp_path / "run")
+    config = yaml.safe_load((narrow / "config.yaml").read_text())
+    config["evaluate"]["precision"] = "training"
+    (narrow / "config.yaml").write_text(yaml.safe_dump(config))
+    result = json.loads((narrow / "result.json").read_text())
+    (narrow / "result.json").write_text(json.dumps(result | {"precision": "bfloat16"}))
+    assert run(capsys, "export", narrow, tmp_path / "model")[0] == 0
+    (tmp_path / "problems.jsonl").write_text('{"prompt": "1+2=", "answer": "3"}\n')
+
+    def precision(folder, *more):
+        return json.loads(run(capsys, "eval", folder, "--examples", 2, "--json", *more)[1])["precision"]
+
+    assert precision(trained) == precision(narrow, "--precision", "float32") == "float32"
+    assert precision(narrow) == precision(narrow, "--data", tmp_path / "problems.jsonl") == "bfloat16"
+    assert precision(tmp_path / "model") == precision(trained, "--precision", "bfloat16") == "bfloat16"
+    environment = json.loads((narrow / "environment.json").read_text())
+    (narrow / "environment.json").write_text(json.dumps(environment | {"precision": {"name": "float16"}}))
+    for name in ("result.json", "model"):
+        (narrow / name).rename(tmp_path / f"no-{name}")
+    assert precision(narrow) == "float16"  # of its newest checkpoint
+
+
 def test_an_exported_model_is_read_like_the_run(capsys, trained, tmp_path):
     assert run(capsys, "export", trained, tmp_path / "model")[0] == 0
     one = json.loads(run(capsys, "eval", trained, "--examples", 4, "--json")[1])

@@ -178,21 +178,41 @@ def test_rows_that_go_on_move_together_and_get_the_same(name: str, monkeypatch: 
     check_halving(name, "fixed", monkeypatch)
 
 
+@pytest.mark.parametrize(
+    ("device", "served"),
+    [("cpu", -1), ("cpu", 3), pytest.param("cuda", 1, marks=on_gpu)],
+    ids=["at once", "after some passes", "while a graph is made of them"],
+)
 def test_rows_stay_together_and_it_is_said_where_half_of_them_find_no_memory(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    device: str, served: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    def no_memory(*_: Any) -> None:
-        raise torch.OutOfMemoryError("no memory")
+    passes = 0
 
-    for constant in ("NARROWEST", "WORTHWHILE", "LOOK_EVERY"):
-        monkeypatch.setattr(answers, constant, 1)
-    model, found = build("attention 0"), []
+    class NoMemory(FixedAnswers):
+        def __init__(self, *arguments: Any):
+            super().__init__(*arguments)
+            self.serve()
+
+        def serve(self) -> None:
+            if passes > served:
+                raise torch.OutOfMemoryError("no memory")
+
+        def _passes(self, count: int) -> None:
+            nonlocal passes
+            super()._passes(count)
+            passes += 1
+            self.serve()
+
+    for constant, value in (("NARROWEST", 4), ("WORTHWHILE", 1), ("LOOK_EVERY", 1)):
+        monkeypatch.setattr(answers, constant, value)
+    model, found = build("attention 0", device=device), []
     for kind in ("eager", "fixed"):
         monkeypatch.setattr("trivium.generate.engine.served_at_once", lambda device, kind=kind: kind != "eager")
-        monkeypatch.setattr(answers, "FixedAnswers", no_memory)
+        monkeypatch.setattr(answers, "FixedAnswers", NoMemory)
         asked = [row[: 3 + 5 * (place % 2)] for place, row in enumerate(prompts([8] * 13, seed=2).tolist())]
         found.append(Generator(model, end_id=end_early(model), max_new_tokens=40, batch=8)(asked))
     assert [one.tokens for one in found[0]] == [one.tokens for one in found[1]]
+    assert passes == served + 1
     assert [record.message for record in caplog.records] == [
         "rows that go on stay among all 8: no memory for half of them"
     ]

@@ -6,6 +6,7 @@ import torch
 from trivium.config import UserError, from_dict, to_dict
 from trivium.model.base import ModelConfig, ModelContext
 from trivium.model.decoder import DecoderConfig
+from trivium.ops import dispatch
 
 CONTEXT = ModelContext(vocab_size=14, max_length=13, digit_ids=tuple(range(10)))
 
@@ -33,6 +34,14 @@ def test_what_a_recipe_names_wins_over_the_preset():
     config = from_dict(ModelConfig, {"preset": "small", "width": 128, "layers": "attention*2"})
     assert isinstance(config, DecoderConfig)
     assert (config.width, config.heads, config.layers, config.ff_width) == (128, 4, "attention*2", 512)
+
+
+def test_a_head_over_many_symbols_that_pytorch_computes_is_not_on_record_as_asked_for(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("trivium.model.decoder.LARGE", 14)
+    for backends in ({}, {"linear": "reference"}):
+        dispatch.forget()
+        DecoderConfig(width=16, heads=2, layers="attention*1", backends=backends).build(CONTEXT)(tokens(40))
+        assert ("by name" in str(dispatch.chosen())) == bool(backends), dispatch.chosen()
 
 
 def test_the_default_is_the_size_of_the_quickstart():

@@ -15,6 +15,7 @@ def _own_records(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "_registered", {name: dict(found) for name, found in dispatch._registered.items()})
     monkeypatch.setattr(dispatch, "_choices", {})
     monkeypatch.setattr(dispatch, "_record", {})
+    monkeypatch.setattr(dispatch, "_taken", {})
 
 
 def compute(**options: Any) -> torch.Tensor:
@@ -40,8 +41,9 @@ def test_a_backend_asked_for_by_name_is_recorded_as_that():
 def test_each_run_of_a_process_records_its_own_choices():
     compute()
     compute(backend="reference")
+    assert dispatch.taken() == {"simplicial": ["torch", "reference"]}
     dispatch.forget()
-    assert dispatch.chosen() == {}
+    assert dispatch.chosen() == dispatch.taken() == {}
     compute()  # decided before, and still recorded
     assert dispatch.chosen()["simplicial"]["backend"] == "torch"
 

@@ -87,11 +87,15 @@ def test_few_rows_or_named_parts_take_the_parts_and_a_kernel_that_cannot_says_wh
     assert "hidden width in steps of 64" in (refuses({"fits": "no"}) or "")
     assert "asked for by name" in (refuses({"parts": "named"}) or "")
     assert "gradients are on" in (refuses({"gradient": True}) or "")
+    slower = dispatch._registered["norm_feedforward"]["triton"].slower
+    assert slower({"rows": "few"}) == "not more than 4096 rows"
+    assert slower({}) is slower({"rows": "many"}) is None
     x, norm = torch.randn(5, 4), nn.LayerNorm(4)
     maps = torch.randn(8, 4), torch.randn(8), torch.randn(4, 8), torch.randn(4)
     with torch.no_grad():
         y = norm_feedforward(x, norm, *maps, "gelu")
         torch.testing.assert_close(y, x + nn.functional.gelu(norm(x) @ maps[0].T + maps[1]) @ maps[2].T + maps[3])
+        assert "by name" not in dispatch.chosen()["norm_feedforward"]["reason"]
         with pytest.raises(UserError, match="backend 'triton'"):
             norm_feedforward(x, norm, *maps, "gelu", backend="triton")
 

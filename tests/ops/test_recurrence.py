@@ -1,12 +1,6 @@
 """Gated linear attention and the gated delta rule: references against their formulas, backends against references."""
 
 import math
-import os
-import sys
-from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -14,63 +8,12 @@ import torch
 from torch import Tensor
 
 from tests.contracts.model_checks import assert_equal
-from trivium.ops import dispatch, gated_delta_rule, gated_linear_attention, recurrence
+from tests.ops.recurrence_cases import OPERATORS, assert_all_equal, draw, every_operator, packed, results
+from trivium.ops import dispatch, gated_delta_rule, recurrence
 from trivium.ops.delta_rule import chunked as delta_chunked
-from trivium.ops.delta_rule import fla as delta_fla
 from trivium.ops.delta_rule.step import gated_delta_rule_step_
 from trivium.ops.linear_attention import chunked as linear_chunked
 from trivium.ops.linear_attention.step import gated_linear_attention_step_
-from trivium.registry import UserError
-
-OPERATORS = {"gated_linear_attention": gated_linear_attention, "gated_delta_rule": gated_delta_rule}
-every_operator = pytest.mark.parametrize("name", list(OPERATORS))
-
-
-def draw(
-    name: str,
-    tokens: int,
-    *,
-    rows: int = 2,
-    heads: int = 2,
-    width: int = 3,
-    value_width: int = 5,
-    decay: str = "mild",
-    dtype: torch.dtype = torch.float64,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Return arguments of the operator, a state included; decays are mild, strong, or the strongest."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-    keys = torch.nn.functional.normalize(normal(rows, tokens, heads, width), dim=-1)
-    arguments = {"q": normal(rows, tokens, heads, width), "k": keys, "v": normal(rows, tokens, heads, value_width)}
-    gates = (rows, tokens, heads)
-    if name == "gated_delta_rule":
-        arguments["beta"] = 2 * normal(*gates).sigmoid()
-    else:
-        gates = (*gates, width)
-    log_decay = -normal(*gates).abs() * {"mild": 0.1, "strong": 30.0, "strongest": 1e4}[decay]
-    if decay == "strongest":  # some channels keep all, some nothing
-        log_decay = log_decay.masked_fill(normal(*gates) > 1, 0.0).masked_fill(normal(*gates) > 1, -torch.inf)
-    arguments |= {"log_decay": log_decay, "state": normal(rows, heads, width, value_width)}
-    return {key: tensor.to(dtype).requires_grad_() for key, tensor in arguments.items()}
-
-
-def results(name: str, arguments: dict[str, Any], **options: Any) -> list[Tensor]:
-    """Return the output, the final state and all gradients."""
-    o, state = OPERATORS[name](**arguments, **options)
-    generator = torch.Generator().manual_seed(9)
-    weights = [torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.dtype) for x in (o, state)]
-    loss = (o * weights[0]).sum() + (state * weights[1]).sum()
-    return [o.detach(), state.detach(), *torch.autograd.grad(loss, list(arguments.values()))]
-
-
-def assert_all_equal(mine: list[Tensor], expected: list[Tensor]) -> None:
-    for tensor, wanted in zip(mine, expected, strict=True):
-        assert tensor.dtype == wanted.dtype
-        assert_equal(tensor, wanted)
 
 
 def check_backends(name: str, tokens: int, decay: str, dtype: torch.dtype = torch.float64, **options: Any) -> None:
@@ -80,13 +23,6 @@ def check_backends(name: str, tokens: int, decay: str, dtype: torch.dtype = torc
     available = [backend for backend, missing in dispatch.backends(name).items() if missing is None]
     for backend in (backend for backend in available if backend not in ("reference", "fla")):
         assert_all_equal(results(name, arguments, backend=backend, **options), expected)
-
-
-def packed(tokens: int) -> Tensor:
-    """Return ids of documents (2, tokens) whose borders lie elsewhere in each row, one of them on a chunk's border."""
-    place_T = torch.arange(tokens)
-    first = (place_T >= 3).long() + (place_T >= 4).long() + (place_T >= 32).long() * 5
-    return torch.stack((first, 7 - (place_T >= tokens // 2).long()))
 
 
 @torch.no_grad()
@@ -256,39 +192,6 @@ def test_arguments_that_disagree_are_refused_by_name(name: str, change: dict[str
 
 
 @every_operator
-def test_a_missing_fla_is_an_error_that_tells_what_to_install(name: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(dispatch, "_choices", {})
-
-    def not_there(package: str) -> str:
-        raise PackageNotFoundError(package)
-
-    command = r"pip install 'flash-linear-attention\[cuda\]>=0.6'"
-    monkeypatch.setattr(recurrence, "version", not_there)
-    with pytest.raises(UserError, match=f"'fla' is missing: flash-linear-attention is not installed: {command}"):
-        OPERATORS[name](**draw(name, 4), backend="fla")
-    monkeypatch.setattr(recurrence, "version", lambda package: "0.5.1")
-    assert "0.5.1 is too old" in str(dispatch.backends(name)["fla"])
-    monkeypatch.setattr(recurrence, "version", lambda package: "0.6.0")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert "needs a CUDA device" in str(dispatch.backends(name)["fla"])
-
-
-@every_operator
-def test_float64_and_other_devices_are_not_for_fla(name: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(dispatch, "_choices", {})
-    monkeypatch.setattr(recurrence, "version", lambda package: "0.6.0")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    with pytest.raises(UserError, match="'fla' cannot: it computes on CUDA devices, the inputs are on cpu"):
-        OPERATORS[name](**draw(name, 4), backend="fla")
-    wide = (("dtype", torch.float64), ("device", "cuda"))
-    with pytest.raises(UserError, match="'fla' cannot: it computes in float32 or less, the inputs are float64"):
-        dispatch.choose(name, "fla", "cuda", wide)
-    assert dispatch.choose(name, "auto", "cuda", wide) == "torch"
-    assert "fla cannot: it computes in float32 or less" in dispatch.chosen()[name]["reason"]
-    assert dispatch.choose(name, "auto", "cuda", (("dtype", torch.float32), ("device", "cuda"))) == "fla"
-
-
-@every_operator
 def test_training_may_follow_generation_of_the_same_length(name: str):
     arguments = draw(name, 29, width=4)
     with torch.inference_mode():
@@ -316,131 +219,6 @@ def test_a_step_in_place_gives_what_the_operator_gives(name: str, decay: str):
         assert_equal(o, wanted[:, 0])
         assert_equal(state, expected["state"])
     assert state.data_ptr() == place
-
-
-def test_fla_may_load_with_the_two_warnings_that_it_brings_and_no_other_is_hushed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    said = "`torch.jit.script_method` is deprecated. Please switch to `torch.compile` or `torch.export`."
-    for module, message in (("fla_of_now", said), ("fla_of_then", "`torch.jit.script` is deprecated.")):
-        text = "import warnings\nwarnings.warn('Flash Attention is not installed.', ImportWarning)\n"
-        text += f"warnings.warn({message!r}, DeprecationWarning)\n"
-        (tmp_path / f"{module}.py").write_text(text)
-    monkeypatch.syspath_prepend(tmp_path)
-    assert recurrence.import_fla("fla_of_now") is sys.modules["fla_of_now"]
-    with pytest.raises(DeprecationWarning, match="script`"):
-        recurrence.import_fla("fla_of_then")
-    monkeypatch.delitem(sys.modules, "fla_of_now")
-
-
-@pytest.mark.parametrize(
-    ("triton", "hopper", "gradients", "refused"),
-    [
-        ("3.6.0", True, True, True),
-        ("3.6.0", True, False, False),
-        ("3.6.0", False, True, False),
-        ("3.7.1", True, True, False),
-        ("3.3.1+gitabc", True, True, False),
-    ],
-)
-def test_fla_is_not_asked_for_a_gradient_that_triton_compiles_wrongly(
-    monkeypatch: pytest.MonkeyPatch, triton: str, hopper: bool, gradients: bool, refused: bool
-):
-    monkeypatch.setattr(recurrence, "version", {"triton": triton, "flash-linear-attention": "0.6.0"}.__getitem__)
-    monkeypatch.setattr(recurrence, "find_spec", lambda name: None)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9 if hopper else 8, 0))
-    facts = {"dtype": torch.bfloat16, "device": "cuda", "gradients": gradients}
-    assert (recurrence.fla_backward_refuses(facts) is not None) == refused
-    assert recurrence.fla_refuses(facts) is None  # gated linear attention has another backward pass
-
-
-def test_float32_by_fla_is_not_rounded_further_unless_the_user_says_so(monkeypatch: pytest.MonkeyPatch):
-    def asked(precision: str, before: str | None) -> str | None:
-        monkeypatch.delenv("TRITON_F32_DEFAULT", raising=False)
-        if before is not None:
-            monkeypatch.setenv("TRITON_F32_DEFAULT", before)
-        monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: precision)
-        recurrence.exact_float32()
-        return os.environ.get("TRITON_F32_DEFAULT")
-
-    assert [asked("highest", None), asked("highest", "tf32"), asked("high", None)] == ["ieee", "tf32", None]
-
-
-# ---- The adapters to fla, with a stand-in for its kernels that has fla's argument names and its packed rows.
-
-
-def stand_in(name: str, decay_argument: str) -> Any:
-    """Return a function with the call of fla 0.6, for rows of equal length or for one packed row with bounds."""
-
-    def kernel(q, k, v, *, scale, initial_state, output_final_state, cu_seqlens, **gates):
-        assert output_final_state
-        assert initial_state.dtype == torch.float32
-        assert all(tensor.is_contiguous() for tensor in (q, k, v, initial_state, *gates.values()))
-        gates = {"log_decay" if key == decay_argument else key: gate for key, gate in gates.items()}
-        tensors = {"q": q, "k": k, "v": v, **gates}
-        if cu_seqlens is None:
-            return OPERATORS[name](**tensors, state=initial_state, scale=scale, backend="reference")
-        assert q.shape[0] == 1
-        parts = []
-        for n, (start, stop) in enumerate(zip(cu_seqlens.tolist()[:-1], cu_seqlens.tolist()[1:], strict=True)):
-            piece = {key: tensor[:, start:stop] for key, tensor in tensors.items()}
-            parts.append(OPERATORS[name](**piece, state=initial_state[n : n + 1], scale=scale, backend="reference"))
-        outputs, states = zip(*parts, strict=True)
-        return torch.cat(outputs, dim=1), torch.cat(states)
-
-    return kernel
-
-
-class Constant(str):
-    """Stands in for Triton's constexpr."""
-
-
-@pytest.fixture
-def fake_fla(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """Put a stand-in in fla's place; the module is that of the delta rule's forward pass."""
-    gla, rule = ModuleType("fla.ops.gla"), ModuleType("fla.ops.gated_delta_rule")
-    solve = ModuleType("fla.ops.gated_delta_rule.chunk_fwd")
-    solve.__dict__[delta_fla.ROUNDING] = Constant("tf32")
-    gla.__dict__["chunk_gla"] = stand_in("gated_linear_attention", "g")
-    gla.__dict__["fused_recurrent_gla"] = stand_in("gated_linear_attention", "gk")
-    for function in ("chunk_gated_delta_rule", "fused_recurrent_gated_delta_rule"):
-        rule.__dict__[function] = stand_in("gated_delta_rule", "g")
-    for module in (ModuleType("fla"), ModuleType("fla.ops"), gla, rule, solve):
-        monkeypatch.setitem(sys.modules, module.__name__, module)
-    delta_fla.load_rule.cache_clear()
-    yield solve
-    delta_fla.load_rule.cache_clear()
-
-
-@pytest.mark.parametrize(
-    ("precision", "user", "rounding"),
-    [("highest", None, "ieee"), ("highest", "ieee", "ieee"), ("highest", "tf32", "tf32"), ("high", None, "tf32")],
-)
-def test_flas_triangular_solve_is_as_exact_as_its_products(
-    fake_fla: ModuleType, monkeypatch: pytest.MonkeyPatch, precision: str, user: str | None, rounding: str
-):
-    monkeypatch.delenv("TRITON_F32_DEFAULT", raising=False)
-    if user is not None:
-        monkeypatch.setenv("TRITON_F32_DEFAULT", user)
-    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: precision)
-    delta_fla.load_rule()
-    found = getattr(fake_fla, delta_fla.ROUNDING)
-    assert (found, type(found)) == (rounding, Constant)
-
-
-@pytest.mark.usefixtures("fake_fla")
-@every_operator
-@pytest.mark.parametrize("tokens", [9, 40])
-def test_the_adapter_to_fla_equals_the_reference(name: str, tokens: int, monkeypatch: pytest.MonkeyPatch):
-    adapter = dispatch.Backend(dispatch._registered[name]["fla"].load, suits=lambda device_type: "the adapter")
-    monkeypatch.setattr(dispatch, "_choices", {})
-    monkeypatch.setitem(dispatch._registered[name], "fla", adapter)
-    arguments = draw(name, tokens, dtype=torch.float32)
-    for options in ({}, {"documents": packed(tokens)}, {"scale": 0.2}):
-        expected = results(name, arguments, backend="reference", **options)
-        assert_all_equal(results(name, arguments, **options), expected)
-        with torch.no_grad():
-            assert_all_equal(list(OPERATORS[name](**arguments, **options)), expected[:2])
 
 
 def test_documents_bounds_cover_every_row_on_its_own():

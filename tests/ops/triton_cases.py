@@ -70,6 +70,7 @@ def settings(tiles: tuple[int, ...] | None = None, deterministic: bool = False):
 
     torch.empty = poisoned
     if tiles is not None:
+        assert tiles[0] * tiles[1] * tiles[2] >= 16, "the matrix unit of a GPU takes no fewer rows"
         triton_launch.tiles_for = lambda kernel, **sizes: triton_launch.Tiles(*tiles)
     torch.use_deterministic_algorithms(deterministic)
     try:

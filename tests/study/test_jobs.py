@@ -78,3 +78,12 @@ def test_no_jobs_at_all_is_the_users_mistake():
 
 def test_no_more_cores_are_used_than_this_process_may():
     assert 1 <= available_cores() <= len(os.sched_getaffinity(0))
+
+
+def test_a_stand_in_that_ends_before_it_opens_its_pipes_is_an_error_and_no_wait(warm, tmp_path, monkeypatch):
+    monkeypatch.setattr("tests.warm.Path.cwd", lambda: tmp_path / "missing")
+    with (
+        (tmp_path / "log").open("wb") as log,
+        pytest.raises(ChildProcessError, match="never opened 'in'; its status: 1"),
+    ):
+        warm.worker(["python", "nothing"], stderr=log, env={})

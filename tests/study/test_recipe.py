@@ -1,6 +1,7 @@
 import pytest
 
 from trivium.config import UserError, config_hash, from_dict, to_dict
+from trivium.model.prefix_scan import PrefixScanConfig
 from trivium.study.recipe import CompareConfig, Recipe, load_recipe
 from trivium.tasks.addition import AdditionConfig
 
@@ -116,6 +117,12 @@ def test_an_override_of_the_kind_drops_the_keys_of_the_other_kind(recipe_file):
     overrides = {"task.train": "train.jsonl", "task.kind": "jsonl"}
     with pytest.raises(UserError, match=r"train\.jsonl|test|validation"):
         load_recipe(recipe_file, overrides).task.build()
+
+
+def test_another_kind_of_model_keeps_what_means_the_same_in_both(recipe_file):
+    model = load_recipe(recipe_file, {"model.kind": "prefix_scan", "model.chunk": 4, "model.heads": 4}).model
+    assert model == PrefixScanConfig(width=16, heads=4, chunk=4)
+    assert load_recipe(recipe_file, {"model.kind": "decoder"}) == load_recipe(recipe_file)
 
 
 def test_a_wrong_override_is_named(recipe_file):

@@ -126,18 +126,18 @@ def test_a_run_interrupted_at_each_step_in_turn_ends_as_an_unbroken_one(unbroken
 def test_a_signal_during_the_final_evaluation_stops_at_once_and_only_that_is_done_again(
     unbroken, tmp_path, monkeypatch
 ):
-    from trivium.train import loop
+    from trivium.train import finish
 
-    score = loop.evaluate
+    score = finish.evaluate
 
     def interrupting(*arguments, **options):
         os.kill(os.getpid(), signal.SIGINT)
         return score(*arguments, **options)
 
-    monkeypatch.setattr(loop, "evaluate", interrupting)
+    monkeypatch.setattr(finish, "evaluate", interrupting)
     with pytest.raises(Interrupted, match="interrupted by SIGINT after the last step"):
         train(tiny_config(MODEL), tmp_path / "run")
-    monkeypatch.setattr(loop, "evaluate", score)
+    monkeypatch.setattr(finish, "evaluate", score)
     reports = []
     train(tiny_config(MODEL), tmp_path / "run", on_progress=reports.append)
     assert reports == []

@@ -24,6 +24,7 @@ from torch.nn import functional
 
 from trivium.ops import dispatch, gated_delta_rule, gated_linear_attention
 from trivium.registry import UserError
+from trivium.report.storage import reserve, write_whole
 from trivium.train.environment import describe_environment
 from trivium.train.precision import choose_device
 
@@ -173,8 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for operator, name in itertools.product(asked.op, asked.dtypes):
             refusal(operator, DTYPES[name], asked.backend, str(device))
         if asked.out:
-            asked.out.parent.mkdir(parents=True, exist_ok=True)
-            asked.out.touch()  # cases may take minutes: what cannot be written shows before them
+            reserve(asked.out)  # cases may take minutes: what cannot be written shows before them
     except (UserError, OSError) as error:
         parser.error(str(error))
     cases = [
@@ -195,7 +195,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 settings = {"backend": asked.backend, "untuned": asked.untuned}
                 allowed = {name: TOLERANCE[dtype] for name, dtype in DTYPES.items()}
                 found = {"benchmark": "agreement", "tolerance": allowed, **settings, "environment": environment}
-                asked.out.write_text(json.dumps({**found, "rows": rows}, indent=1) + "\n")
+                write_whole(asked.out, json.dumps({**found, "rows": rows}, indent=1) + "\n")
     return 0 if all(row["agrees"] for row in rows) else 1
 
 

@@ -76,7 +76,8 @@ def bench_generate(
     shape: Shape = SHAPES["6.3M"],
     on_progress: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Return {"rows", "gates", "environment", ...}; a row is one number of prompts a call.
+    """Return {"rows", "gates", "environment", ...}; a row is one number of prompts a call, with the backends of each
+    operator that it took: reading prompts and going on may take others.
 
     A repeat answers PROBLEMS prompts, `batch` of them a call, or as many calls as begin within `seconds`. Repeats of
     the programs alternate. Raises UserError without transformers and for sizes that cannot be, WrongResult before any
@@ -94,11 +95,12 @@ def bench_generate(
         on_progress("checking that both give the same tokens")
         gates = check_tokens(setting, dtype)
         setting = setting.to(dtype)
-        dispatch.forget()
-        rows = []
+        rows, operators = [], {}
         for batch in batches:
             on_progress(f"{batch} prompts a call")
-            rows.append(_row(setting, batch, repeats, seconds))
+            dispatch.forget()
+            rows.append(_row(setting, batch, repeats, seconds) | {"operators": dispatch.taken()})
+            operators |= dispatch.chosen()
     finally:
         torch.set_num_threads(before)
     return {
@@ -111,7 +113,7 @@ def bench_generate(
         "prompt_tokens": setting.prompts_BT.shape[1],
         "new_tokens": setting.new_tokens,
         "environment": {**describe_environment(device), "transformers": version("transformers")},
-        "operators": dispatch.chosen(),
+        "operators": operators,
         "threads": threads or before,
         "repeats": repeats,
         "unit": "generated tokens/s, median of the repeats",

@@ -15,7 +15,7 @@ from trivium.bench.train import SHAPES, bench_train
 from trivium.bench.train_gpt2 import LONG_SHAPES, bench_gpt2
 from trivium.commands import fail
 from trivium.commands.flags import parse
-from trivium.report.storage import write_whole
+from trivium.report.storage import reserve, write_whole
 
 
 @dataclass(frozen=True)
@@ -53,16 +53,6 @@ def train(arguments: Sequence[str]) -> int:
     if not keep(results, options.json, options.out):
         _show_training(results)
     return 0
-
-
-def reserve(out: Path | None) -> None:
-    """Find out before minutes of timing that `out` cannot be written; what it holds stays until then."""
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        new = not out.exists()
-        out.open("a").close()
-        if new:  # a benchmark that fails leaves no empty file of results
-            out.unlink()
 
 
 def keep(results: dict[str, Any], as_json: bool, out: Path | None) -> bool:

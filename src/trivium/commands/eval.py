@@ -1,6 +1,7 @@
 """trivium eval: score a trained run on problems that it never saw, or on a person's own file."""
 
 import json
+import logging
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
@@ -30,9 +31,12 @@ from trivium.model.base import LanguageModel
 from trivium.report.storage import write_whole
 from trivium.report.tables import length_tables, to_rich
 from trivium.tasks.base import Split, Task
-from trivium.train.run import load
+from trivium.train.precision import DTYPES, has_bfloat16
+from trivium.train.run import load, scored_in
 
 TRACED = 8  # problems whose traces are stored
+
+_log = logging.getLogger("trivium")
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ class EvalOptions:
     """Seed of sampling."""
     batch: int = 256
     """Rows generated side by side."""
+    precision: Literal["float32", "bfloat16", "float16"] | None = None
+    """Arithmetic (default: that in which the run scored its own test, see `evaluate.precision`)."""
     lengths: tuple[int, ...] = ()
     """Lengths, also beyond those of training, to score the model at one by one; the model must be able to read them."""
     pairs: tuple[int, ...] = ()
@@ -122,13 +128,14 @@ def evaluate(arguments: Sequence[str]) -> None:
     # What cannot be traced is refused before anything is scored.
     traced = traces(model, task, options.split, options.examples) if options.trace else {}
     answers: list[dict[str, Any]] = []
+    dtype = arithmetic(options.run, options.precision)
     with torch.inference_mode():
         if options.data is not None:
             scores = evaluate_file(
-                model, task, options.data, config, temperature=options.temperature, seed=options.seed
+                model, task, options.data, config, temperature=options.temperature, seed=options.seed, dtype=dtype
             )
         else:
-            scores = scored(model, task, config, options, answers, calculator=options.calculator)
+            scores = scored(model, task, config, options, dtype, answers, calculator=options.calculator)
     if options.answers is not None:
         options.answers.parent.mkdir(parents=True, exist_ok=True)
         write_whole(options.answers, "".join(json.dumps(row) + "\n" for row in answers))
@@ -155,12 +162,23 @@ def against(options: EvalOptions) -> list[dict[str, Any]] | tuple[LanguageModel,
 
 
 def answers_of(model: LanguageModel, task: Task, options: EvalOptions) -> list[dict[str, Any]]:
-    """Return what another run answers to the problems of the same number, split and seed."""
+    """Return what the run --against answers to the problems of the same number, split and seed."""
+    assert options.against is not None
     answers: list[dict[str, Any]] = []
     config = replace(EvaluateConfig(), examples=options.examples, batch=options.batch)
+    dtype = arithmetic(options.against, options.precision)
     with torch.inference_mode():
-        scored(model, task, config, options, answers)
+        scored(model, task, config, options, dtype, answers)
     return answers
+
+
+def arithmetic(folder: Path, named: str | None) -> torch.dtype:
+    """Return the dtype to score the model of `folder` in; say it where it is slow on the processor."""
+    dtype = DTYPES[named] if named else scored_in(folder)
+    native, reason = has_bfloat16(torch.device("cpu"))
+    if dtype == torch.bfloat16 and not native:
+        _log.warning("%s: scored in bfloat16, slowly: %s; --precision float32 is faster", folder, reason)
+    return dtype
 
 
 def scored(
@@ -168,6 +186,7 @@ def scored(
     task: Task,
     config: EvaluateConfig,
     options: EvalOptions,
+    dtype: torch.dtype,
     answers: list[dict[str, Any]],
     calculator: bool = False,
 ) -> dict[str, Any]:
@@ -181,6 +200,7 @@ def scored(
         seed=options.seed,
         answers=answers,
         calculator=calculator,
+        dtype=dtype,
     )
 
 
@@ -198,7 +218,7 @@ def refuse_mixed(options: EvalOptions) -> None:
     if options.perplexity is not None and options.harness:
         raise UserError("--harness: given beside --perplexity; give one of them")
     for of, why in (("perplexity", "which scores a text and no problems"), ("harness", "which has its own problems")):
-        for name in ("data", "lengths", "pairs", "published", "trace", "temperature"):
+        for name in ("data", "lengths", "pairs", "published", "trace", "temperature", "precision"):
             if getattr(options, of) and getattr(options, name):
                 raise UserError(f"--{name}: given beside --{of}, {why}")
 
@@ -233,6 +253,8 @@ def show(scores: dict[str, Any]) -> None:
     for pair, rate in (scores.get("by_pair") or {}).items():
         console.print(f"{pair}: {rate['successes']} of {rate['n']} right")
     errors = scores["errors"]
+    if scores.get("precision", "float32") != "float32":
+        console.print(f"computed in {scores['precision']}")
     console.print(
         f"errors: {errors['errors']:,} of {errors['n']:,}; with 95 % confidence at most {errors['upper']:.2g}"
     )

@@ -12,8 +12,9 @@ from rich.table import Table
 from trivium.bench.gates import WrongResult
 from trivium.bench.generate import bench_generate
 from trivium.commands import fail
-from trivium.commands.bench import keep, reserve
+from trivium.commands.bench import keep
 from trivium.commands.flags import parse
+from trivium.report.storage import reserve
 from trivium.train.precision import choose_device, choose_precision
 
 

@@ -13,10 +13,11 @@ from rich.table import Table
 from trivium.bench.latency import MARKS, bench_latency, room_for
 from trivium.bench.latency_gpt2 import bench_gpt2
 from trivium.bench.latency_models import timed_models
-from trivium.commands.bench import keep, reserve
+from trivium.commands.bench import keep
 from trivium.commands.flags import parse
 from trivium.model.block import check_backends
 from trivium.registry import UserError
+from trivium.report.storage import reserve
 from trivium.train.environment import describe_environment
 from trivium.train.precision import choose_device, choose_precision
 

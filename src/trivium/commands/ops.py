@@ -16,11 +16,12 @@ from trivium.bench.linear import RecurrenceShape, bench_recurrence
 from trivium.bench.ops import SimplicialShape, bench_simplicial
 from trivium.bench.scan import CAPTURED, WHATS, ScanShape, bench_scan
 from trivium.commands import fail
-from trivium.commands.bench import keep, reserve
+from trivium.commands.bench import keep
 from trivium.commands.flags import parse
 from trivium.commands.kernels import measure_kernels, read_kernels, show_kernels, triton_version
 from trivium.registry import UserError
 from trivium.report.kernels import write_kernel_figure
+from trivium.report.storage import reserve
 from trivium.train.environment import describe_environment
 from trivium.train.precision import choose_device
 

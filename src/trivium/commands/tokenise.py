@@ -12,11 +12,12 @@ from rich.table import Table
 from trivium.bench.gates import WrongResult
 from trivium.bench.tokenise import bench_tokenise
 from trivium.commands import fail
-from trivium.commands.bench import keep, reserve
+from trivium.commands.bench import keep
 from trivium.commands.flags import parse
 from trivium.data.corpora import local_sources
 from trivium.data.tokenise import processors
 from trivium.registry import UserError
+from trivium.report.storage import reserve
 
 
 @dataclass(frozen=True)

@@ -125,6 +125,7 @@ def evaluate_file(
     temperature: float = 0.0,
     seed: int = 0,
     chain_loss: bool = True,
+    dtype: torch.dtype = torch.float32,
 ) -> dict[str, Any]:
     """Score every problem of a JSONL file of {"prompt", "answer", "tags"?} rows, as `evaluate` does.
 
@@ -146,7 +147,8 @@ def evaluate_file(
     if not examples:
         raise UserError(f"{path}: holds no problems; {SHAPE}")
     head = {"split": str(path), "examples": len(examples), "asked": len(examples)}
-    return _scores(model, GivenAsked(task, examples), config, head, temperature, seed, chain_loss)
+    with computing_in(device_of(model), dtype):
+        return _scores(model, GivenAsked(task, examples), config, head, temperature, seed, chain_loss)
 
 
 def _scores(

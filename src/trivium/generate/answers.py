@@ -219,11 +219,9 @@ class FixedAnswers:
         # How many rows have ended is asked behind so many passes: until then one graph may hold them all.
         together = LOOK_EVERY if self._streams_whole() else 1
         while made < num_passes and (ended := finished.heard_of()) < self.rows:
-            if self._narrows and ended >= self.rows - self.rows // 2 and num_passes - made >= WORTHWHILE:
-                half = self._halved()
-                if half is not None:
-                    self._move_to(half, made, num_passes)
-                    return
+            few = self._narrows and ended >= self.rows - self.rows // 2 and num_passes - made >= WORTHWHILE
+            if few and self._moved(made, num_passes):
+                return
             count = min(together, num_passes - made)
             self._run(("passes", count), lambda count=count: self._passes(count))
             made += count
@@ -234,16 +232,21 @@ class FixedAnswers:
             if (made - 1) % LOOK_EVERY == 0:
                 finished.look(torch.sum(self._done_B, dim=0, keepdim=True, out=self._num_done))
 
-    def _halved(self) -> "FixedAnswers | None":
-        """Return answers of half the rows, made where there are none; None where the device has no room for them."""
-        if self._half is None:
-            try:
+    def _moved(self, made: int, num_passes: int) -> bool:
+        """Let answers of half the rows go on, and say whether they did: not where the device has no room for them.
+
+        Until they are done they write nothing here, so that what they did of it can be done here again.
+        """
+        try:
+            if self._half is None:
                 sizes = (self.rows // 2, self.room, self.max_new_tokens)
                 self._half = FixedAnswers(self.model, self.wanted, *sizes, self.mode)
-            except torch.OutOfMemoryError:
-                self._narrows = False
-                _log.warning("rows that go on stay among all %d: no memory for half of them", self.rows)
-        return self._half
+            self._move_to(self._half, made, num_passes)
+        except torch.OutOfMemoryError:
+            self._half, self._narrows = None, False
+            _log.warning("rows that go on stay among all %d: no memory for half of them", self.rows)
+            return False
+        return True
 
     def _move_to(self, half: "FixedAnswers", made: int, num_passes: int) -> None:
         """Let `half` go on with the rows that have not ended, and some that have; no value is waited for."""

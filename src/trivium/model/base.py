@@ -5,7 +5,7 @@ Shapes: B rows, T tokens, V vocabulary.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,6 +18,9 @@ from trivium.registry import Registry, UserError
 from trivium.tasks.base import Batch, Task
 
 MODELS = Registry("model", "trivium.model")
+
+# What another kind of model keeps, where it has a knob of that name. Layers and positions are each kind's own.
+_SHARED = ("width", "heads", "feedforward", "norm", "tied", "dropout", "max_length", "backends")
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,14 @@ def last_places(tokens_BT: Tensor, lengths_B: Tensor | None, count: int) -> Tens
     first_B1 = torch.arange(rows, device=device)[:, None] * tokens
     ends_B1 = tokens if lengths_B is None else lengths_B[:, None]
     return first_B1 + (ends_B1 - count + torch.arange(count, device=device)).clamp(min=0)
+
+
+def of_kind(model: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """Return the plain data of a model made one of `kind`: whole if it is one, else with what the two share."""
+    if kind == model.get("kind", ModelConfig.default_kind):
+        return {**model, "kind": kind}
+    known = {item.name for item in fields(MODELS.get(kind))} if kind in MODELS.names() else set()
+    return {"kind": kind, **{key: model[key] for key in _SHARED if key in known and key in model}}
 
 
 def float_logits(y: Tensor, weight_VD: Tensor) -> Tensor:

@@ -371,8 +371,11 @@ class Decoder(LanguageModel):
         elif is_fused(x_BTD):
             logits_BTV = norm_linear(x_BTD, self.norm, head.weight, backend=self.head_backend)
         else:
-            by = self.linear_backend if self.context.vocab_size < LARGE else "torch"  # others copy the weight first
-            logits_BTV = linear(self.norm(x_BTD), head.weight, backend=by)
+            x_BTD, named = self.norm(x_BTD), self.linear_backend != "auto"
+            if named or self.context.vocab_size < LARGE:
+                logits_BTV = linear(x_BTD, head.weight, backend=self.linear_backend)
+            else:  # other backends copy the weight first
+                logits_BTV = functional.linear(x_BTD, head.weight)
         if state is None:
             return logits_BTV, None
         return logits_BTV, self._advance(state, mixer_states, tokens_BT.shape[1], lengths_B, run_B)

@@ -277,20 +277,22 @@ class PrefixScan(LanguageModel):
     # The parallel form.
 
     def _whole(self, x_BTD: Tensor) -> Tensor:
-        batch, tokens, chunk = *x_BTD.shape[:2], self.config.chunk
-        full = tokens // chunk
-        last = max(-(-tokens // chunk) - 1, 0)  # the last chunk, whole or short, is in no prefix
-        parts = [self.predictor(None, x_BTD[:, :chunk])]
-        if last:
-            chunks_mBcD = x_BTD[:, : last * chunk].unflatten(1, (last, chunk)).transpose(0, 1)
-            summaries_mBcD = self._prefixes(chunks_mBcD)[1:]
-            if full > 1:
-                own_NcD = x_BTD[:, chunk : full * chunk].unflatten(1, (full - 1, chunk)).flatten(0, 1)
-                summary_NcD = summaries_mBcD[: full - 1].transpose(0, 1).flatten(0, 1)
-                parts.append(self.predictor(summary_NcD, own_NcD).unflatten(0, (batch, full - 1)).flatten(1, 2))
-            if tokens % chunk:
-                parts.append(self.predictor(summaries_mBcD[-1], x_BTD[:, full * chunk :]))
-        return torch.cat(parts, dim=1)
+        """Predict every token; whole chunks lie chunk by chunk, as the scan wants them, until the end."""
+        tokens, chunk = x_BTD.shape[1], self.config.chunk
+        full, rest = divmod(tokens, chunk)
+        if not full:
+            return self.predictor(None, x_BTD)
+        whole_BTD, *short_BtD = x_BTD.split((full * chunk, rest), dim=1) if rest else (x_BTD,)
+        x_mBcD = whole_BTD.unflatten(1, (full, chunk)).transpose(0, 1)
+        first_1BcD, *later_mBcD = x_mBcD.split((1, full - 1)) if full > 1 else (x_mBcD,)
+        parts_mBcD = [self.predictor(None, first_1BcD[0])[None]]
+        summed = full if rest else full - 1  # the last chunk, whole or short, is in no prefix
+        summaries_mBcD = self._prefixes(x_mBcD.split((summed, full - summed))[0])[1:] if summed else x_mBcD[:0]
+        for own_mBcD in later_mBcD:
+            y_NcD = self.predictor(summaries_mBcD[: full - 1].flatten(0, 1), own_mBcD.flatten(0, 1))
+            parts_mBcD.append(y_NcD.view(own_mBcD.shape))
+        y_BTD = torch.cat(parts_mBcD).transpose(0, 1).flatten(1, 2)
+        return torch.cat((y_BTD, *(self.predictor(summaries_mBcD[-1], x_BtD) for x_BtD in short_BtD)), dim=1)
 
     def _packed(self, x_BTD: Tensor, documents_BT: Tensor) -> Tensor:
         """Lay the documents side by side, the scan restarting with each, and put the predictions back in place."""

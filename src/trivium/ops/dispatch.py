@@ -25,6 +25,7 @@ __all__ = [
     "observing",
     "operators",
     "register",
+    "taken",
 ]
 
 NAMES = ("auto", "reference", "torch", "native", "triton", "hopper", "fla")
@@ -33,6 +34,7 @@ _log = logging.getLogger("trivium")
 _registered: dict[str, dict[str, "Backend"]] = {}
 _choices: dict[tuple[str, str, str, tuple[tuple[str, Any], ...]], dict[str, str]] = {}
 _record: dict[str, dict[str, str]] = {}
+_taken: dict[str, list[str]] = {}
 _observers: list[Callable[[str, tuple[Any, ...], dict[str, Any]], None]] = []
 
 
@@ -90,9 +92,15 @@ def chosen() -> dict[str, dict[str, str]]:
     return {operator: dict(choice) for operator, choice in _record.items()}
 
 
+def taken() -> dict[str, list[str]]:
+    """Return {operator: every backend chosen for it since `forget`}, in the order of their first calls."""
+    return {operator: list(names) for operator, names in _taken.items()}
+
+
 def forget() -> None:
-    """Empty what `chosen` returns: a process may train several runs, and each records its own operators."""
+    """Empty what `chosen` and `taken` return: a process may train several runs, and each records its own operators."""
     _record.clear()
+    _taken.clear()
 
 
 def choose(operator: str, requested: str, device_type: str, facts: tuple[tuple[str, Any], ...] = ()) -> str:
@@ -107,7 +115,10 @@ def choose(operator: str, requested: str, device_type: str, facts: tuple[tuple[s
         if _record.get(operator) != _choices[key]:
             _log.info("operator %s on %s: backend %s (%s)", operator, device_type, name, reason)
     _record[operator] = _choices[key]
-    return _choices[key]["backend"]
+    name = _choices[key]["backend"]
+    if name not in (names := _taken.setdefault(operator, [])):
+        names.append(name)
+    return name
 
 
 # torch.compiler.assume_constant_result does this and nothing else, but importing it takes more than a second.

@@ -13,8 +13,8 @@ def document_ids(offsets: Tensor, tokens: int, rows: int = 1) -> Tensor:
 
     Document n holds the tokens offsets[n] up to offsets[n + 1], counted through all rows: `offsets` (n + 1,) begins
     with 0, increases and ends with rows * tokens, and every row begins a document, since none spans two rows. The
-    offsets are read on the host, which waits for the device: call this outside of torch.compile and CUDA graphs.
-    Raises ValueError for any other offsets.
+    offsets are read on the host, which waits for the device: call this outside of CUDA graphs and of torch.compile
+    (which with fullgraph=True wraps what is raised in an error of its own). Raises ValueError for any other offsets.
     """
     check_tensors(offsets=offsets)
     if offsets.ndim != 1 or offsets.dtype not in WHOLE:

@@ -41,14 +41,10 @@ def prefixes(chunks: Tensor, combine: Callable[[Tensor, Tensor], Tensor], identi
 def prefixes(chunks: Sequence[C], combine: Callable[[C, C], C], identity: C) -> list[C]: ...
 def prefixes(chunks: Any, combine: Callable[[Any, Any], Any], identity: Any) -> Any:
     """Return the m + 1 prefixes s_0 .. s_m of m chunks: as `exclusive_scan`, and the one after the last chunk."""
-    if isinstance(chunks, Tensor):
-        first = identity.to(chunks).expand(chunks.shape[1:])[None]
-        return _sweep(chunks, first, combine, _split_tensor, _interleave_tensors)
-
-    def each(left: Sequence[Any], right: Sequence[Any]) -> list[Any]:
-        return [combine(a, b) for a, b in zip(left, right, strict=True)]
-
-    return _sweep(list(chunks), [identity], each, _split_list, _interleave_lists)
+    if not isinstance(chunks, Tensor):
+        return _sweep_items(list(chunks), combine, identity)
+    first = identity.to(chunks).expand(chunks.shape[1:])[None]
+    return torch.cat((first, *_sweep_tensors(chunks, combine))) if len(chunks) else first
 
 
 def num_combines(chunks: int) -> int:
@@ -58,53 +54,52 @@ def num_combines(chunks: int) -> int:
     return 2 * chunks - chunks.bit_count() - chunks.bit_length()
 
 
-def _sweep(
-    chunks: Any,
-    first: Any,
-    combine: Callable[[Any, Any], Any],
-    split: Callable[[Any], tuple[Any, Any]],
-    interleave: Callable[[Any, Any], Any],
-) -> Any:
-    """Sweep up, from chunks to complete subtrees, and down: s_i is s_(i - 2^k) and the subtree of level k behind it,
-    2^k being the lowest bit of i. So a level needs the subtrees of its own and the prefixes of higher levels alone.
-    """
-    if len(chunks) == 0:
-        return first
+# Both sweep up, from chunks to complete subtrees, and down: s_i is s_(i - 2^k) and the subtree of level k behind it, 2^k
+# being the lowest bit of i. So a level needs the subtrees of its own and the prefixes of higher levels alone.
+
+
+def _sweep_items(chunks: list[Any], combine: Callable[[Any, Any], Any], identity: Any) -> list[Any]:
+    def each(left: Sequence[Any], right: Sequence[Any]) -> list[Any]:
+        return [combine(a, b) for a, b in zip(left, right, strict=True)]
+
     lefts, trees = [], chunks
-    while len(trees) > 1:
-        left, right = split(trees)
-        lefts.append(left)
-        trees = combine(left[: len(right)], right)
-    lefts.append(trees)
-    known = first  # the prefixes at the multiples of twice this level's width
+    while trees:
+        lefts.append(trees[0::2])
+        trees = each(trees[0 : len(trees) - 1 : 2], trees[1::2])
+    known = [identity]  # the prefixes at the multiples of twice this level's width
     for left in reversed(lefts):
-        new = left[:1]
-        if len(left) > 1:
-            combined = combine(known[1 : len(left)], left[1:])
-            new = torch.cat((new, combined)) if isinstance(combined, Tensor) else [*new, *combined]
-        known = interleave(known, new)
+        new = [*left[:1], *each(known[1 : len(left)], left[1:])]
+        both = [item for pair in zip(known, new, strict=False) for item in pair]
+        known = both + known[len(new) :]
     return known
 
 
-def _split_tensor(trees: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the trees at even and at odd places. Backward, unbind is one copy, where strided slices fill zeros."""
-    pairs = len(trees) // 2
-    left, right = trees[: 2 * pairs].unflatten(0, (pairs, 2)).unbind(1)
-    return (torch.cat((left, trees[-1:])) if len(trees) % 2 else left), right
+def _sweep_tensors(chunks: Tensor, combine: Callable[[Tensor, Tensor], Tensor]) -> list[Tensor]:
+    """Return s_1, s_2, ..., which laid one behind the other are all prefixes but the first, in one tensor or more.
 
-
-def _split_list(trees: list[Any]) -> tuple[list[Any], list[Any]]:
-    return trees[0::2], trees[1::2]
-
-
-def _interleave_tensors(even: Tensor, odd: Tensor) -> Tensor:
-    both = torch.stack((even[: len(odd)], odd), dim=1).flatten(0, 1)
-    return torch.cat((both, even[len(odd) :])) if len(even) > len(odd) else both
-
-
-def _interleave_lists(even: list[Any], odd: list[Any]) -> list[Any]:
-    both = [item for pair in zip(even, odd, strict=False) for item in pair]
-    return both + even[len(odd) :]
+    Pieces are split off and unbound, not sliced: the gradients of the pieces are then put together by one copy, where
+    each slice would fill a tensor of zeros of its own.
+    """
+    levels: list[tuple[Tensor, list[Tensor]]] = []  # the first of a level's left subtrees, and those behind it
+    trees = chunks
+    while len(trees) > 1:
+        pairs, odd = divmod(len(trees), 2)
+        paired, *last = trees.split((2 * pairs, 1)) if odd else (trees,)
+        left, right = paired.unflatten(0, (pairs, 2)).unbind(1)
+        head, *behind = left.split((1, pairs - 1)) if pairs > 1 else (left,)
+        levels.append((head, behind + last))
+        trees = combine(left, right)
+    known = [trees]  # the prefixes at the multiples of twice this level's width, but that at 0
+    for head, behind in reversed(levels):
+        if not behind:
+            known = [head, *known]
+            continue
+        before = known[0] if len(known) == 1 else torch.cat(known)
+        left = behind[0] if len(behind) == 1 else torch.cat(behind)
+        before, *more = before.split((len(left), len(before) - len(left))) if len(before) > len(left) else (before,)
+        new = combine(before, left)
+        known = [head, torch.stack((before, new), dim=1).flatten(0, 1), *more]
+    return known
 
 
 @dataclass

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from trivium.config import UserError, config_hash, from_dict, knob, load_yaml, set_path
 from trivium.evaluate.config import EvaluateConfig
+from trivium.model.base import of_kind
 from trivium.model.context import model_context
 from trivium.registry import nearest
 from trivium.tasks.addition import AdditionConfig
@@ -193,7 +194,10 @@ def _recipe(path: Path, data: dict[str, Any]) -> Recipe:
 
 
 def override(data: dict[str, Any], key: str, value: Any) -> None:
-    """Set the dotted `key` in a recipe's plain `data`; another kind of task or model drops the other kind's keys."""
+    """Set the dotted `key` in a recipe's plain `data`.
+
+    Another kind of task drops the other kind's keys; another kind of model keeps those that mean the same in both.
+    """
     if key.startswith(_VARIANTS):
         name, _, rest = key.removeprefix(_VARIANTS).partition(".")
         if rest:
@@ -202,7 +206,9 @@ def override(data: dict[str, Any], key: str, value: Any) -> None:
     section, _, rest = key.partition(".")
     if section == "task" and rest and not data.get("task"):
         data["task"] = {"kind": AdditionConfig.kind}
-    if rest == "kind" and isinstance(data.get(section), Mapping) and data[section].get("kind") != value:
+    if key == "model.kind" and isinstance(data.get(section), Mapping):
+        data[section] = of_kind(data[section], value)
+    elif rest == "kind" and isinstance(data.get(section), Mapping) and data[section].get("kind") != value:
         data[section] = {}
     if rest and data.get(section) is None:
         data.pop(section, None)

@@ -7,7 +7,7 @@ from itertools import combinations
 from typing import Any
 
 from trivium.config import UserError, config_hash, from_dict, set_path, to_dict
-from trivium.model.base import MODELS, ModelConfig, ModelContext
+from trivium.model.base import ModelConfig, ModelContext, of_kind
 from trivium.model.context import model_context
 from trivium.model.layers import parse_layers
 from trivium.model.sizing import describe, match
@@ -31,11 +31,6 @@ _TRAIN_KEYS = (
     *(f"train.rollout.{item.name}" for item in fields(RolloutConfig)),
     *(f"train.chain_removal.{item.name}" for item in fields(ChainRemovalConfig)),
 )
-
-
-# What a variant of another kind of model keeps of the recipe's, where it has a knob of that name. Layers and positions
-# are each kind's own.
-_SHARED = ("width", "heads", "feedforward", "norm", "tied", "dropout", "max_length", "backends")
 
 
 @dataclass(frozen=True)
@@ -204,10 +199,8 @@ def prefixed(where: str) -> Iterator[None]:
 
 def _resolve(base: RunConfig, plan: Variant) -> RunConfig:
     data = to_dict(base)
-    if (kind := plan.overrides.get("model.kind")) not in (None, data["model"].get("kind")):
-        known = {item.name for item in fields(MODELS.get(kind))} if kind in MODELS.names() else set()
-        shared = {key: data["model"][key] for key in _SHARED if key in known and key in data["model"]}
-        data["model"] = {"kind": kind, **shared}
+    if (kind := plan.overrides.get("model.kind")) is not None:
+        data["model"] = of_kind(data["model"], kind)
     for key, value in plan.overrides.items():
         set_path(data, key, to_dict(value))
     return from_dict(RunConfig, data, f"compare.variants.{plan.name}")

@@ -1,6 +1,5 @@
 """The training loop, from a recipe to result.json: read it from top to bottom."""
 
-import json
 import logging
 import math
 import time
@@ -16,23 +15,20 @@ import torch
 from torch import Tensor, nn
 
 from trivium.config import UserError, to_dict
-from trivium.evaluate.answers import evaluate
 from trivium.evaluate.teacher import teacher_forced
-from trivium.model.base import LanguageModel, ModelContext
-from trivium.model.card import training_record
-from trivium.model.folder import record_training, save_model
 from trivium.ops.dispatch import chosen, forget
-from trivium.tasks.base import ANSWER, CHAIN, Task
+from trivium.tasks.base import ANSWER, CHAIN
 from trivium.train.capture import CapturedSteps, EagerSteps, choose_capture
 from trivium.train.checkpoint import CheckpointError, newest_good, remove_leftovers, save_checkpoint
 from trivium.train.config import RunConfig
 from trivium.train.distributed import from_first, join, parallel, sum_over_processes, world_of_environment
 from trivium.train.environment import describe_environment, tell_changes
+from trivium.train.finish import finish
 from trivium.train.groups import grouped, num_weights, set_training
 from trivium.train.memory import keep_freed_memory, peak_bytes, reset_peak
 from trivium.train.mixtures import mixtures_of
 from trivium.train.optim import build_optimizer, forget_moments, set_learning_rates
-from trivium.train.precision import Precision, choose_device, choose_precision
+from trivium.train.precision import choose_device, choose_precision
 from trivium.train.prepare import prepare
 from trivium.train.pretrained import begin_with_gpt2
 from trivium.train.run import Run, begin_from
@@ -346,55 +342,7 @@ def train(
 
         mixtures.spread()  # a model that never got so far computes the same with them
         peak = peak_bytes(device)
-        return from_first(world, lambda: _finish(run, model, task, made.context, at, precision, peak))
-
-
-def _finish(
-    run: Run,
-    model: LanguageModel,
-    task: Task,
-    context: ModelContext,
-    at: Position,
-    precision: Precision,
-    peak: int | None,
-) -> dict[str, Any]:
-    """Save and score the trained model; return what result.json holds."""
-    config = run.config
-    save_model(run.model, model, config.task)
-    answers: list[dict[str, Any]] | None = [] if config.evaluate.keep_answers else None
-    dtype = precision.dtype if config.evaluate.precision == "training" else torch.float32
-    scored: dict[str, Any] = {
-        "split": "test",
-        "chain_loss": config.train.chain_loss,
-        "answers": answers,
-        "dtype": dtype,
-    }
-    evaluation = evaluate(model, task, config.evaluate, **scored)
-    result = {
-        "status": "finished",
-        "step": at.step,
-        "tokens": at.tokens,
-        "examples": at.examples,
-        "generated_tokens": at.generated,
-        "seconds": at.seconds,
-        "tokens_per_second": at.tokens / at.seconds,
-        "peak_bytes": peak,
-        "parameters": config.model.num_params(context),
-        "trained_parameters": num_weights(grouped(model, config.train))["trained"],
-        "flops_per_token": config.model.flops_per_token(context, context.max_length),
-        "state_bytes": config.model.state_bytes(context, context.max_length, torch.float32),
-        "precision": precision.name,
-        "threads": torch.get_num_threads(),
-        "device": precision.device,
-        "train_loss": at.train_loss,
-        "validation": at.validation,
-        **({"stage": at.stage} if config.train.curriculum.lengths else {}),
-        "evaluation": evaluation,
-    }
-    samples = [{"verdict": name, **sample} for name in ("right", "wrong") for sample in evaluation["samples"][name]]
-    record_training(run.model, training_record(to_dict(config), result))
-    run.write_result(result, samples, answers or None)
-    return json.loads(json.dumps(result))
+        return from_first(world, lambda: finish(run, model, task, made.context, at, precision, peak))
 
 
 def _spans(indices: list[int]) -> str:

@@ -7,6 +7,8 @@ import torch
 
 from trivium.config import UserError
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
 
 @dataclass(frozen=True)
 class Precision:
@@ -18,7 +20,7 @@ class Precision:
 
     @property
     def dtype(self) -> torch.dtype:
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[self.name]
+        return DTYPES[self.name]
 
     def autocast(self) -> AbstractContextManager[object]:
         """Return the context in which the model runs."""
@@ -46,7 +48,7 @@ def has_bfloat16(device: torch.device) -> tuple[bool, str]:
 def choose_precision(requested: str, device: torch.device) -> Precision:
     """Return the arithmetic for `requested` (auto, float32, bfloat16, float16) on `device`, and why."""
     if requested != "auto":
-        if requested not in ("float32", "bfloat16", "float16"):
+        if requested not in DTYPES:
             raise UserError(f"train.precision: {requested!r} is not allowed; auto, float32, bfloat16 or float16")
         return Precision(requested, "asked for", device.type)
     native, reason = has_bfloat16(device)

@@ -33,6 +33,7 @@ from trivium.train.checkpoint import load_model_tensors, newest_good, read_check
 from trivium.train.config import RunConfig
 from trivium.train.mixtures import for_reading
 from trivium.train.objectives import decoding_of
+from trivium.train.precision import DTYPES
 
 CONFIG, ENVIRONMENT, METRICS, RESULT, SAMPLES, ANSWERS = (
     "config.yaml",
@@ -221,6 +222,16 @@ def load(folder: str | Path) -> tuple[LanguageModel, Tokenizer, Task]:
     load_model_tensors(model, tensors, path)
     for_reading(model, config.train, scalars["step"])
     return model.eval(), tokenizer_of(task.alphabet), task
+
+
+def scored_in(folder: str | Path) -> torch.dtype:
+    """Return the dtype in which the run of a run folder or a model folder scores its own test."""
+    folder = Path(folder)
+    record = training_of(folder) or {}
+    if record.get("recipe", {}).get("evaluate", {}).get("precision") != "training":
+        return torch.float32
+    begun = (read_json(folder / ENVIRONMENT) or {}).get("precision", {}).get("name")  # of one that has not finished
+    return DTYPES.get(record.get("precision") or begun, torch.float32)
 
 
 def training_of(folder: str | Path) -> dict[str, Any] | None:

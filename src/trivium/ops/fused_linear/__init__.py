@@ -64,8 +64,6 @@ def norm_feedforward(
     Both biases are given or none. Backend "triton" is one kernel, which "auto" takes for many rows; "torch" calls
     `norm_linear` and `linear_add`, whose backends are `parts`. Raises UserError for one that is missing or cannot.
     """
-    if backend == "auto" and x.numel() <= FEEDFORWARD_LEAST * x.shape[-1]:
-        backend = "torch"
     width, hidden = into.shape[1], into.shape[0]
     fits = (
         width in FEEDFORWARD_WIDTHS and hidden % FEEDFORWARD_HIDDEN == 0 and (into_bias is None) == (back_bias is None)
@@ -73,6 +71,7 @@ def norm_feedforward(
     more = (
         ("norm", type(norm).__name__),
         ("fits", "yes" if fits else "no"),
+        ("rows", "many" if x.numel() > FEEDFORWARD_LEAST * x.shape[-1] else "few"),
         ("parts", "auto" if parts == ("auto", "auto") else "named"),
     )
     function = dispatch.load("norm_feedforward", backend, x.device.type, _facts(x, into, *more))
@@ -179,6 +178,10 @@ def _refuses_feedforward(facts: Mapping[str, Any]) -> str | None:
     return "norm_linear or linear_add is asked for by name" if facts.get("parts", "auto") == "named" else None
 
 
+def _slower_feedforward(facts: Mapping[str, Any]) -> str | None:
+    return f"not more than {FEEDFORWARD_LEAST} rows" if facts.get("rows", "many") == "few" else None
+
+
 def _load_norm_feedforward() -> Callable[..., Tensor]:
     from trivium.ops.fused_linear.launch import norm_feedforward
 
@@ -197,15 +200,20 @@ def _load_linear_add() -> Callable[..., Tensor]:
     return linear_add
 
 
-for _name, _reference, _torch, _load, _no in (
-    ("norm_linear", _norm_linear_reference, _norm_linear, _load_norm_linear, _refuses),
-    ("linear_add", _linear_add_reference, _linear_add, _load_linear_add, _refuses),
+def _never_slower(facts: Mapping[str, Any]) -> None:
+    return None
+
+
+for _name, _reference, _torch, _load, _no, _slower in (
+    ("norm_linear", _norm_linear_reference, _norm_linear, _load_norm_linear, _refuses, _never_slower),
+    ("linear_add", _linear_add_reference, _linear_add, _load_linear_add, _refuses, _never_slower),
     (
         "norm_feedforward",
         _norm_feedforward_reference,
         _norm_feedforward,
         _load_norm_feedforward,
         _refuses_feedforward,
+        _slower_feedforward,
     ),
 ):
     dispatch.register(_name, "reference", dispatch.Backend(lambda function=_reference: function))
@@ -217,5 +225,7 @@ for _name, _reference, _torch, _load, _no in (
     dispatch.register(
         _name,
         "triton",
-        dispatch.Backend(_load, missing=triton_support.missing, suits=triton_support.suits, refuses=_no),
+        dispatch.Backend(
+            _load, missing=triton_support.missing, suits=triton_support.suits, refuses=_no, slower=_slower
+        ),
     )

@@ -5,8 +5,8 @@ dS = P (w v_long^T - delta):  dv_long = P^T w, dk_long = dS^T u, and from du = d
 dq sums du * k_short over short keys, dk_short and dv_short sum du * q and read * do over queries and heads.
 
 `rows_kernel` owns queries: it keeps du and read in registers, and either adds its shares of dk_long and dv_long to
-memory atomically (fast: six matrix products a tile) or leaves them to `long_kernel`, which owns long keys (eight in
-all, nothing depends on the order in which programs run).
+memory atomically, on Hopper by the copy engine (fast: six matrix products a tile), or leaves them to `long_kernel`,
+which owns long keys (eight in all, nothing depends on the order in which programs run).
 """
 
 # pyright: reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
@@ -33,6 +33,7 @@ from trivium.ops.simplicial.triton_tiles import (
 # How the rows kernel adds its shares of the long keys' gradients.
 LEAVE: tl.constexpr = tl.constexpr(0)
 ATOMIC: tl.constexpr = tl.constexpr(1)
+COPIED: tl.constexpr = tl.constexpr(2)  # as ATOMIC, but whole tiles of BN keys by Hopper's copy engine
 
 
 @triton.jit
@@ -78,13 +79,27 @@ def _share(weights, rows, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def _add_long(
+    share, into, tiles, b, j0, column, tokens, stride,
+    D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, ADD: tl.constexpr,
+):  # fmt: skip
+    """Add a tile's share of the gradient of BN long keys from j0 to memory; the last ones may not exist."""
+    if ADD == COPIED:
+        tiles.atomic_add([b, j0, column], tl.reshape(share, (1, BN, BD)))
+    else:
+        j = j0 + tl.arange(0, BN)
+        channels = tl.arange(0, BD)
+        mask = (j < tokens)[:, None] & (channels < D)[None, :]
+        tl.atomic_add(into + j[:, None] * stride + channels[None, :], share, mask=mask, sem="relaxed")
+
+
+@triton.jit
 def _rows_stretch(
-    du, read, u, w, low, delta, i, own, k, v, dk, dv, documents,
+    du, read, u, w, low, delta, i, own, k, v, dk, dv, dk_tiles, dv_tiles, b, column, documents,
     begin, end, tokens, long, stride_k, stride_v, stride_d,
     D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr,
     MASKED: tl.constexpr, DOCUMENTS: tl.constexpr, PRECISION: tl.constexpr, ADD: tl.constexpr,
 ):  # fmt: skip
-    channels = tl.arange(0, BD)
     for j0 in tl.range(begin, end, BN):
         j = j0 + tl.arange(0, BN)
         keys = load_keys(k, j, tokens, stride_k, D, BD, MASKED)
@@ -94,12 +109,11 @@ def _rows_stretch(
         )
         if ADD != LEAVE:
             share = _share(weights, w, PRECISION)
-            mask = (j < tokens)[:, None] & (channels < D)[None, :]
-            tl.atomic_add(dv + j[:, None] * stride_d + channels[None, :], share, mask=mask, sem="relaxed")
+            _add_long(share, dv, dv_tiles, b, j0, column, tokens, stride_d, D, BD, BN, ADD)
         read = product(weights, values, read, PRECISION)
         if ADD != LEAVE:
             share = _share(d_logits, u, PRECISION) * LN2
-            tl.atomic_add(dk + j[:, None] * stride_d + channels[None, :], share, mask=mask, sem="relaxed")
+            _add_long(share, dk, dk_tiles, b, j0, column, tokens, stride_d, D, BD, BN, ADD)
         du = product(d_logits, keys, du, PRECISION)
     return du, read
 
@@ -139,7 +153,7 @@ def _add_short(
 @triton.jit
 def rows_kernel(
     q, k_long, v_long, k_short, v_short, documents, do, lse, delta, dq, dk_long, dv_long,
-    dk_short, dv_short,
+    dk_short, dv_short, dk_tiles, dv_tiles,
     q_b, q_t, q_h, kl_b, kl_t, kl_h, vl_b, vl_t, vl_h, ks_b, ks_t, ks_h, vs_b, vs_t, vs_h, do_b, do_t, do_h,
     first, tokens, heads, kv_heads, group, head_parts, long, short, scale, dq_term,
     D: tl.constexpr, BD: tl.constexpr, BI: tl.constexpr, BG: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr,
@@ -150,11 +164,13 @@ def rows_kernel(
     """Write dq and add the shares of BI queries of HEAD_BLOCKS * BG heads to the gradients of the keys.
 
     With ADD = LEAVE, dk_short and dv_short are workspaces (rows, T / BI, short + BI - 1, D), a part for each program.
+    With ADD = COPIED, dk_tiles and dv_tiles describe tiles (1, BN, D) of dk_long and dv_long as (B, T, Hkv * D).
     """
     program = tl.program_id(0)
     i0 = (program // head_parts) * BI
     row = first + tl.program_id(1)
-    b = (row // kv_heads).to(tl.int64)
+    batch_row = row // kv_heads
+    b = batch_row.to(tl.int64)
     kv = row % kv_heads
     channels = tl.arange(0, BD)
     q += b * q_b + i0.to(tl.int64) * q_t + kv * group * q_h
@@ -168,7 +184,7 @@ def rows_kernel(
     if DOCUMENTS:
         documents += b * tokens
     stride_d = kv_heads * D
-    if ADD == ATOMIC:
+    if ADD != LEAVE:
         dk_long += (b * tokens * kv_heads + kv) * D
         dv_long += (b * tokens * kv_heads + kv) * D
     if ADD == LEAVE:
@@ -206,18 +222,21 @@ def rows_kernel(
             read = tl.zeros((QUERIES * BK, BD), tl.float32)
             if BI > 1 and not DOCUMENTS:
                 du, read = _rows_stretch(
-                    du, read, u, w, low, row_delta, i, own, k_long, v_long, dk_long, dv_long, documents,
+                    du, read, u, w, low, row_delta, i, own, k_long, v_long,
+                    dk_long, dv_long, dk_tiles, dv_tiles, batch_row, kv * D, documents,
                     begin, clear_begin, tokens, long, kl_t, vl_t, stride_d,
-                    D, BD, EDGE, True, DOCUMENTS, PRECISION, ADD,
+                    D, BD, EDGE, True, DOCUMENTS, PRECISION, ATOMIC if ADD == COPIED else ADD,
                 )  # fmt: skip
             if not DOCUMENTS:
                 du, read = _rows_stretch(
-                    du, read, u, w, low, row_delta, i, own, k_long, v_long, dk_long, dv_long, documents,
+                    du, read, u, w, low, row_delta, i, own, k_long, v_long,
+                    dk_long, dv_long, dk_tiles, dv_tiles, batch_row, kv * D, documents,
                     clear_begin, clear_end, tokens, long, kl_t, vl_t, stride_d,
                     D, BD, BN, False, DOCUMENTS, PRECISION, ADD,
                 )  # fmt: skip
             du, read = _rows_stretch(
-                du, read, u, w, low, row_delta, i, own, k_long, v_long, dk_long, dv_long, documents,
+                du, read, u, w, low, row_delta, i, own, k_long, v_long,
+                dk_long, dv_long, dk_tiles, dv_tiles, batch_row, kv * D, documents,
                 clear_end, end, tokens, long, kl_t, vl_t, stride_d,
                 D, BD, BN, True, DOCUMENTS, PRECISION, ADD,
             )  # fmt: skip
@@ -342,43 +361,3 @@ def long_kernel(
     at = part * part_stride + ((b * tokens + j) * kv_heads + kv)[:, None] * D + channels[None, :]
     tl.store(dk_long + at, dk * LN2, mask=mask)
     tl.store(dv_long + at, dv, mask=mask)
-
-
-@triton.jit
-def gather_kernel(
-    workspace, out, first, tokens, kv_heads, short,
-    D: tl.constexpr, BD: tl.constexpr, BI: tl.constexpr, BT: tl.constexpr,
-):  # fmt: skip
-    """Write each short key's gradient, the sum over the tiles of queries that read it, in their order."""
-    p = tl.program_id(0) * BT + tl.arange(0, BT)
-    row = first + tl.program_id(1)
-    channels = tl.arange(0, BD)
-    span = short + BI - 1
-    workspace += tl.program_id(1).to(tl.int64) * tl.cdiv(tokens, BI) * span * D
-    total = tl.zeros((BT, BD), tl.float32)
-    for step in range(tl.cdiv(span, BI) + 1):
-        tile = p // BI + step
-        slot = p - tile * BI + short - 1
-        mask = ((tile * BI < tokens) & (slot >= 0))[:, None] & (channels < D)[None, :]
-        at = (tile.to(tl.int64) * span + slot) * D
-        total += tl.load(workspace + at[:, None] + channels[None, :], mask=mask, other=0.0)
-    b = (row // kv_heads).to(tl.int64)
-    mask = (p < tokens)[:, None] & (channels < D)[None, :]
-    at = ((b * tokens + p) * kv_heads + row % kv_heads)[:, None] * D + channels[None, :]
-    tl.store(out + at, narrowed(total, out.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def narrow_kernel(sums, a, b, c, d, count, BLOCK: tl.constexpr):
-    """Write the four parts of sums (4, count), in float32, to a, b, c and d in their own type."""
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    part = tl.program_id(1)
-    x = narrowed(tl.load(sums + part * count.to(tl.int64) + at, mask=at < count), a.dtype.element_ty)
-    if part == 0:
-        tl.store(a + at, x, mask=at < count)
-    elif part == 1:
-        tl.store(b + at, x, mask=at < count)
-    elif part == 2:
-        tl.store(c + at, x, mask=at < count)
-    else:
-        tl.store(d + at, x, mask=at < count)

@@ -4,13 +4,15 @@ Tile sizes follow from the shape alone, not from timing runs: the same call alwa
 a search. `tiles_for` holds what measurements on an H200 favoured.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
-from trivium.ops.simplicial import operators, triton_backward, triton_forward
+from trivium.ops.simplicial import operators, triton_backward, triton_forward, triton_sums
 from trivium.ops.simplicial.launches import aligned, launch
 from trivium.ops.simplicial.triton_support import interpreted
 
@@ -27,8 +29,8 @@ class _Kernels(NamedTuple):
     delta_kernel: Any = triton_backward.delta_kernel
     rows_kernel: Any = triton_backward.rows_kernel
     long_kernel: Any = triton_backward.long_kernel
-    gather_kernel: Any = triton_backward.gather_kernel
-    narrow_kernel: Any = triton_backward.narrow_kernel
+    gather_kernel: Any = triton_sums.gather_kernel
+    narrow_kernel: Any = triton_sums.narrow_kernel
 
 
 _kernels = _Kernels()
@@ -36,6 +38,12 @@ _kernels = _Kernels()
 
 def _ceil(count: int, size: int) -> int:
     return -(-count // size)
+
+
+@functools.cache
+def adds_tiles(index: int | None) -> bool:
+    """Return whether a device has the copy engine that adds whole tiles to memory: Hopper and later."""
+    return not interpreted() and torch.version.hip is None and torch.cuda.get_device_capability(index) >= (9, 0)
 
 
 def power_of_two(count: int) -> int:
@@ -242,7 +250,7 @@ def backward(
             now = min(step, pairs - first)
             workspace = torch.zeros(2, now, query_tiles, span, call.width, dtype=torch.float32, device=q.device)
             _kernels.rows_kernel[(query_tiles, now)](
-                *(*inputs, dq, dq, dq, *workspace, *strides, first, *sizes),
+                *(*inputs, dq, dq, dq, *workspace, None, None, *strides, first, *sizes),
                 *(1, call.long, call.short, scale, dq[0].numel()),
                 HEAD_BLOCKS=head_blocks,
                 ADD=triton_backward.LEAVE,
@@ -259,16 +267,31 @@ def backward(
                 )
     else:
         sums = torch.zeros(4, *k_long.shape, dtype=torch.float32, device=q.device)
+        described = _described(call, tiles, sums, q.dtype)
+        add = triton_backward.ATOMIC if described[0] is None else triton_backward.COPIED
         launch(
             *(_kernels.rows_kernel, key, (query_tiles * head_blocks, pairs)),
-            *(*inputs, dq, *sums, *strides, 0, *sizes),
+            *(*inputs, dq, *sums, *described, *strides, 0, *sizes),
             *(head_blocks, call.long, call.short, scale, dq[0].numel()),
-            constants=constants | {"HEAD_BLOCKS": 1, "ADD": triton_backward.ATOMIC},
+            constants=constants | {"HEAD_BLOCKS": 1, "ADD": add},
             **tiles.options,
         )
         narrow = narrowed_parts(sums, q.dtype)
         d_long, d_short = narrow[:2], narrow[2:]
     return dq.sum(0).to(q.dtype) if sign else dq[0], d_long[0], d_long[1], d_short[0], d_short[1]
+
+
+def _described(
+    call: _Call, tiles: Tiles, sums: Tensor, dtype: torch.dtype
+) -> tuple[TensorDescriptor | None, TensorDescriptor | None]:
+    """Return how the copy engine finds tiles of the first two of sums (4, B, T, Hkv, D), or twice None without one."""
+    # A tile of the widest heads, or of four bytes a number, has no room beside the others in shared memory.
+    if not adds_tiles(sums.device.index) or call.width != call.padded or call.width > 128 or dtype == torch.float32:
+        return None, None
+    shape = [call.rows, call.tokens, call.kv_heads * call.width]
+    strides = [shape[1] * shape[2], shape[2], 1]
+    dk, dv = (TensorDescriptor(x, shape, strides, [1, tiles.long, call.width]) for x in (sums[0], sums[1]))
+    return dk, dv
 
 
 def narrowed_parts(sums: Tensor, dtype: torch.dtype) -> list[Tensor]:

@@ -1,0 +1,175 @@
+"""fla behind gated linear attention and the gated delta rule: when it is asked, and the adapters to its kernels."""
+
+import os
+import sys
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from tests.ops.recurrence_cases import OPERATORS, assert_all_equal, draw, every_operator, packed, results
+from trivium.ops import dispatch, recurrence
+from trivium.ops.delta_rule import fla as delta_fla
+from trivium.registry import UserError
+
+
+@every_operator
+def test_a_missing_fla_is_an_error_that_tells_what_to_install(name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(dispatch, "_choices", {})
+
+    def not_there(package: str) -> str:
+        raise PackageNotFoundError(package)
+
+    command = r"pip install 'flash-linear-attention\[cuda\]>=0.6'"
+    monkeypatch.setattr(recurrence, "version", not_there)
+    with pytest.raises(UserError, match=f"'fla' is missing: flash-linear-attention is not installed: {command}"):
+        OPERATORS[name](**draw(name, 4), backend="fla")
+    monkeypatch.setattr(recurrence, "version", lambda package: "0.5.1")
+    assert "0.5.1 is too old" in str(dispatch.backends(name)["fla"])
+    monkeypatch.setattr(recurrence, "version", lambda package: "0.6.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "needs a CUDA device" in str(dispatch.backends(name)["fla"])
+
+
+@every_operator
+def test_float64_and_other_devices_are_not_for_fla(name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(dispatch, "_choices", {})
+    monkeypatch.setattr(recurrence, "version", lambda package: "0.6.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(UserError, match="'fla' cannot: it computes on CUDA devices, the inputs are on cpu"):
+        OPERATORS[name](**draw(name, 4), backend="fla")
+    wide = (("dtype", torch.float64), ("device", "cuda"))
+    with pytest.raises(UserError, match="'fla' cannot: it computes in float32 or less, the inputs are float64"):
+        dispatch.choose(name, "fla", "cuda", wide)
+    assert dispatch.choose(name, "auto", "cuda", wide) == "torch"
+    assert "fla cannot: it computes in float32 or less" in dispatch.chosen()[name]["reason"]
+    assert dispatch.choose(name, "auto", "cuda", (("dtype", torch.float32), ("device", "cuda"))) == "fla"
+
+
+def test_fla_may_load_with_the_two_warnings_that_it_brings_and_no_other_is_hushed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    said = "`torch.jit.script_method` is deprecated. Please switch to `torch.compile` or `torch.export`."
+    for module, message in (("fla_of_now", said), ("fla_of_then", "`torch.jit.script` is deprecated.")):
+        text = "import warnings\nwarnings.warn('Flash Attention is not installed.', ImportWarning)\n"
+        text += f"warnings.warn({message!r}, DeprecationWarning)\n"
+        (tmp_path / f"{module}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert recurrence.import_fla("fla_of_now") is sys.modules["fla_of_now"]
+    with pytest.raises(DeprecationWarning, match="script`"):
+        recurrence.import_fla("fla_of_then")
+    monkeypatch.delitem(sys.modules, "fla_of_now")
+
+
+@pytest.mark.parametrize(
+    ("triton", "hopper", "gradients", "refused"),
+    [
+        ("3.6.0", True, True, True),
+        ("3.6.0", True, False, False),
+        ("3.6.0", False, True, False),
+        ("3.7.1", True, True, False),
+        ("3.3.1+gitabc", True, True, False),
+    ],
+)
+def test_fla_is_not_asked_for_a_gradient_that_triton_compiles_wrongly(
+    monkeypatch: pytest.MonkeyPatch, triton: str, hopper: bool, gradients: bool, refused: bool
+):
+    monkeypatch.setattr(recurrence, "version", {"triton": triton, "flash-linear-attention": "0.6.0"}.__getitem__)
+    monkeypatch.setattr(recurrence, "find_spec", lambda name: None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9 if hopper else 8, 0))
+    facts = {"dtype": torch.bfloat16, "device": "cuda", "gradients": gradients}
+    assert (recurrence.fla_backward_refuses(facts) is not None) == refused
+    assert recurrence.fla_refuses(facts) is None  # gated linear attention has another backward pass
+
+
+def test_float32_by_fla_is_not_rounded_further_unless_the_user_says_so(monkeypatch: pytest.MonkeyPatch):
+    def asked(precision: str, before: str | None) -> str | None:
+        monkeypatch.delenv("TRITON_F32_DEFAULT", raising=False)
+        if before is not None:
+            monkeypatch.setenv("TRITON_F32_DEFAULT", before)
+        monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: precision)
+        recurrence.exact_float32()
+        return os.environ.get("TRITON_F32_DEFAULT")
+
+    assert [asked("highest", None), asked("highest", "tf32"), asked("high", None)] == ["ieee", "tf32", None]
+
+
+# ---- The adapters to fla, with a stand-in for its kernels that has fla's argument names and its packed rows.
+
+
+def stand_in(name: str, decay_argument: str) -> Any:
+    """Return a function with the call of fla 0.6, for rows of equal length or for one packed row with bounds."""
+
+    def kernel(q, k, v, *, scale, initial_state, output_final_state, cu_seqlens, **gates):
+        assert output_final_state
+        assert initial_state.dtype == torch.float32
+        assert all(tensor.is_contiguous() for tensor in (q, k, v, initial_state, *gates.values()))
+        gates = {"log_decay" if key == decay_argument else key: gate for key, gate in gates.items()}
+        tensors = {"q": q, "k": k, "v": v, **gates}
+        if cu_seqlens is None:
+            return OPERATORS[name](**tensors, state=initial_state, scale=scale, backend="reference")
+        assert q.shape[0] == 1
+        parts = []
+        for n, (start, stop) in enumerate(zip(cu_seqlens.tolist()[:-1], cu_seqlens.tolist()[1:], strict=True)):
+            piece = {key: tensor[:, start:stop] for key, tensor in tensors.items()}
+            parts.append(OPERATORS[name](**piece, state=initial_state[n : n + 1], scale=scale, backend="reference"))
+        outputs, states = zip(*parts, strict=True)
+        return torch.cat(outputs, dim=1), torch.cat(states)
+
+    return kernel
+
+
+class Constant(str):
+    """Stands in for Triton's constexpr."""
+
+
+@pytest.fixture
+def fake_fla(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """Put a stand-in in fla's place; the module is that of the delta rule's forward pass."""
+    gla, rule = ModuleType("fla.ops.gla"), ModuleType("fla.ops.gated_delta_rule")
+    solve = ModuleType("fla.ops.gated_delta_rule.chunk_fwd")
+    solve.__dict__[delta_fla.ROUNDING] = Constant("tf32")
+    gla.__dict__["chunk_gla"] = stand_in("gated_linear_attention", "g")
+    gla.__dict__["fused_recurrent_gla"] = stand_in("gated_linear_attention", "gk")
+    for function in ("chunk_gated_delta_rule", "fused_recurrent_gated_delta_rule"):
+        rule.__dict__[function] = stand_in("gated_delta_rule", "g")
+    for module in (ModuleType("fla"), ModuleType("fla.ops"), gla, rule, solve):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    delta_fla.load_rule.cache_clear()
+    yield solve
+    delta_fla.load_rule.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("precision", "user", "rounding"),
+    [("highest", None, "ieee"), ("highest", "ieee", "ieee"), ("highest", "tf32", "tf32"), ("high", None, "tf32")],
+)
+def test_flas_triangular_solve_is_as_exact_as_its_products(
+    fake_fla: ModuleType, monkeypatch: pytest.MonkeyPatch, precision: str, user: str | None, rounding: str
+):
+    monkeypatch.delenv("TRITON_F32_DEFAULT", raising=False)
+    if user is not None:
+        monkeypatch.setenv("TRITON_F32_DEFAULT", user)
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: precision)
+    delta_fla.load_rule()
+    found = getattr(fake_fla, delta_fla.ROUNDING)
+    assert (found, type(found)) == (rounding, Constant)
+
+
+@pytest.mark.usefixtures("fake_fla")
+@every_operator
+@pytest.mark.parametrize("tokens", [9, 40])
+def test_the_adapter_to_fla_equals_the_reference(name: str, tokens: int, monkeypatch: pytest.MonkeyPatch):
+    adapter = dispatch.Backend(dispatch._registered[name]["fla"].load, suits=lambda device_type: "the adapter")
+    monkeypatch.setattr(dispatch, "_choices", {})
+    monkeypatch.setitem(dispatch._registered[name], "fla", adapter)
+    arguments = draw(name, tokens, dtype=torch.float32)
+    for options in ({}, {"documents": packed(tokens)}, {"scale": 0.2}):
+        expected = results(name, arguments, backend="reference", **options)
+        assert_all_equal(results(name, arguments, **options), expected)
+        with torch.no_grad():
+            assert_all_equal(list(OPERATORS[name](**arguments, **options)), expected[:2])
