@@ -18,6 +18,8 @@ from trivium.tasks.answers import THINK, chain_regions
 from trivium.tasks.base import TASKS, Batch, Example, Split, Step, Task, TaskConfig, Verdict
 from trivium.tasks.blocks import Blocks
 
+MOST_AT_ONCE = 2**20  # problems drawn in one go, however many are asked for
+
 
 @TASKS.register("addition")
 @dataclass(frozen=True)
@@ -268,7 +270,7 @@ class Addition(Task):
         while len(chosen) < count and (size is None or start < size):
             # As many as are likely to hold what is missing.
             draws = min(2.0, 1.1 * max(1, start) / max(1, len(chosen))) * (count - len(chosen))
-            stop = start + max(1024, int(draws))
+            stop = start + min(max(1024, int(draws)), MOST_AT_ONCE)
             indices = np.arange(start, stop if size is None else min(stop, size))
             # Two problems of one 64-bit hash would count as one: 100,000 problems lose one with a chance of 3e-10.
             known = len(hashes)

@@ -22,7 +22,7 @@ END = "<end>"
 COUNTED = 2**16  # spaces of at most so many problems are looked into before they are drawn from
 PROBES = 2**14  # problems that this takes
 ATTEMPTS = 2**17  # more than any split that passes needs
-CELLS = 2**20  # tokens held at once while drawing
+CELLS = 2**20  # tokens held at once while drawing, and problems looked at together
 SMALLEST_FRACTION = 0.001
 LONGEST = 2**16
 
@@ -275,7 +275,7 @@ class DrawnTask(Task):
         seen: set[int] = set()
         start, stale = 0, 0
         while len(chosen) < count and (size is None or start < size):
-            stop = start + max(64, count - len(chosen))
+            stop = start + min(max(64, count - len(chosen)), CELLS)
             indices = np.arange(start, stop if size is None else min(stop, size))
             # Two problems of one 64-bit hash would count as one: 100,000 problems lose one with a chance of 3e-10.
             for index, found in zip(indices.tolist(), task.hashes(task.draw(split, indices)).tolist(), strict=True):
