@@ -54,8 +54,8 @@ def num_combines(chunks: int) -> int:
     return 2 * chunks - chunks.bit_count() - chunks.bit_length()
 
 
-# Both sweep up, from chunks to complete subtrees, and down: s_i is s_(i - 2^k) and the subtree of level k behind it, 2^k
-# being the lowest bit of i. So a level needs the subtrees of its own and the prefixes of higher levels alone.
+# Both sweep up, from chunks to complete subtrees, and down: s_i is s_(i - 2^k) and the subtree of level k behind it,
+# 2^k being the lowest bit of i. So a level needs the subtrees of its own and the prefixes of higher levels alone.
 
 
 def _sweep_items(chunks: list[Any], combine: Callable[[Any, Any], Any], identity: Any) -> list[Any]:
