@@ -167,9 +167,13 @@ def test_what_cannot_be_traced_is_refused(monkeypatch):
     long = f"{'1' * (TASK.max_length - 4)}+2"  # the prompt fits, its answer does not
     with pytest.raises(UserError, match=r"tokens and \d+ of its answer"):
         trace(model, TASK, TASK.parse(long))
+    refused = r"would hold 0 MiB, more than 0 MiB: give a shorter expression"
     monkeypatch.setattr(module, "LARGEST", 1000)
-    monkeypatch.setattr(module, "generate", None)  # it is refused before anything is generated
-    with pytest.raises(UserError, match=r"would hold 0 MiB, more than 0 MiB: give a shorter expression"):
+    with pytest.raises(UserError, match=refused):
+        trace(model, TASK, TASK.parse("1+2"))
+    monkeypatch.setattr(module, "LARGEST", 100)
+    monkeypatch.setattr(module, "generate", None)  # too long a prompt is refused before anything is generated
+    with pytest.raises(UserError, match=refused):
         trace(model, TASK, TASK.parse("1+2"))
 
 
