@@ -168,6 +168,7 @@ def test_what_cannot_be_traced_is_refused(monkeypatch):
     with pytest.raises(UserError, match=r"tokens and \d+ of its answer"):
         trace(model, TASK, TASK.parse(long))
     monkeypatch.setattr(module, "LARGEST", 1000)
+    monkeypatch.setattr(module, "generate", None)  # it is refused before anything is generated
     with pytest.raises(UserError, match=r"would hold 0 MiB, more than 0 MiB: give a shorter expression"):
         trace(model, TASK, TASK.parse("1+2"))
 

@@ -98,6 +98,7 @@ def trace(model: LanguageModel, task: Task, example: Example) -> Trace:
     alphabet, ahead = task.alphabet, 1 + model.decoding.shift
     prompt = alphabet.encode(example.prompt)
     check_length(len(prompt), longest_input(model), 0 if task.labels else len(alphabet.encode(example.answer)))
+    _check_size(model, len(prompt))  # before minutes of generating what is too long to trace
     ids = list(prompt)
     correct = None
     if not task.labels:
