@@ -45,6 +45,7 @@ def test_a_table_is_printed_for_people(here, capsys, monkeypatch):
     ("words", "message"),
     [
         (["--tokens", "0"], "--tokens: expected 1 or more"),
+        (["--threads", "0"], "--threads: expected 1 or more"),
         (["--kv-heads", "3"], "do not divide"),
         (["--backends", "tritom"], "tritom"),
         (["--device", "cuda:9"], "cuda:9"),

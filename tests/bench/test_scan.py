@@ -6,6 +6,7 @@ import torch
 from trivium.bench import scan
 from trivium.bench.gates import WrongResult
 from trivium.bench.scan import ScanShape, bench_scan, counter_prefixes
+from trivium.config import UserError
 
 TINY = (ScanShape(8, chunks=5, chunk=2, batch=2, heads=2),)
 
@@ -39,3 +40,8 @@ def test_the_counter_gives_the_prefixes_of_the_scan():
     chunks = torch.randn(7, 2, 3, dtype=torch.float64)
     mine, theirs = (way(chunks, lambda a, b: 2 * a - b, torch.zeros(3)) for way in scan.SCANS.values())
     assert torch.equal(mine, theirs)
+
+
+def test_chunks_of_which_no_two_are_combined_are_refused():
+    with pytest.raises(UserError, match="chunks: expected 3 or more, got 2"):
+        ScanShape(8, chunks=2)

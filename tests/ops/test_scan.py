@@ -133,3 +133,17 @@ def test_nan_in_the_identity_or_the_last_chunk_reaches_no_other_prefix():
     scanned = exclusive_scan(chunks, combine_pairs, torch.full((2,), torch.nan))
     assert scanned[0].isnan().all()
     assert not scanned[1:].isnan().any()
+
+
+@pytest.mark.parametrize("count", [5, 8, 63])
+def test_no_gradient_of_the_scan_fills_a_tensor_of_zeros_for_a_slice(count):
+    chunks = torch.randn(count, 2, requires_grad=True)
+    found, left = set(), [prefixes(chunks, lambda a, b: a + 2 * b, torch.zeros(2)).grad_fn]
+    while left:
+        node = left.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            left += [parent for parent, _ in node.next_functions]
+    names = {node.name() for node in found}
+    assert "AddBackward0" in names
+    assert not {name for name in names if "Slice" in name or "Select" in name or "Index" in name}

@@ -13,6 +13,7 @@ from tests.train.tiny import tiny_config
 from trivium.config import UserError, from_dict
 from trivium.model.context import model_context
 from trivium.model.decoder import DecoderConfig
+from trivium.ops import dispatch
 from trivium.tasks.addition import AdditionConfig
 from trivium.train.checkpoint import list_checkpoints, read_checkpoint
 from trivium.train.config import GroupConfig, RunConfig, TrainConfig
@@ -86,6 +87,10 @@ def test_each_group_has_its_own_rate_decay_and_shared_schedule():
     )
     made = model()
     optimizer = build_optimizer(made, config)
+    assert dispatch.chosen()["adamw"]["backend"] == "torch"
+    assert "by name" not in dispatch.chosen()["adamw"]["reason"]
+    with pytest.raises(UserError, match=r"backends.adamw: 'native' is not allowed with train.groups"):
+        build_optimizer(made, config, "native")
     owner = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     assert len(owner) == len(list(made.parameters()))
     peaks = {"embedding.weight": 1e-4, "blocks.1.mixer.qkv.weight": 2e-3, "blocks.0.mixer.qkv.weight": 1e-2}

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from trivium.bench.gates import WrongResult
+from trivium.config import UserError
 from trivium.model.base import ModelContext
 from trivium.model.prefix_scan import PrefixScan, PrefixScanConfig
 from trivium.ops import OnlineScan
@@ -41,6 +42,10 @@ class ScanShape:
     chunk: int = 8
     batch: int = 4
     heads: int = 4
+
+    def __post_init__(self):
+        if self.chunks < 3:
+            raise UserError(f"chunks: expected 3 or more, got {self.chunks}: of fewer no two are combined")
 
     @property
     def name(self) -> str:

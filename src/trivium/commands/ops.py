@@ -166,8 +166,9 @@ def _measure(
 
 def _sizes(options: OpsBenchOptions, operator: str) -> dict[str, int]:
     """Return the sizes that were given; raise UserError for one that is too small or that the operator lacks."""
-    if options.repeats < 1:
-        raise UserError(f"--repeats: expected 1 or more, got {options.repeats}")
+    for name, value in (("repeats", options.repeats), ("threads", options.threads)):
+        if value is not None and value < 1:
+            raise UserError(f"--{name}: expected 1 or more, got {value}")
     names = {field.name for shape in SHAPES.values() for field in fields(shape)}
     known = {field.name for field in fields(SHAPES[operator])}
     given = {name: getattr(options, name) for name in sorted(names) if getattr(options, name) is not None}

@@ -290,7 +290,7 @@ class PrefixScan(LanguageModel):
         summaries_mBcD = self._prefixes(x_mBcD.split((summed, full - summed))[0])[1:] if summed else x_mBcD[:0]
         for own_mBcD in later_mBcD:
             y_NcD = self.predictor(summaries_mBcD[: full - 1].flatten(0, 1), own_mBcD.flatten(0, 1))
-            parts_mBcD.append(y_NcD.view(own_mBcD.shape))
+            parts_mBcD.append(y_NcD.unflatten(0, own_mBcD.shape[:2]))
         y_BTD = torch.cat(parts_mBcD).transpose(0, 1).flatten(1, 2)
         return torch.cat((y_BTD, *(self.predictor(summaries_mBcD[-1], x_BtD) for x_BtD in short_BtD)), dim=1)
 

@@ -107,6 +107,8 @@ def _native() -> Callable[..., Tensor]:
 
 
 def _refuses(facts: Mapping[str, Any]) -> str | None:
+    if facts.get("rates", "one") == "several":
+        return "it knows one learning rate for all, and groups have their own"
     dtype = facts.get("dtype", "float32")
     return "weights are in float32 or float64, not " + dtype if "bfloat16" in dtype else support.refuses(facts)
 

@@ -92,12 +92,12 @@ def build_optimizer(model: nn.Module, config: TrainConfig, backend: str = "auto"
         made.setdefault((each.pattern, each.name in decayed), new)["params"].append(each.weight)
     # Those that decay come first, as they did before there were patterns.
     groups = [made[key] for key in sorted(made, key=lambda key: not key[1])]
-    if len({(group["peak"], group["begins_at"]) for group in groups}) > 1:
-        if backend not in ("auto", "torch"):
-            raise UserError(f"backends.adamw: {backend!r} is not allowed with train.groups; allowed: auto, torch")
-        backend = "torch"
+    several = len({(group["peak"], group["begins_at"]) for group in groups}) > 1
+    if several and backend not in ("auto", "torch"):
+        raise UserError(f"backends.adamw: {backend!r} is not allowed with train.groups; allowed: auto, torch")
     weights = [weight for group in groups for weight in group["params"]]
-    chosen = choose("adamw", backend, device.type, facts(weights))
+    more = (("rates", "several"),) if several else ()
+    chosen = choose("adamw", backend, device.type, (*facts(weights), *more))
     kind = torch.optim.AdamW if chosen == "torch" else OneCallAdamW
     betas = (config.beta1, config.beta2)
     optimizer = kind(groups, lr=config.learning_rate, betas=betas, fused=True, capturable=captured)
