@@ -59,11 +59,12 @@ def test_only_the_whole_answer_is_right(spoil):
     ],
 )
 def test_scores_of_tokens_are_those_of_texts(fields, monkeypatch):
-    # Right, right behind its prompt, a token too many, never ending, and empty.
+    # Right, right behind its prompt, a token too many, never ending, empty, and one digit wrong.
     def write(example, written):
         end = task.alphabet.end
         body = example.answer.removesuffix(end)
-        ways = [example.answer, example.prompt + example.answer, body + "0" + end, body + "0" * len(body), end]
+        wrong = body[:-1] + ("1" if body[-1] == "0" else "0") + end
+        ways = [example.answer, example.prompt + example.answer, body + "0" + end, body + "0" * len(body), end, wrong]
         return ways[sum(map(ord, example.prompt)) % len(ways)]
 
     config, scores = EvaluateConfig(examples=100, batch=64, samples=4), []
