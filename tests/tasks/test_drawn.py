@@ -62,6 +62,8 @@ def test_batches_that_follow_each_other_are_those_that_are_asked_for_alone(confi
                 batch, alone.gather("train", np.arange(start, start + 900)[::-1], s).take(np.arange(900)[::-1])
             )
             batch.tokens_BT[:] = 0  # what a caller does to its batch stays out of the next
+        # Another split's are never cut from the block of training.
+        assert_equal(in_order.batch("test", 5500, 50, s), alone.batch("test", 5500, 50, s))
 
 
 @CASES
