@@ -208,6 +208,11 @@ def test_problems_are_written_for_their_task(tmp_path: Path):
     with pytest.raises(UserError, match=r"train.jsonl:8: answer is missing; it has question"):
         prepare_problems("gsm8k", local_sources(tmp_path / "raw"), tmp_path / "gsm8k")
     assert content(tmp_path / "gsm8k") == before, "the test's new rows would stand beside the old ones of training"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        with pytest.raises(OSError, match=r"No space left.*gsm8k/test\.jsonl'"):
+            prepare_problems("gsm8k", local_sources(tmp_path / "raw" / "test.jsonl"), tmp_path / "gsm8k")
+    assert content(tmp_path / "gsm8k") == before
     (tmp_path / "raw" / "train.jsonl").unlink()
     prepare_problems("gsm8k", local_sources(tmp_path / "raw"), tmp_path / "gsm8k")
     assert set(content(tmp_path / "gsm8k")) == {"test.jsonl", "source.json"}

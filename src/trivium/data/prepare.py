@@ -271,7 +271,8 @@ def prepare_problems(name: str, sources: list[Source], folder: Path, *, without:
     try:
         for split, files in by_split.items():
             unwanted = tested if split == "train" else set()
-            counts[split], gone = _write_rows(known.fields, files, aside[split], unwanted)
+            with naming(folder / f"{split}.jsonl", always=True):
+                counts[split], gone = _write_rows(known.fields, files, aside[split], unwanted)
             left_out += gone
         # Splits of other sources never stand side by side: what was there goes first.
         for old in (SOURCE, *(f"{split}.jsonl" for split in SPLITS)):
@@ -301,7 +302,7 @@ _MORE = ("answer", "subject", "level", "source")  # fields that are kept where r
 def _write_rows(wanted: tuple[str, ...], files: list[Source], path: Path, unwanted: set[str]) -> tuple[int, int]:
     """Return how many rows were written, and how many were left out since their problem is among the `unwanted`."""
     count = left_out = 0
-    with naming(path, always=True), path.open("w", encoding="utf-8") as out:
+    with path.open("w", encoding="utf-8") as out:
         for source in files:
             for where, row in rows_of(source.path):
                 kept = {name: field_of(row, name, where) for name in wanted}
