@@ -284,7 +284,8 @@ class Task(ABC):
     def tag_values(self, split: Split, indices: np.ndarray, stage: int = 0) -> dict[str, np.ndarray] | None:
         """Return the tags of the problems at `indices`, each as an array (B,); None where only `examples` knows them.
 
-        Sums of a million problems are sliced by these, without a text of each.
+        Sums of a million problems are sliced by these, without a text of each: an answer of exactly the wanted tokens
+        is then right unread, and a task whose `readings` or chain say more of an answer returns None.
         """
         return None
 
