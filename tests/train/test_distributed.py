@@ -29,7 +29,7 @@ from tests.train.test_curriculum import config_of
 from tests.train.tiny import tiny_config
 from trivium.config import UserError
 from trivium.data.stream import TrainStream
-from trivium.train import loop
+from trivium.train import finish, loop
 from trivium.train.stop import Interrupted, StorageFailed
 
 folder = Path(sys.argv[1])
@@ -62,7 +62,7 @@ else:
 
 def full(*arguments, **options):
     raise OSError(28, "No space left on device")
-for place, name in ((loop, "save_checkpoint"), (loop.Tracker, "log"), (loop, "save_model")):
+for place, name in ((loop, "save_checkpoint"), (loop.Tracker, "log"), (finish, "save_model")):
     whole = getattr(place, name)
     setattr(place, name, full)
     try:
