@@ -179,6 +179,8 @@ def change_config(**changes: Any) -> Any:
         (lambda folder: (folder / "config.json").write_text("{"), "cannot be read"),
         (change_config(model_type="bert"), "model_type is 'bert'; allowed: 'gpt2'"),
         (change_config(activation_function="relu"), "activation_function is 'relu'; allowed: 'gelu_new'"),
+        (change_config(n_embd=32), "tensors are of n_embd 24, config.json says 32"),
+        (change_config(vocab_size=50_257), "tensors are of vocab_size 320, config.json says 50257"),
         (change_config(scale_attn_by_inverse_layer_idx=True), "allowed: False, as in GPT-2"),
         (lambda folder: edit(folder, lambda t: t | {"extra": torch.zeros(1)}), "unknown tensor extra"),
         (

@@ -116,6 +116,9 @@ def _describe(path: Path, config: dict[str, Any] | None) -> Gpt2:
         what = f"has the unknown tensor {strangers[0]}" if strangers else f"lacks {missing[0]}"
         raise UserError(f"model.init_from: {path}: not GPT-2's weights: it {what}")
     (vocabulary, width), positions = shapes[names["wte.weight"]], shapes[names["wpe.weight"]][0]
+    for key, size in (("n_embd", width), ("vocab_size", vocabulary), ("n_positions", positions)):
+        if config is not None and config.get(key, size) != size:
+            raise UserError(f"model.init_from: {path}: its tensors are of {key} {size}, config.json says {config[key]}")
     heads = int(config["n_head"]) if config is not None and "n_head" in config else max(width // HEAD_WIDTH, 1)
     return Gpt2(path, layers, width, heads, vocabulary, positions, names)
 
