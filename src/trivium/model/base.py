@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trivium.mixers.base import State
+from trivium.mixers.cache import autocast_dtype
 from trivium.registry import Registry, UserError
 from trivium.tasks.base import Batch, Task
 
@@ -128,6 +129,11 @@ def of_kind(model: Mapping[str, Any], kind: str) -> dict[str, Any]:
         return {**model, "kind": kind}
     known = {item.name for item in fields(MODELS.get(kind))} if kind in MODELS.names() else set()
     return {"kind": kind, **{key: model[key] for key in _SHARED if key in known and key in model}}
+
+
+def chooses_rounded(state: State | None, device: torch.device) -> bool:
+    """Say whether a token is chosen among logits that autocast would round: a state streams, without gradients."""
+    return state is not None and not torch.is_grad_enabled() and autocast_dtype(device) is not None
 
 
 def float_logits(y: Tensor, weight_VD: Tensor) -> Tensor:

@@ -16,10 +16,17 @@ from torch.utils.checkpoint import checkpoint
 
 from trivium.config import UserError, knob
 from trivium.mixers.base import MIXERS, MixerConfig, MixerContext, State
-from trivium.mixers.cache import autocast_dtype
 from trivium.model import feedforward
 from trivium.model.alike import Alike, find_alike
-from trivium.model.base import MODELS, LanguageModel, ModelConfig, ModelContext, float_logits, last_places
+from trivium.model.base import (
+    MODELS,
+    LanguageModel,
+    ModelConfig,
+    ModelContext,
+    chooses_rounded,
+    float_logits,
+    last_places,
+)
 from trivium.model.block import (
     Block,
     Norm,
@@ -366,7 +373,7 @@ class Decoder(LanguageModel):
         head = self.embedding if self.head is None else self.head
         if hidden:
             return self.norm(x_BTD), head.weight
-        if state is not None and not torch.is_grad_enabled() and autocast_dtype(x_BTD.device) is not None:
+        if chooses_rounded(state, x_BTD.device):
             logits_BTV = float_logits(self.norm(x_BTD), head.weight)
         elif is_fused(x_BTD):
             logits_BTV = norm_linear(x_BTD, self.norm, head.weight, backend=self.head_backend)

@@ -23,7 +23,7 @@ from trivium.mixers import cache
 from trivium.mixers.base import MIXERS, MixerConfig, MixerContext, State
 from trivium.model import aggregator, feedforward
 from trivium.model.aggregator import Aggregator
-from trivium.model.base import MODELS, LanguageModel, ModelConfig, ModelContext, float_logits
+from trivium.model.base import MODELS, LanguageModel, ModelConfig, ModelContext, chooses_rounded, float_logits
 from trivium.model.block import (
     Norm,
     block_params,
@@ -266,11 +266,11 @@ class PrefixScan(LanguageModel):
             y_BTD = y_BTD + self._no_pairs(y_BTD)
         if wanted_N is not None:
             y_BTD = y_BTD.flatten(0, 1).index_select(0, wanted_N)
-        return self._logits(y_BTD, streams=state is not None), state
+        return self._logits(y_BTD, state), state
 
-    def _logits(self, y_BTD: Tensor, streams: bool) -> Tensor:
+    def _logits(self, y_BTD: Tensor, state: PrefixScanState | None) -> Tensor:
         head = self.encoder.embedding if self.head is None else self.head
-        if streams and not torch.is_grad_enabled() and cache.autocast_dtype(y_BTD.device) is not None:
+        if chooses_rounded(state, y_BTD.device):
             return float_logits(y_BTD, head.weight)
         return functional.linear(y_BTD, head.weight)
 
@@ -323,7 +323,7 @@ class PrefixScan(LanguageModel):
         self, tokens_B1: Tensor, state: PrefixScanState, lengths_B: Tensor | None
     ) -> tuple[Tensor, PrefixScanState]:
         y_B1D, state = self._feed(tokens_B1, state, lengths_B, merges=False)
-        return self._logits(y_B1D, streams=True), state
+        return self._logits(y_B1D, state), state
 
     def settling(self, lengths: Iterable[int]) -> int | None:
         """Return the most merges that rows of these lengths have to do; None where none is at a boundary."""
