@@ -43,8 +43,6 @@ class MultiplicationConfig(NumberPairConfig):
         super().__post_init__()
         if self.second_length is not None and self.second_length < 1:
             raise UserError(f"second_length: expected 1 or more digits, or null, got {self.second_length}")
-        if not (self.chain or self.last_sum):
-            raise UserError("last_sum: false is of a chain, and chain is false")
 
     @property
     def second_lengths(self) -> tuple[int, int]:
