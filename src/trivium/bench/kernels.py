@@ -240,14 +240,22 @@ def _forward(job: _Job, clock: Clock) -> dict[str, Any]:
 def _backward(job: _Job, clock: Clock) -> dict[str, Any]:
     error = max(_refuse(job, name, off) for name, off in _gradients_off(job).items())
     inputs = [x.requires_grad_() for x in job.draw(job.shape)]
-    o = job.attend(inputs)
-    gradient = torch.randn_like(o)
+    gradient = torch.randn_like(inputs[0])
+    o = gradient
+
+    def forward() -> None:
+        nonlocal o
+        o = job.attend(inputs)
 
     def backward() -> tuple[Tensor, ...]:
         return torch.autograd.grad(o, inputs, gradient, retain_graph=True)
 
+    forward()
     peak = clock.peak_bytes(backward)
-    return {"relative_error": error, "seconds": clock.median(backward), "peak_bytes": peak}
+    found = {"relative_error": error, "seconds": clock.median(backward), "peak_bytes": peak}
+    if job.peer is None and (graph := clock.graph_median(backward, before=forward)) is not None:
+        found["graph_seconds"] = graph
+    return found
 
 
 def _decode(job: _Job, clock: Clock) -> dict[str, Any]:
