@@ -239,12 +239,14 @@ def _forward(job: _Job, clock: Clock) -> dict[str, Any]:
 
 def _backward(job: _Job, clock: Clock) -> dict[str, Any]:
     error = max(_refuse(job, name, off) for name, off in _gradients_off(job).items())
-    inputs = [x.requires_grad_() for x in job.draw(job.shape)]
-    gradient = torch.randn_like(inputs[0])
-    o = gradient
+    drawn = job.draw(job.shape)
+    gradient = torch.randn_like(drawn[0])
+    inputs, o = drawn, gradient
 
     def forward() -> None:
-        nonlocal o
+        # Leaves of its own: their part of autograd belongs to the stream that first used them.
+        nonlocal inputs, o
+        inputs = [x.detach().requires_grad_() for x in drawn]
         o = job.attend(inputs)
 
     def backward() -> tuple[Tensor, ...]:
