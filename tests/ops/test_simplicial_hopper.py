@@ -24,6 +24,17 @@ SHAPES = [
     (2, 5, 2, 1, 64, 2**40, 32),
 ]
 
+# Keys of a head that stay in shared memory: tokens beside every tile and fewer than a tile, one query of many heads a
+# tile, two blocks of heads, windows that leave out tiles, short windows of less than half a warp's rows.
+RESIDENT_SHAPES = [
+    (2, 100, 4, 4, 32, 128, 16),
+    (40, 128, 8, 8, 32, 128, 16),
+    (3, 128, 8, 1, 32, 60, 12),
+    (2, 37, 16, 1, 32, 20, 8),
+    (2, 18, 16, 2, 32, 64, 16),
+    (1, 3, 6, 2, 32, 64, 9),
+]
+
 # For the backward kernel: groups of one head to two blocks of 64, strips of long keys left over
 # (1, 2 and 3 of 4) and none, windows beyond T, a short window that is no power of two.
 BACKWARD_SHAPES = [
@@ -66,7 +77,7 @@ def off(found: Tensor, wanted: Tensor) -> float:
 
 @on_hopper
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", [*SHAPES, *RESIDENT_SHAPES])
 def test_output_and_gradients_agree_with_float64(shape, dtype):
     inputs = draw(shape, dtype)
     truth = wide(inputs)
@@ -139,7 +150,7 @@ def test_loud_logits_leave_the_gradients_finite():
 
 
 @on_hopper
-@pytest.mark.parametrize("shape", SHAPES[:3])
+@pytest.mark.parametrize("shape", [*SHAPES[:3], *RESIDENT_SHAPES])
 def test_loud_logits_take_the_online_softmax_and_stay_finite(shape):
     inputs = draw(shape, torch.bfloat16, loud=30.0)
     found = run(inputs, shape, "hopper")
@@ -155,7 +166,7 @@ def low(inputs: list[Tensor]) -> list[Tensor]:
 
 
 @on_hopper
-@pytest.mark.parametrize("shape", [*SHAPES[:3], SHAPES[5]])
+@pytest.mark.parametrize("shape", [*SHAPES[:3], SHAPES[5], *RESIDENT_SHAPES])
 def test_logits_far_below_zero_do_not_vanish(shape):
     from trivium.ops.simplicial.hopper_launch import hopper_forward
 
@@ -166,7 +177,7 @@ def test_logits_far_below_zero_do_not_vanish(shape):
 
 
 @on_hopper
-@pytest.mark.parametrize("shape", [*SHAPES[:3], SHAPES[5]])
+@pytest.mark.parametrize("shape", [*SHAPES[:3], SHAPES[5], *RESIDENT_SHAPES])
 def test_queries_past_the_range_leave_all_others_right(shape):
     inputs = [x.detach() for x in draw(shape, torch.bfloat16)]
     loud = shape[1] // 3

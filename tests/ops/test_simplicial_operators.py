@@ -210,6 +210,43 @@ def test_hopper_launches_give_kernels_all_they_take(heads: int, dtype: torch.dty
         assert (name, grid, given["slots1"], given["slots2"]) == ("decode", (4,), 64, 32)
 
 
+@pytest.mark.parametrize(
+    ("batch", "tokens", "heads", "kv_heads", "width", "window2", "grid"),
+    [
+        (64, 128, 8, 8, 32, 16, 256),  # 8192 units, 32 a program
+        (3, 100, 32, 2, 32, 16, 240),  # two blocks of heads of each query
+        (2, 37, 16, 1, 32, 8, 74),
+        (64, 129, 8, 8, 32, 16, None),
+        (2, 100, 4, 4, 32, 32, None),
+        (2, 100, 4, 4, 64, 16, None),
+    ],
+)
+def test_short_sequences_of_narrow_heads_keep_their_keys_in_shared_memory(
+    batch, tokens, heads, kv_heads, width, window2, grid, monkeypatch: pytest.MonkeyPatch
+):
+    pytest.importorskip("triton.experimental.gluon")
+    from trivium.ops.simplicial import hopper_launch
+
+    launches: list[tuple[str, tuple[int, ...], dict[str, Any]]] = []
+
+    def record(kernel: Any, key: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
+        launches.append((kernel.__name__, grid, dict(zip(kernel.arg_names, arguments, strict=True))))
+
+    monkeypatch.setattr(hopper_launch, "launch", record)
+    monkeypatch.setattr(hopper_launch, "processors", lambda index: 132)
+    counts = (heads, kv_heads, kv_heads, kv_heads, kv_heads)
+    q, k1, k2, v1, v2 = (torch.zeros(batch, tokens, n, width, dtype=torch.bfloat16) for n in counts)
+    hopper_launch.hopper_forward(q, k1, k2, v1, v2, 128, window2, 0.125)
+    name, programs, given = launches.pop()
+    assert name == ("forward" if grid is None else "resident_forward")
+    if grid is not None:
+        assert programs == (grid,)
+        assert (grid - 1) * given["each"] < given["units"] <= grid * given["each"]
+        assert given["units"] == batch * kv_heads * given["units_i"] * given["HB"]
+        assert given["TILES"] * 32 >= tokens
+        assert given["flags"].numel() == 2 * grid
+
+
 def test_registers_are_bounded_for_the_plain_form_of_width_32_and_on_nvidia_alone(monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("triton")
     from trivium.ops.simplicial.triton_launch import tiles_for

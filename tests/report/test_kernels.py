@@ -32,6 +32,16 @@ def test_a_curve_is_the_fastest_of_our_backends_and_nothing_else_of_the_results(
     assert "8192³ matrix product" in text
 
 
+def test_replays_are_drawn_in_place_of_calls_that_waited_for_the_host_and_the_axis_says_so():
+    figure = kernel_figure(results(row("forward", 8, 512, 60.0, graph_tflops=300.0)))
+    (axes,) = figure.axes
+    curves = [line.get_ydata().tolist() for line in axes.lines if line.get_transform() == axes.transData]
+    assert [300.0] in curves
+    assert [60.0] not in curves
+    assert "NVIDIA H200, replayed" in to_svg(figure)
+    assert "replayed" not in to_svg(kernel_figure(results(row("forward", 8, 512, 60.0))))
+
+
 def test_results_without_a_sweep_are_refused_with_the_command_that_makes_one():
     with pytest.raises(UserError, match="trivium bench ops --sweep --out FILE"):
         kernel_figure(results(row("forward", 32, 512, 1.0, sweep=False)))

@@ -31,17 +31,22 @@ class Clock:
             return statistics.median(self._queued(function, runs))
         return statistics.median(self._once(function) for _ in range(runs))
 
-    def graph_median(self, function: Callable[[], Any]) -> float | None:
-        """Return the median seconds of a replay of a CUDA graph of one call, which leaves launching out; or None."""
+    def graph_median(self, function: Callable[[], Any], *, before: Callable[[], Any] | None = None) -> float | None:
+        """Return the median seconds of a replay of a CUDA graph of one call, which leaves launching out; or None.
+
+        `before` is called once on the graph's stream: autograd's backward runs where its forward ran.
+        """
         if not self.on_gpu:
             return None
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
+            if before is not None:
+                before()
             function()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, stream=stream):
             function()
         return self.median(graph.replay)
 

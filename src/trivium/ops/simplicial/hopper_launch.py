@@ -15,12 +15,15 @@ from trivium.ops.simplicial import hopper_support, operators, triton_launch
 from trivium.ops.simplicial.hopper_describe import described, laid_out, processors, reciprocals
 from trivium.ops.simplicial.hopper_forward import forward
 from trivium.ops.simplicial.hopper_gradients import hopper_backward
+from trivium.ops.simplicial.hopper_resident import resident_forward
 from trivium.ops.simplicial.launches import launch
 
 LOG2E = 1.4426950408889634
 ROWS = 64  # of one warpgroup; two share their keys
 # Log-sum-exps past this power of two take the online softmax: sums of 2^80 * |v| leave float32 room, and so does 2^-80.
 RANGE = 80.0
+# Sequences up to which all keys of a head of width 32 stay in shared memory (measured at 128 tokens).
+RESIDENT = 128
 
 
 class Tiles(NamedTuple):
@@ -55,6 +58,11 @@ def tiles(group: int, width: int, window2: int) -> Tiles:
     return Tiles(NI, NH, 0 if split_heads else NI, NH if split_heads else 0, W, *rest)
 
 
+def keeps_keys(plan: Tiles, tokens: int, width: int) -> bool:
+    """Return whether the kernel that keeps all keys of a head in shared memory serves a call."""
+    return width == 32 and tokens <= RESIDENT and plan.W <= 16
+
+
 def hopper_forward(
     q: Tensor,
     k1: Tensor,
@@ -82,16 +90,31 @@ def hopper_forward(
     # All that the kernel is compiled for follows from these.
     key = (q.shape, kv_heads, window1, window2, plan, q.dtype, q.device.index)
     units_i = -(-tokens // (plan.NI + plan.WGI))
-    units = batch * kv_heads * units_i
+    units, blocks = batch * kv_heads * units_i, group // (plan.NH + plan.WGH)
+    resident = keeps_keys(plan, tokens, width)
+    if resident:
+        units *= blocks
     programs = min(units, plan.ctas * processors(q.device.index))
+    each = -(-units // programs)
+    if resident:
+        programs = -(-units // each)
     o = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(batch, heads, tokens, device=q.device, dtype=torch.float32)
     flags = torch.empty(2 * programs, device=q.device, dtype=torch.int32)
     keys, values = (described(x.view(batch, tokens, kv_heads * width), 1, plan.N, width) for x in (k1, v1))
+    if resident:
+        launch(
+            resident_forward, key, (programs,),
+            q, k2, v2, keys, values, o, lse, flags,
+            units, each, units_i, heads, kv_heads, tokens, window1, window2, scale * LOG2E,
+            blocks, plan.NI, plan.NH, plan.WGI, plan.WGH, plan.W, -(-tokens // plan.N), limit, plan.registers,
+            num_warps=4, maxnreg=plan.maxnreg,
+        )  # fmt: skip
+        return o, lse
     launch(
         forward, key, (programs,),
         q, k2, v2, keys, values, o, lse, flags,
-        units, group // (plan.NH + plan.WGH), units_i, heads, kv_heads,
+        units, blocks, units_i, heads, kv_heads,
         *reciprocals(batch * kv_heads, units_i, kv_heads), tokens, window1, window2, scale * LOG2E,
         plan.NI, plan.NH, plan.WGI, plan.WGH, plan.W, plan.STAGES, limit, plan.registers,
         num_warps=4, maxnreg=plan.maxnreg,
