@@ -25,7 +25,8 @@ SHAPES = [
 ]
 
 # Keys of a head that stay in shared memory: tokens beside every tile and fewer than a tile, one query of many heads a
-# tile, two blocks of heads, windows that leave out tiles, short windows of less than half a warp's rows.
+# tile, three blocks of heads, windows that leave out tiles, short windows of less than half a warp's rows, programs of
+# many units over three heads and more, whose buffers are filled again; and one token, which another kernel takes.
 RESIDENT_SHAPES = [
     (2, 100, 4, 4, 32, 128, 16),
     (40, 128, 8, 8, 32, 128, 16),
@@ -33,6 +34,9 @@ RESIDENT_SHAPES = [
     (2, 37, 16, 1, 32, 20, 8),
     (2, 18, 16, 2, 32, 64, 16),
     (1, 3, 6, 2, 32, 64, 9),
+    (40, 100, 12, 4, 32, 128, 16),
+    (300, 5, 24, 2, 32, 64, 12),
+    (2, 1, 4, 4, 32, 128, 16),
 ]
 
 # For the backward kernel: groups of one head to two blocks of 64, strips of long keys left over

@@ -216,6 +216,8 @@ def test_hopper_launches_give_kernels_all_they_take(heads: int, dtype: torch.dty
         (64, 128, 8, 8, 32, 16, 256),  # 8192 units, 32 a program
         (3, 100, 32, 2, 32, 16, 240),  # two blocks of heads of each query
         (2, 37, 16, 1, 32, 8, 74),
+        (2, 2, 4, 4, 32, 16, 8),
+        (2, 1, 4, 4, 32, 16, None),
         (64, 129, 8, 8, 32, 16, None),
         (2, 100, 4, 4, 32, 32, None),
         (2, 100, 4, 4, 64, 16, None),

@@ -21,6 +21,7 @@ from trivium.ops.simplicial.launches import launch
 LOG2E = 1.4426950408889634
 ROWS = 64  # of one warpgroup; two share their keys
 # Log-sum-exps past this power of two take the online softmax: sums of 2^80 * |v| leave float32 room, and so does 2^-80.
+# The kernel that keeps its keys sums |v1| |v2| before it divides: room for products from 2^-46 to 2^47 at these ends.
 RANGE = 80.0
 # Sequences up to which all keys of a head of width 32 stay in shared memory (measured at 128 tokens).
 RESIDENT = 128
@@ -60,7 +61,8 @@ def tiles(group: int, width: int, window2: int) -> Tiles:
 
 def keeps_keys(plan: Tiles, tokens: int, width: int) -> bool:
     """Return whether the kernel that keeps all keys of a head in shared memory serves a call."""
-    return width == 32 and tokens <= RESIDENT and plan.W <= 16
+    # Triton makes a constant of one token, which this kernel's casts of its bounds do not take.
+    return width == 32 and 1 < tokens <= RESIDENT and plan.W <= 16
 
 
 def hopper_forward(
