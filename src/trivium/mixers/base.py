@@ -65,6 +65,20 @@ class State:
         self._map(lambda tensor: found.append(tensor) or tensor)
         return found
 
+    def counters(self) -> list[Tensor]:
+        """Return the tensors that say how much each row holds, those of nested states included: once they are zero the
+        state is empty to a model that is told so (`cache.known_empty`), whatever is left elsewhere.
+        """
+        found: list[Tensor] = []
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            for each in value if isinstance(value, list | tuple) else (value,):
+                if isinstance(each, Tensor):
+                    found.append(each)
+                elif isinstance(each, State):
+                    found += each.counters()
+        return found
+
     def num_bytes(self) -> int:
         """Return the bytes that the state holds for all rows together."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors())
