@@ -27,6 +27,7 @@ CONFIGS: dict[str, ModelConfig] = {
     for index, mixer in enumerate(MIXERS.get(name).examples())
 }
 CONFIGS["block positions"] = DecoderConfig(width=24, heads=2, positions="block")
+CONFIGS["learned positions"] = DecoderConfig(width=24, heads=2)
 CONFIGS["a step by PyTorch"] = DecoderConfig(width=24, heads=2, backends={"cached_step": "torch"})
 CONFIGS |= {
     f"prefix_scan {index}": config for index, config in enumerate(PrefixScanConfig.examples()) if config.chunk < 8
@@ -140,10 +141,9 @@ def test_generation_by_fixed_steps_equals_generation_by_streaming(name: str, mon
     check_generation(build(name), "fixed", monkeypatch)
 
 
-def check_leftovers(name: str, mode: str, monkeypatch: pytest.MonkeyPatch, device: str = "cpu") -> None:
+def check_leftovers(model: Any, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a call leaves in a state, NaN even, never reaches the next, whether its passes share a graph or not."""
     monkeypatch.setattr("trivium.generate.engine.served_at_once", lambda device: True)
-    model = build(name, device=device)
     asked = [prompts([length], seed=length)[0].tolist() for length in (3, 1, 4, 2)]
     for most in (5, 30):
         generator = Generator(model, end_id=end_early(model), max_new_tokens=most, batch=4)
@@ -161,13 +161,16 @@ def check_leftovers(name: str, mode: str, monkeypatch: pytest.MonkeyPatch, devic
 
 @pytest.mark.parametrize("name", ["attention 1", "a step by PyTorch", "gru 0", "prefix_scan 0"])
 def test_what_a_call_leaves_behind_never_reaches_the_next(name: str, monkeypatch: pytest.MonkeyPatch):
-    check_leftovers(name, "fixed", monkeypatch)
+    check_leftovers(build(name), "fixed", monkeypatch)
 
 
 @on_gpu
-@pytest.mark.parametrize("name", ["attention 0", "simplicial 1", "prefix_scan 0"])
-def test_what_a_call_leaves_behind_never_reaches_the_next_graph(name: str, monkeypatch: pytest.MonkeyPatch):
-    check_leftovers(name, "graph", monkeypatch, "cuda")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("name", ["attention 0", "learned positions", "a step by PyTorch", "simplicial 1"])
+def test_what_a_call_leaves_behind_never_reaches_the_next_graph(
+    name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+):
+    check_leftovers(build(name, dtype, "cuda"), "graph", monkeypatch)
 
 
 HALVED = ["attention 0", "simplicial 1", "gated_deltanet 0", "gru 0", "block positions"]

@@ -1,7 +1,7 @@
 """What the tests of fused kernels compute, on a GPU here or in the process in which Triton interprets."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -46,6 +46,17 @@ def linear_errors(
     return {name: float((found[name].double() - y).norm() / y.norm()) for name, y in wanted.items()}
 
 
+def library_error(*shape: Any) -> float:
+    """Return the distance of `norm_linear` in float16 from the formula, where the product is the library's."""
+    from trivium.ops.fused_linear import launch
+
+    kept, launch.LIBRARY = launch.LIBRARY, 0
+    try:
+        return linear_errors(*shape, torch.float16, "triton")["norm_linear"]
+    finally:
+        launch.LIBRARY = kept
+
+
 @torch.no_grad()
 def feedforward_error(
     rows: int, width: int, hidden: int, kind: str, activation: Any, biased: bool, dtype: torch.dtype, backend: str
@@ -68,12 +79,12 @@ def step_errors_by_head(*arguments: Any) -> dict[str, float]:
     """Return what `step_errors` does, where each key head of a row has a program."""
     from trivium.ops.cached_attention import triton_step
 
-    asked = triton_step.in_warps
-    triton_step.in_warps = lambda rows, slots, width: True
+    asked = triton_step.by_head
+    triton_step.by_head = lambda rows, slots, width: True
     try:
         return step_errors(*arguments)
     finally:
-        triton_step.in_warps = asked
+        triton_step.by_head = asked
 
 
 @torch.no_grad()
@@ -121,7 +132,7 @@ def attention_errors(
     window: int | None,
     dtype: torch.dtype,
     backend: str,
-    tiles: tuple[int, ...] = (),
+    in_one: int | None = None,
 ) -> dict[str, float]:
     """Return the distances of what `norm_attention` gives and leaves from the float64 formula, over a prompt that finds
     NaN in the cache, of rows of different lengths, and three steps in which some rows are finished.
@@ -136,7 +147,7 @@ def attention_errors(
     wide = make_norm(kind, inner, dtype).double(), weight.double(), bias.double()
     place_B = torch.arange(rows, device=DEVICE)
     worst = {"o": 0.0, "keys": 0.0, "values": 0.0, "length": 0.0}
-    with settings(), tiled(tiles):
+    with settings(), nullcontext() if in_one is None else steps_in_one(in_one):
         for step in range(4):
             new = 1 if step else tokens
             x = draw(rows, new, inner, dtype=dtype, seed=10 + step)
@@ -158,16 +169,16 @@ def attention_errors(
 
 
 @contextmanager
-def tiled(tiles: tuple[int, ...]) -> Iterator[None]:
-    """Let programs of `norm_attention` have so many tokens, key heads and slots at once; none: as many as usual."""
-    if not tiles:
-        yield
-        return
+def steps_in_one(rows: int) -> Iterator[None]:
+    """Let a step of up to so many rows be one kernel of `norm_attention`, in which a row has more than one tile."""
     from trivium.ops.norm_attention import launch
 
-    kept = launch.step_tiles, launch.prompt_tiles
-    launch.step_tiles = launch.prompt_tiles = lambda *sizes: launch.Tiles(*tiles, 4, 1)
+    names = "STEP_IN_ONE", "STEP_SLOTS", "TILE"
+    kept = [getattr(launch, name) for name in names]
+    for name, value in zip(names, (rows, 64, 1024), strict=True):
+        setattr(launch, name, value)
     try:
         yield
     finally:
-        launch.step_tiles, launch.prompt_tiles = kept
+        for name, value in zip(names, kept, strict=True):
+            setattr(launch, name, value)

@@ -43,7 +43,7 @@ def test_a_step_of_a_program_for_each_head_equals_the_formula_and_counts_each_to
 def test_many_rows_on_a_gpu_have_a_program_for_each_head(rows: int):
     from trivium.ops.cached_attention import triton_step
 
-    assert triton_step.in_warps(rows, 15, 64)
+    assert triton_step.by_head(rows, 15, 64)
     for shape in ((rows, 15, 4, 4, 64, True), (rows, 40, 6, 3, 80, False)):
         errors = fused_cases.step_errors(*shape, torch.bfloat16, "triton")
         assert all(error < 1e-2 for error in errors.values()), errors

@@ -18,8 +18,6 @@ SHAPES = [
     (20, 3, 6, 2, 2, 8, 24, "rmsnorm", False, 2),
     (3, 1, 5, 2, 1, 4, 16, "layernorm", True, None),
 ]
-# Tokens, key heads and slots of a program, so that few rows have several and rows are left over.
-TILES = [(16, 1, 4), (16, 1, 2), (16, 1, 8)]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -28,11 +26,11 @@ def test_the_parts_equal_the_formula_and_leave_the_same_cache(shape: tuple[Any, 
     assert all(error < 1e-12 for error in errors.values()), errors
 
 
-@pytest.mark.parametrize(("shape", "tiles"), list(zip(SHAPES, TILES, strict=True)), ids=str)
-def test_one_kernel_equals_the_formula_as_closely_as_float16_can_and_reads_no_slot_that_is_empty(
-    run: Callable[..., Any], shape: tuple[Any, ...], tiles: tuple[int, ...]
+@pytest.mark.parametrize(("shape", "in_one"), list(zip(SHAPES, (9, 20, 0), strict=True)), ids=str)
+def test_kernels_equal_the_formula_as_closely_as_float16_can_and_read_no_slot_that_is_empty(
+    run: Callable[..., Any], shape: tuple[Any, ...], in_one: int
 ):
-    errors = run(fused_cases.attention_errors, *shape, torch.float16, "triton", tiles)
+    errors = run(fused_cases.attention_errors, *shape, torch.float16, "triton", in_one)
     assert all(error < 1e-3 for error in errors.values()), errors
     assert errors["length"] == 0
 
@@ -49,7 +47,7 @@ def test_one_kernel_equals_the_formula_as_closely_as_float16_can_and_reads_no_sl
     ],
     ids=str,
 )
-def test_every_tiling_equals_the_formula_on_a_gpu(shape: tuple[Any, ...], dtype: torch.dtype):
+def test_every_size_equals_the_formula_on_a_gpu(shape: tuple[Any, ...], dtype: torch.dtype):
     errors = fused_cases.attention_errors(*shape, dtype, "triton")
     assert all(error < (2e-2 if dtype == torch.bfloat16 else 3e-3) for error in errors.values()), errors
     assert errors["length"] == 0

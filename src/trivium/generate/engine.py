@@ -97,13 +97,13 @@ class Generator:
         """
         model, whole, count, device = self.model, self.model.decoding.answer_tokens, len(tokens_BT), self._device
         if lengths_B is None:
-            lengths_B = np.full(count, tokens_BT.shape[1], dtype=np.int64)
+            lengths_B = np.array([tokens_BT.shape[1]])
         shortest, longest = self._check(lengths_B)
-        # What rows of one length may get is found once.
-        kinds_B = lengths_B[:1] if shortest == longest else lengths_B
-        budgets_B = self._budgets(kinds_B)
-        room = room_needed(kinds_B, budgets_B, model.decoding.shift + 1)
-        budgets_B = budgets_B if len(budgets_B) == count else np.repeat(budgets_B, count)
+        if shortest == longest:  # what rows of one length may get is found once
+            lengths_B = lengths_B[:1]
+        budgets_B = self._budgets(lengths_B)
+        room = room_needed(lengths_B, budgets_B, model.decoding.shift + 1)
+        lengths_B, budgets_B = (x if len(x) == count else np.repeat(x, count) for x in (lengths_B, budgets_B))
         answers = self._answers(room, min(self.batch, count)) if served_at_once(device) else None
         answers = answers or EagerAnswers(model, self.wanted)
         found: list[Found] = []

@@ -16,10 +16,8 @@ from trivium.ops.cached_attention.triton_split import LOG2E
 from trivium.ops.simplicial.triton_support import interpreted
 
 _TILE = 8192  # numbers of keys that a program holds at once
-_HEAD_TILE = 1024  # those that a warp of one head does
-_ROW_TILE = 4096  # those that a warp of a whole row does
-_MANY, _FEW = 128, 64  # rows from which on, and slots up to which, a program is one warp
-BY_ROW = 0  # numbers of a slot up to which that warp has a whole row
+_HEAD_TILE = 1024  # those that a warp does
+_MANY, _FEW = 128, 64  # rows from which on, and slots up to which, each head has a program
 FAR = tl.constexpr(-1e30)
 
 
@@ -133,8 +131,8 @@ def _power_of_two(count: int) -> int:
     return 1 << max(count - 1, 0).bit_length()
 
 
-def in_warps(rows: int, slots: int, width: int) -> bool:
-    """Say whether a program is one warp: many rows of few slots."""
+def by_head(rows: int, slots: int, width: int) -> bool:
+    """Say whether each key head of a row has a program of its own."""
     return rows >= _MANY and slots <= _FEW and width <= 128
 
 
@@ -146,8 +144,7 @@ def _launch(heads: Tensor, keys: Tensor, values: Tensor, length: Tensor, added: 
         return o
     wide = _power_of_two(kv_heads) * _power_of_two(width)
     tensors = heads, keys, values, length, length if added is None else added, o
-    warps = in_warps(rows, slots, width)
-    if warps and wide > BY_ROW:
+    if by_head(rows, slots, width):
         _by_head[(rows * kv_heads,)](
             *(*tensors, slots, LOG2E * width**-0.5),
             H=packed - 2 * kv_heads,
@@ -166,9 +163,9 @@ def _launch(heads: Tensor, keys: Tensor, values: Tensor, length: Tensor, added: 
         K=width,
         BG=_power_of_two(kv_heads),
         BK=_power_of_two(width),
-        BS=max(1, min(_power_of_two(slots), (_ROW_TILE if warps else _TILE) // wide)),
+        BS=max(1, min(_power_of_two(slots), _TILE // wide)),
         MASKED=added is not None,
-        num_warps=1 if warps else 4,
+        num_warps=4,
     )
     return o
 

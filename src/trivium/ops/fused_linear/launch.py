@@ -21,7 +21,7 @@ class _Kernels(NamedTuple):
 
 
 # Rows from which on the library's products, the norm written first, beat a kernel that holds whole rows.
-LIBRARY, FEEDFORWARD_LIBRARY = 4096, 4096
+LIBRARY = 4096
 NORM_TILE = 4096  # numbers of a program that only norms
 NARROW = 64  # columns that are few: the logits of few symbols
 FEEDFORWARD_ROWS, FEEDFORWARD_PART = 128, 64  # of a program; the part of the hidden numbers that it has at once
@@ -107,18 +107,26 @@ def _norm(
     return y, moved
 
 
+def _library_has(activation: int, x: Tensor) -> bool:
+    """Say whether a product of PyTorch's may end with this activation: on an NVIDIA GPU with GPT-2's, of 16 bits."""
+    return activation == _ACTIVATIONS["gelu_new"] and _has_tanh(x)
+
+
+def _activated(bias: Tensor, h: Tensor, weight: Tensor) -> Tensor:
+    return torch._addmm_activation(bias, h, weight.t(), use_gelu=True)  # pyright: ignore[reportPrivateImportUsage]
+
+
 def _norm_linear(
     x: Tensor, gamma: Tensor, beta: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, activation: int
 ) -> Tensor:
     rows, inner, outer = x.numel() // x.shape[-1], x.shape[-1], weight.shape[0]
+    if rows > LIBRARY and bias is not None and outer > NARROW and (not activation or _library_has(activation, x)):
+        h = _norm(x, gamma, beta, eps)[0].view(rows, inner)
+        z = _activated(bias, h, weight) if activation else torch.addmm(bias, h, weight.t())
+        return z.view(*x.shape[:-1], outer)
     y = torch.empty(*x.shape[:-1], outer, dtype=x.dtype, device=x.device)
     if not y.numel():
         return y
-    if rows > LIBRARY and bias is not None and outer > NARROW and activation != _ACTIVATIONS["gelu"]:
-        h = _norm(x, gamma, beta, eps)[0].view(rows, inner)
-        if activation:  # its epilogue has the form with tanh
-            return torch._addmm_activation(bias, h, weight.t(), use_gelu=True).view(y.shape)
-        return torch.addmm(bias, h, weight.t()).view(y.shape)
     tiles = norm_linear_tiles(rows, inner, outer, activation != 0)
     _kernels.norm_linear[(_ceil(rows, tiles.rows), _ceil(outer, tiles.columns * tiles.tiles))](
         *(x, gamma, gamma if beta is None else beta, weight, weight if bias is None else bias, y),
@@ -151,13 +159,12 @@ def _norm_feedforward(
     activation: int,
 ) -> Tensor:
     rows, inner, hidden = x.numel() // x.shape[-1], x.shape[-1], into.shape[0]
+    if rows > LIBRARY and into_bias is not None and _library_has(activation, x):
+        h, y = _norm(x, gamma, beta, eps, back_bias)
+        y.view(rows, inner).addmm_(_activated(into_bias, h.view(rows, inner), into), back.t())
+        return y
     y = torch.empty_like(x)
     if not y.numel():
-        return y
-    if rows > FEEDFORWARD_LIBRARY and into_bias is not None and activation == _ACTIVATIONS["gelu_new"]:
-        h, y = _norm(x, gamma, beta, eps, back_bias)
-        z = torch._addmm_activation(into_bias, h.view(rows, inner), into.t(), use_gelu=True)
-        y.view(rows, inner).addmm_(z, back.t())
         return y
     biases = (into if into_bias is None else into_bias), (back if back_bias is None else back_bias)
     _kernels.norm_feedforward[(_ceil(rows, FEEDFORWARD_ROWS),)](

@@ -19,8 +19,8 @@ from trivium.ops.simplicial import triton_support
 
 __all__ = ["LONGEST", "Parts", "norm_attention"]
 
-LONGEST = 64  # tokens of a prompt, and slots of a cache, of one program
-WIDEST, WIDEST_HEAD = 512, 64
+# Tokens of a prompt, slots of a cache, numbers of a token and of a head that one program has.
+LONGEST, WIDEST, WIDEST_HEAD = 64, 512, 64
 
 
 class Parts(NamedTuple):
@@ -58,8 +58,8 @@ def norm_attention(
     `cached_step` says, whose `held` is this one. With `empty` no row has seen a token, whatever the cache holds, and T
     tokens of every row go into its first slots; `added_B` counts a row's own, and what lies behind them is not read.
     Backend "torch" calls `norm_linear` and `cached_step` or `packed_attention` with the backends of `parts`; "triton"
-    is one kernel for 16 bits and short caches. Raises ValueError for T > 1 without `empty` or beyond the cache,
-    UserError for a backend that is missing or cannot.
+    is for 16 bits and short caches: a step of few rows is one kernel, and a prompt's attention fills the cache. Raises
+    ValueError for T > 1 without `empty` or beyond the cache, UserError for a backend that is missing or cannot.
     """
     tokens, slots = x_BTD.shape[1], keys_BSGK.shape[1]
     if tokens > (slots if empty else 1):
@@ -101,10 +101,10 @@ def _by_parts(
             ring[:, tokens:].zero_()
     if tokens == 1:
         kept = keys_BSGK, values_BSGK, length_B, added_B
-        by = {"backend": parts.cached_step, "attention_backend": parts.cached_attention}
-        return cached_step(heads_BTNK[:, 0], *kept, held=held, **by)[:, None]
-    by = {"backend": parts.packed_attention, "attention_backend": parts.attention}
-    o_BTHK = packed_attention(heads_BTNK, kv_heads, window, **by)
+        named, within = parts.cached_step, parts.cached_attention
+        return cached_step(heads_BTNK[:, 0], *kept, held=held, attention_backend=within, backend=named)[:, None]
+    named, within = parts.packed_attention, parts.attention
+    o_BTHK = packed_attention(heads_BTNK, kv_heads, window, attention_backend=within, backend=named)
     news = heads_BTNK[:, :, -2 * kv_heads :].split(kv_heads, dim=2)
     for ring, new in zip((keys_BSGK, values_BSGK), news, strict=True):
         copy_into(ring[:, :tokens], new.to(ring.dtype))
@@ -113,7 +113,8 @@ def _by_parts(
 
 
 def _reference(*arguments: Any) -> Tensor:
-    return _by_parts(*arguments[:-1], Parts(*["reference"] * len(Parts._fields)))
+    by_parts: Any = _by_parts
+    return by_parts(*arguments[:-1], Parts(*["reference"] * len(Parts._fields)))
 
 
 def _refuses(facts: Mapping[str, Any]) -> str | None:
