@@ -66,8 +66,8 @@ class State:
         return found
 
     def counters(self) -> list[Tensor]:
-        """Return the tensors that say how much each row holds, those of nested states included: once they are zero the
-        state is empty to a model that is told so (`cache.known_empty`), whatever is left elsewhere.
+        """Return the tensors, those of nested states too, that empty the state once they are zero, for a model that is
+        told so (`cache.known_empty`): all, except in states whose mixer never reads what is left elsewhere.
         """
         found: list[Tensor] = []
         for item in dataclasses.fields(self):

@@ -369,8 +369,7 @@ class Decoder(LanguageModel):
 
     def _alike(self, tokens_BT: Tensor, added: Tensor | None) -> Alike | None:
         """Return what the first block reads without what recurs in it, or None where nothing is to be gained."""
-        config = self.config
-        more = config.dropout or config.checkpoint_activations or len(self.blocks) * config.loops == 1
+        more = self.config.dropout or self.config.checkpoint_activations or len(self._passes()) == 1
         if more or self._is_watched() or tokens_BT.device.type != "cpu" or (added is not None and added.ndim != 2):
             return None
         return find_alike(self.embedding.weight, added, tokens_BT)

@@ -57,7 +57,8 @@ def _power_of_two(count: int) -> int:
 
 
 def norm_linear_tiles(rows: int, inner: int, outer: int, activated: bool = False) -> Tiles:
-    """Return the tiles for (rows, inner) times (inner, outer): few rows are spread by their columns.
+    """Return the tiles for (rows, inner) times (inner, outer): few rows are spread by their columns, few columns by
+    their rows.
 
     A program holds whole rows of both in shared memory. One column tile in one stage was fastest where it was timed (1,
     12, 1000 and 10,000 rows of 256 numbers on an H200); of 100,000 rows a program goes through all columns, in tiles

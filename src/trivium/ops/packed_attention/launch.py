@@ -68,7 +68,9 @@ def _backward(do: Tensor, x: Tensor, kv_heads: int, window: int) -> Tensor:
 
 
 _forward_operator = torch.library.custom_op("trivium::packed_attention_forward", _forward, mutates_args=())
-prompt_operator = torch.library.custom_op("trivium::packed_attention_prompt", _prompt, mutates_args=("keys", "values"))
+prompt_operator = torch.library.custom_op(
+    "trivium::packed_attention_prompt", _prompt, mutates_args=("keys", "values", "length")
+)
 _backward_operator = torch.library.custom_op("trivium::packed_attention_backward", _backward, mutates_args=())
 
 
