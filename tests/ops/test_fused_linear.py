@@ -68,7 +68,7 @@ def test_the_activation_of_the_library_is_the_form_with_tanh():
     found = torch._addmm_activation(bias, x, weight.T / 4, use_gelu=True).double()
     z = bias.double() + x.double() @ (weight.T / 4).double()
     errors = [float((found - nn.functional.gelu(z, approximate=form)).abs().mean()) for form in ("tanh", "none")]
-    assert errors[0] < errors[1] / 1.5, errors
+    assert errors[0] < 0.8 * errors[1], errors
 
 
 # Rows (three tokens each), width, hidden width, norm, activation, whether there are biases.
