@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from trivium.generate import answers
-from trivium.generate.answers import FixedAnswers
+from trivium.generate import fixed
 from trivium.generate.captured import DecodeSteps
 from trivium.generate.engine import Generator, generate
+from trivium.generate.fixed import FixedAnswers
 from trivium.generate.sampling import Generation, computing_in
 from trivium.mixers.base import MIXERS
 from trivium.mixers.cache import autocast_dtype
@@ -27,6 +27,8 @@ CONFIGS: dict[str, ModelConfig] = {
     for index, mixer in enumerate(MIXERS.get(name).examples())
 }
 CONFIGS["block positions"] = DecoderConfig(width=24, heads=2, positions="block")
+CONFIGS["learned positions"] = DecoderConfig(width=24, heads=2)
+CONFIGS["a step by PyTorch"] = DecoderConfig(width=24, heads=2, backends={"cached_step": "torch"})
 CONFIGS |= {
     f"prefix_scan {index}": config for index, config in enumerate(PrefixScanConfig.examples()) if config.chunk < 8
 }
@@ -139,6 +141,38 @@ def test_generation_by_fixed_steps_equals_generation_by_streaming(name: str, mon
     check_generation(build(name), "fixed", monkeypatch)
 
 
+def check_leftovers(model: Any, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a call leaves in a state, NaN even, never reaches the next, whether its passes share a graph or not."""
+    monkeypatch.setattr("trivium.generate.engine.served_at_once", lambda device: True)
+    asked = [prompts([length], seed=length)[0].tolist() for length in (3, 1, 4, 2)]
+    for most in (5, 30):
+        generator = Generator(model, end_id=end_early(model), max_new_tokens=most, batch=4)
+        found = [generator(asked)]
+        (kept,) = generator._kept.values()
+        assert kept.mode == mode
+        counters = {tensor.data_ptr() for tensor in kept.state.counters()}
+        with torch.inference_mode():
+            for tensor in kept.state.tensors():
+                if tensor.data_ptr() not in counters:
+                    tensor.fill_(torch.nan)
+        found.append(generator(asked))
+        assert [one.tokens for one in found[0]] == [one.tokens for one in found[1]]
+
+
+@pytest.mark.parametrize("name", ["attention 1", "a step by PyTorch", "gru 0", "prefix_scan 0"])
+def test_what_a_call_leaves_behind_never_reaches_the_next(name: str, monkeypatch: pytest.MonkeyPatch):
+    check_leftovers(build(name), "fixed", monkeypatch)
+
+
+@on_gpu
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("name", ["attention 0", "learned positions", "a step by PyTorch", "simplicial 1"])
+def test_what_a_call_leaves_behind_never_reaches_the_next_graph(
+    name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+):
+    check_leftovers(build(name, dtype, "cuda"), "graph", monkeypatch)
+
+
 HALVED = ["attention 0", "simplicial 1", "gated_deltanet 0", "gru 0", "block positions"]
 
 
@@ -152,9 +186,9 @@ def check_halving(name: str, mode: str, monkeypatch: pytest.MonkeyPatch, device:
             super().__init__(model, wanted, rows, *sizes)
 
     monkeypatch.setattr("trivium.generate.engine.FixedAnswers", Counted)
-    monkeypatch.setattr(answers, "FixedAnswers", Counted)
+    monkeypatch.setattr(fixed, "FixedAnswers", Counted)
     for constant in ("NARROWEST", "WORTHWHILE", "LOOK_EVERY"):
-        monkeypatch.setattr(answers, constant, 1)
+        monkeypatch.setattr(fixed, constant, 1)
     model = build(name, device=device)
     end_id = end_early(model)
     # Some rows end at once, the others when they may read no more, so that few go on for long.
@@ -204,11 +238,11 @@ def test_rows_stay_together_and_it_is_said_where_half_of_them_find_no_memory(
             self.serve()
 
     for constant, value in (("NARROWEST", 4), ("WORTHWHILE", 1), ("LOOK_EVERY", 1)):
-        monkeypatch.setattr(answers, constant, value)
+        monkeypatch.setattr(fixed, constant, value)
     model, found = build("attention 0", device=device), []
     for kind in ("eager", "fixed"):
         monkeypatch.setattr("trivium.generate.engine.served_at_once", lambda device, kind=kind: kind != "eager")
-        monkeypatch.setattr(answers, "FixedAnswers", NoMemory)
+        monkeypatch.setattr(fixed, "FixedAnswers", NoMemory)
         asked = [row[: 3 + 5 * (place % 2)] for place, row in enumerate(prompts([8] * 13, seed=2).tolist())]
         found.append(Generator(model, end_id=end_early(model), max_new_tokens=40, batch=8)(asked))
     assert [one.tokens for one in found[0]] == [one.tokens for one in found[1]]

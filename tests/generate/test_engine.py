@@ -6,12 +6,13 @@ import torch
 
 from tests.scripted import ScriptedModel
 from trivium.config import UserError
-from trivium.generate.engine import generate
+from trivium.generate.engine import Generator, generate
 from trivium.generate.sampling import sample, uniforms
 from trivium.model.base import ModelContext
 from trivium.model.decoder import DecoderConfig
 
 END = 0
+LENGTHS = np.array([3, 8, 8])
 
 
 def countdown(history):
@@ -60,6 +61,30 @@ def test_unequal_prompts_in_batches_of_any_size_give_what_each_gives_alone():
     for batch in (1, 4, 23, 100):
         results = generate(model, prompts, end_id=END, max_new_tokens=15, batch=batch)
         assert [result.tokens for result in results] == alone
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_arrays_are_filled_up_with_end_tokens_and_count_what_each_row_got(
+    at_once: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("trivium.generate.engine.served_at_once", lambda device: at_once)
+    config = DecoderConfig(width=8, heads=2, layers="attention")
+    torch.manual_seed(0)
+    model = config.build(ModelContext(vocab_size=6, max_length=12)).eval()
+    with torch.inference_mode():
+        end_id = int(model(torch.tensor([[1, 2, 3]]))[0][0, -1].argmax())
+    # The first ends at once; the others may have five tokens, since the model reads no further than 12.
+    tokens_BT = torch.tensor([[1, 2, 3, 0, 0, 0, 0, 0], [5, 4, 2, 1, 3, 5, 2, 4], [2, 2, 5, 4, 1, 3, 0, 5]])
+    found = [Generator(model, end_id=end_id, max_new_tokens=9, batch=b).arrays(tokens_BT, LENGTHS) for b in (2, 9)]
+    for tokens_BN, counts_B, finished_B, shares_BN in found:
+        assert shares_BN is None
+        assert counts_B[0] == 1
+        for row, (count, finished) in enumerate(zip(counts_B, finished_B, strict=True)):
+            assert (tokens_BN[row, count:] == end_id).all()
+            assert (tokens_BN[row, : count - 1] != end_id).all()
+            assert finished == (tokens_BN[row, count - 1] == end_id)
+            assert count <= min(9, 13 - LENGTHS[row])
+    assert all((one == other).all() for one, other in zip(*(each[:3] for each in found), strict=True))
 
 
 def test_the_prefix_is_read_once():

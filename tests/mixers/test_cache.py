@@ -52,19 +52,3 @@ def test_visible_keys_are_the_written_ones_within_the_window():
     assert allowed.tolist() == [
         [[False, False, True, True, True, False, False], [False, False, False, True, True, True, False]]
     ]
-
-
-def test_numbers_are_copied_eight_bytes_at_a_time_where_their_places_allow_it():
-    whole = torch.randn(3, 5, 12, 8).bfloat16()
-    for source, into, ratio in (
-        (whole[:, :, 4:8], torch.zeros(3, 9, 4, 8).bfloat16()[:, 2:7], 4),
-        (whole.float()[:, :, 4:8], torch.zeros(3, 9, 4, 8)[:, 2:7], 2),
-        (whole.double()[:, :, 4:8], torch.zeros(3, 9, 4, 8).double()[:, 2:7], 1),
-        (whole[..., 4:7], torch.zeros(3, 5, 12, 3).bfloat16(), 1),
-        (whole[..., 1:5], torch.zeros(3, 5, 12, 4).bfloat16(), 1),
-        (whole[..., ::2], torch.zeros(3, 5, 12, 4).bfloat16(), 1),
-    ):
-        wide, room = cache.wider(source, into)
-        assert wide.shape[-1] * ratio == source.shape[-1]
-        room.copy_(wide)
-        assert torch.equal(into, source)

@@ -1,5 +1,7 @@
 """What the tests of fused kernels compute, on a GPU here or in the process in which Triton interprets."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -42,6 +44,17 @@ def linear_errors(
         "linear_add": linear_add(x, weight, bias, stream, backend="reference"),
     }
     return {name: float((found[name].double() - y).norm() / y.norm()) for name, y in wanted.items()}
+
+
+def library_error(*shape: Any) -> float:
+    """Return the distance of `norm_linear` in float16 from the formula, where the product is the library's."""
+    from trivium.ops.fused_linear import launch
+
+    kept, launch.LIBRARY = launch.LIBRARY, 0
+    try:
+        return linear_errors(*shape, torch.float16, "triton")["norm_linear"]
+    finally:
+        launch.LIBRARY = kept
 
 
 @torch.no_grad()
@@ -103,3 +116,69 @@ def step_errors(
         for name, (x, y) in zip(worst, pairs, strict=True):
             worst[name] = max(worst[name], float((x.double() - y.double()).norm() / y.double().norm().clamp_min(1e-9)))
     return worst
+
+
+@torch.no_grad()
+def attention_errors(
+    rows: int,
+    tokens: int,
+    slots: int,
+    heads: int,
+    kv_heads: int,
+    width: int,
+    inner: int,
+    kind: str,
+    masked: bool,
+    window: int | None,
+    dtype: torch.dtype,
+    backend: str,
+    in_one: int | None = None,
+) -> dict[str, float]:
+    """Return the distances of what `norm_attention` gives and leaves from the float64 formula, over a prompt that finds
+    NaN in the cache, of rows of different lengths, and three steps in which some rows are finished.
+    """
+    from trivium.ops.norm_attention import norm_attention
+
+    norm, outer = make_norm(kind, inner, dtype), (heads + 2 * kv_heads) * width
+    weight, bias = draw(outer, inner, dtype=dtype, seed=1) * inner**-0.5, draw(outer, dtype=dtype, seed=2)
+    mine = [torch.full((rows, slots, kv_heads, width), torch.nan, dtype=dtype, device=DEVICE) for _ in range(2)]
+    theirs = [torch.zeros(mine[0].shape, dtype=torch.float64, device=DEVICE) for _ in range(2)]
+    counts = [torch.zeros(rows, dtype=torch.int64, device=DEVICE) for _ in range(2)]
+    wide = make_norm(kind, inner, dtype).double(), weight.double(), bias.double()
+    place_B = torch.arange(rows, device=DEVICE)
+    worst = {"o": 0.0, "keys": 0.0, "values": 0.0, "length": 0.0}
+    with settings(), nullcontext() if in_one is None else steps_in_one(in_one):
+        for step in range(4):
+            new = 1 if step else tokens
+            x = draw(rows, new, inner, dtype=dtype, seed=10 + step)
+            added = (place_B % 3 != step if step else 1 + place_B % new).long() if masked else None
+            given = {"window": window, "empty": not step}
+            o = norm_attention(x, norm, weight, bias, *mine, counts[0], added, **given, backend=backend)
+            wanted = norm_attention(x.double(), *wide, *theirs, counts[1], added, **given, backend="reference")
+            read = torch.arange(new, device=DEVICE) < (new if added is None or step else added[:, None])
+            o, wanted = (each * read[..., None, None] for each in (o.double(), wanted))
+            held = torch.arange(slots, device=DEVICE) < counts[1][:, None]
+            rings = [
+                (x.nan_to_num() * held[..., None, None], y * held[..., None, None])
+                for x, y in zip(mine, theirs, strict=True)
+            ]
+            for name, (x, y) in zip(worst, ((o, wanted), *rings, tuple(counts)), strict=True):
+                error = float((x.double() - y.double()).norm() / y.double().norm().clamp_min(1e-9))
+                worst[name] = max(worst[name], error)
+    return worst
+
+
+@contextmanager
+def steps_in_one(rows: int) -> Iterator[None]:
+    """Let a step of up to so many rows be one kernel of `norm_attention`, in which a row has more than one tile."""
+    from trivium.ops.norm_attention import launch
+
+    names = "STEP_IN_ONE", "STEP_SLOTS", "TILE"
+    kept = [getattr(launch, name) for name in names]
+    for name, value in zip(names, (rows, 64, 1024), strict=True):
+        setattr(launch, name, value)
+    try:
+        yield
+    finally:
+        for name, value in zip(names, kept, strict=True):
+            setattr(launch, name, value)

@@ -9,7 +9,7 @@ import torch
 from tests.ops import fused_cases, triton_cases
 from tests.ops.test_fused_linear import run as run
 from trivium.ops import dispatch
-from trivium.ops.cached_attention.step import cached_step
+from trivium.ops.cached_attention.step import cached_step, wider
 from trivium.ops.native import support
 
 # Rows, slots, heads, key heads, width, whether rows are finished.
@@ -126,3 +126,19 @@ def test_what_the_kernel_cannot_do_is_refused():
     assert slower({"dtype": torch.float32, "long": "yes"}) is None
     assert slower({"dtype": torch.bfloat16, "long": "no"}) is None
     assert "128 slots of torch.bfloat16" in (slower({"dtype": torch.bfloat16, "long": "yes"}) or "")
+
+
+def test_numbers_are_copied_eight_bytes_at_a_time_where_their_places_allow_it():
+    whole = torch.randn(3, 5, 12, 8).bfloat16()
+    for source, into, ratio in (
+        (whole[:, :, 4:8], torch.zeros(3, 9, 4, 8).bfloat16()[:, 2:7], 4),
+        (whole.float()[:, :, 4:8], torch.zeros(3, 9, 4, 8)[:, 2:7], 2),
+        (whole.double()[:, :, 4:8], torch.zeros(3, 9, 4, 8).double()[:, 2:7], 1),
+        (whole[..., 4:7], torch.zeros(3, 5, 12, 3).bfloat16(), 1),
+        (whole[..., 1:5], torch.zeros(3, 5, 12, 4).bfloat16(), 1),
+        (whole[..., ::2], torch.zeros(3, 5, 12, 4).bfloat16(), 1),
+    ):
+        wide, room = wider(source, into)
+        assert wide.shape[-1] * ratio == source.shape[-1]
+        room.copy_(wide)
+        assert torch.equal(into, source)

@@ -56,6 +56,21 @@ def test_every_tiling_equals_the_formula_on_a_gpu(shape: tuple[Any, ...], dtype:
     assert all(error < (1e-2 if dtype == torch.bfloat16 else 1e-3) for error in errors.values()), errors
 
 
+def test_the_norm_and_the_library_equal_the_formula_as_closely_as_float16_can(run: Callable[..., Any]):
+    for shape in ((7, 40, 70, "rmsnorm", "none", True), (30, 16, 65, "layernorm", "none", True)):
+        assert run(fused_cases.library_error, *shape) < 1e-3
+
+
+@on_a_gpu
+def test_the_activation_of_the_library_is_the_form_with_tanh():
+    x, weight = fused_cases.draw(5000, 64, dtype=torch.float16), fused_cases.draw(128, 64, dtype=torch.float16, seed=1)
+    bias = fused_cases.draw(128, dtype=torch.float16, seed=2)
+    found = torch._addmm_activation(bias, x, weight.T / 4, use_gelu=True).double()
+    z = bias.double() + x.double() @ (weight.T / 4).double()
+    errors = [float((found - nn.functional.gelu(z, approximate=form)).abs().mean()) for form in ("tanh", "none")]
+    assert errors[0] < 0.8 * errors[1], errors
+
+
 # Rows (three tokens each), width, hidden width, norm, activation, whether there are biases.
 WHOLE = [(50, 16, 64, "layernorm", "gelu_new", True), (3, 32, 192, "rmsnorm", "gelu", False)]
 

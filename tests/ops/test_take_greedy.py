@@ -35,14 +35,14 @@ def test_one_kernel_leaves_what_the_parts_leave(run: Callable[..., Any], rows: i
     assert run(taken, rows, symbols, "triton") == taken(rows, symbols, "torch")
 
 
-def test_rows_end_with_the_end_symbol_or_their_budget_and_stay_ended():
-    tokens, place, fed = torch.zeros(3, 2).long(), torch.zeros(3).long(), torch.zeros(3).long()
+def test_rows_end_with_the_end_symbol_or_their_budget_and_keep_what_they_had():
+    tokens, place, fed = torch.full((3, 2), 9), torch.zeros(3).long(), torch.zeros(3).long()
     done, added, budgets = torch.zeros(3, dtype=torch.bool), torch.ones(3).long(), torch.tensor([5, 1, 5])
     for chosen in ([END, 0, 1], [0, 0, 3]):
         logits = torch.nn.functional.one_hot(torch.tensor(chosen), 4).float()
         take_greedy(logits, tokens, place, budgets, done, fed, added, END)
-    assert tokens.tolist() == [[END, 0], [0, 0], [1, 3]]
-    assert place.tolist() == [2, 2, 2]
+    assert tokens.tolist() == [[END, 9], [0, 9], [1, 3]]
+    assert place.tolist() == [1, 1, 2]
     assert done.tolist() == [True, True, False]
     assert added.tolist() == [0, 0, 1]
     assert fed.tolist() == [0, 0, 3]

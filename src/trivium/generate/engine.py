@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from trivium.config import UserError
-from trivium.generate.answers import EagerAnswers, FixedAnswers, Found, Prompts, Wanted, room_needed
+from trivium.generate.answers import Found, Prompts, Wanted, room_needed
+from trivium.generate.eager import EagerAnswers
+from trivium.generate.fixed import FixedAnswers
 from trivium.generate.sampling import Generation, computing_in, device_of
 from trivium.mixers.cache import autocast_dtype
 from trivium.model.base import LanguageModel
@@ -66,7 +68,7 @@ class Generator:
         self.wanted = Wanted(end_id, temperature, seed, probabilities or model.decoding.shift > 0)
         self.model, self.max_new_tokens, self.batch = model, max_new_tokens, batch
         self._kept: dict[tuple[int, torch.dtype | None], FixedAnswers] = {}  # by rows and autocast's dtype
-        self._modules = tuple(model.modules())
+        self._modules, self._device = tuple(model.modules()), device_of(model)
 
     def __call__(self, prompts: Sequence[Sequence[int]]) -> list[Generation]:
         """Continue each of `prompts`; results in the given order."""
@@ -90,46 +92,57 @@ class Generator:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
         """Continue left-aligned prompts of `lengths_B` tokens (None: all T), `batch` side by side.
 
-        Returns tokens (B, N) int64, how many of them each row has (B,), whether its end token is the last of these
-        (B,), and the model's own probabilities (B, N), if they are wanted.
+        Returns tokens (B, N) int64, filled up with end tokens, how many of them each row has (B,), whether its end
+        token is the last of these (B,), and the model's own probabilities (B, N), if they are wanted.
         """
-        model, whole, count = self.model, self.model.decoding.answer_tokens, len(tokens_BT)
+        model, whole, count, device = self.model, self.model.decoding.answer_tokens, len(tokens_BT), self._device
         if lengths_B is None:
-            lengths_B = np.full(count, tokens_BT.shape[1], dtype=np.int64)
-        self._check(lengths_B)
+            lengths_B = np.array([tokens_BT.shape[1]])
+        shortest, longest = self._check(lengths_B)
+        if shortest == longest:  # what rows of one length may get is found once
+            lengths_B = lengths_B[:1]
         budgets_B = self._budgets(lengths_B)
-        order_B = np.arange(count)
-        if count > self.batch:
-            # Rows of like length side by side need no padding and end together; like ones begin alike.
-            order_B = np.lexsort((*tokens_BT.cpu().numpy().T[::-1], lengths_B))
-        at_once = served_at_once(device_of(model))
-        answers = self._answers(lengths_B, min(self.batch, count)) if at_once else EagerAnswers(model, self.wanted)
+        room = room_needed(lengths_B, budgets_B, model.decoding.shift + 1)
+        lengths_B, budgets_B = (x if len(x) == count else np.repeat(x, count) for x in (lengths_B, budgets_B))
+        answers = self._answers(room, min(self.batch, count)) if served_at_once(device) else None
+        answers = answers or EagerAnswers(model, self.wanted)
         found: list[Found] = []
-        dtype = autocast_dtype(device_of(model)) or torch.float32
-        with evaluating(model, self._modules), torch.inference_mode(), computing_in(device_of(model), dtype):
-            for start in range(0, count, self.batch):
-                rows = order_B[start : start + self.batch]
-                tokens = tokens_BT if len(rows) == count else tokens_BT[torch.from_numpy(rows)]
-                tokens = tokens[:, : int(lengths_B[rows].max())]
-                found.append(answers(Prompts(tokens, lengths_B[rows], budgets_B[rows], rows)))
-        tokens_BN, shares_BN = (
-            _joined([each[index] for each in found], self.wanted.end_id, order_B) for index in (0, 1)
-        )
+        dtype, order_B = autocast_dtype(device) or torch.float32, np.arange(count)
+        with evaluating(model, self._modules), torch.inference_mode(), computing_in(device, dtype):
+            if count <= self.batch:
+                found.append(answers(Prompts(tokens_BT[:, :longest], lengths_B, budgets_B, order_B)))
+            else:
+                # Rows of like length side by side need no padding and end together; like ones begin alike.
+                order_B = np.lexsort((*tokens_BT.cpu().numpy().T[::-1], lengths_B))
+                for start in range(0, count, self.batch):
+                    rows = order_B[start : start + self.batch]
+                    tokens = tokens_BT[torch.from_numpy(rows)][:, : int(lengths_B[rows].max())]
+                    found.append(answers(Prompts(tokens, lengths_B[rows], budgets_B[rows], rows)))
+        if device.type == "cuda":
+            torch.cuda.current_stream(device).synchronize()  # what was found is on its way
+        tokens_BN = _joined([each.tokens_BN for each in found], self.wanted.end_id, order_B)
+        shares_BN = _joined([each.shares_BN for each in found], 0, order_B)
+        counts_B = _joined([each.counts_B for each in found], 0, order_B)
         assert tokens_BN is not None
         if whole:
             return _with_end(tokens_BN, shares_BN, whole, self.max_new_tokens, self.wanted.end_id)
-        ended_BN = tokens_BN == self.wanted.end_id
-        # What a row holds behind its end is what it was fed while it waited for the others.
-        counts_B = np.where(ended_BN.any(1), ended_BN.argmax(1) + 1, tokens_BN.shape[1])
-        counts_B = np.minimum(counts_B, budgets_B)
-        finished_B = ended_BN[np.arange(len(counts_B)), counts_B - 1]
+        if counts_B is None:
+            ended_BN = tokens_BN == self.wanted.end_id
+            # What a row holds behind its end is what it was fed while it waited for the others.
+            counts_B = np.where(ended_BN.any(1), ended_BN.argmax(1) + 1, tokens_BN.shape[1])
+            counts_B = np.minimum(counts_B, budgets_B)
+            tokens_BN = np.where(np.arange(tokens_BN.shape[1]) < counts_B[:, None], tokens_BN, self.wanted.end_id)
+        last_B = np.arange(0, tokens_BN.size, tokens_BN.shape[1]) + counts_B - 1
+        finished_B = tokens_BN.ravel().take(last_B) == self.wanted.end_id
         return tokens_BN, counts_B, finished_B, shares_BN
 
-    def _check(self, lengths_B: np.ndarray) -> None:
-        """Raise UserError for prompts that the model cannot read."""
-        room = longest_input(self.model)
-        for length in (lengths_B.min(), lengths_B.max()):
-            check_length(int(length), room, least=self.model.decoding.shift + 1)
+    def _check(self, lengths_B: np.ndarray) -> tuple[int, int]:
+        """Return the shortest and the longest length; raise UserError for prompts that the model cannot read."""
+        room, least = longest_input(self.model), self.model.decoding.shift + 1
+        lengths = int(lengths_B.min()), int(lengths_B.max())
+        for length in lengths:
+            check_length(length, room, least=least)
+        return lengths
 
     def _budgets(self, lengths_B: np.ndarray) -> np.ndarray:
         """Return how many tokens each row may get: a pass fits when all that it reads does."""
@@ -139,16 +152,15 @@ class Generator:
         passes_B = 1 + (longest_input(self.model) - lengths_B) // per_pass
         return np.minimum(self.max_new_tokens, passes_B * per_pass)
 
-    def _answers(self, lengths_B: np.ndarray, rows: int) -> FixedAnswers:
-        """Return what answers prompts of these lengths, `rows` at a time."""
-        room = room_needed(lengths_B, self._budgets(lengths_B), self.model.decoding.shift + 1)
-        dtype = autocast_dtype(device_of(self.model))
+    def _answers(self, room: int, rows: int) -> FixedAnswers:
+        """Return what answers prompts that take, with their answers, so much room, `rows` at a time."""
+        dtype = autocast_dtype(self._device)
         fitting = sorted(
             held for (held, of), kept in self._kept.items() if held >= rows and of == dtype and kept.room >= room
         )
         kept = self._kept[fitting[0], dtype] if fitting else None
         if kept is None:
-            mode = "graph" if device_of(self.model).type == "cuda" else "fixed"
+            mode = "graph" if self._device.type == "cuda" else "fixed"
             kept = FixedAnswers(self.model, self.wanted, rows, room, self.max_new_tokens, mode)
             self._kept[rows, dtype] = kept
         return kept
@@ -199,16 +211,16 @@ def evaluating(model: nn.Module, modules: Sequence[nn.Module] = ()) -> Iterator[
             module.training = True
 
 
-def _joined(parts: list[Tensor | None], end_id: int, order: np.ndarray) -> np.ndarray | None:
-    """Return the rows of the parts, which lie in `order`, as they were given; parts are filled up with end tokens."""
+def _joined(parts: Sequence[Tensor | None], fill: int, order: np.ndarray) -> np.ndarray | None:
+    """Return the rows of the parts, which lie in `order`, as they were given; narrower ones are filled up."""
     arrays = [part.cpu().numpy() for part in parts if part is not None]
     if not arrays:
         return None
     if len(arrays) == 1:
-        return arrays[0]
-    width = max(array.shape[1] for array in arrays)
-    fill = [np.pad(x, ((0, 0), (0, width - x.shape[1])), constant_values=end_id) for x in arrays]
-    return np.concatenate(fill)[np.argsort(order)]
+        return arrays[0].copy()  # what pinned memory there is goes back
+    width = max(array.shape[-1] for array in arrays) if arrays[0].ndim == 2 else 0
+    wide = [np.pad(x, ((0, 0), (0, width - x.shape[1])), constant_values=fill) if width else x for x in arrays]
+    return np.concatenate(wide)[np.argsort(order)]
 
 
 def _with_end(

@@ -18,6 +18,7 @@ from trivium.ops.attention import attention
 from trivium.ops.cached_attention.step import cached_step
 from trivium.ops.fused_linear import linear_add, norm_linear
 from trivium.ops.linear import Linear, linear
+from trivium.ops.norm_attention import Parts, norm_attention
 from trivium.ops.packed_attention import packed_attention
 from trivium.ops.pairs import allowed_pairs
 from trivium.ops.repeat_rows import repeat_rows
@@ -87,6 +88,9 @@ class AttentionState(State):
     keys_BCGK: Tensor
     values_BCGK: Tensor
 
+    def counters(self) -> list[Tensor]:
+        return [self.length_B]
+
 
 class Attention(Mixer):
     """See AttentionConfig. `qkv` holds the rows of q, then k, then v, each head by head."""
@@ -98,6 +102,8 @@ class Attention(Mixer):
         self.backend, self.cached_backend = context.backend("attention"), context.backend("cached_attention")
         self.packed_backend, self.step_backend = context.backend("packed_attention"), context.backend("cached_step")
         self.norm_backend, self.add_backend = context.backend("norm_linear"), context.backend("linear_add")
+        self.whole_backend = context.backend("norm_attention")
+        self.parts = Parts(*(context.backend(name) for name in Parts._fields))
         self.rotary_base = context.rotary_base if context.positions == "rotary" else None
         if self.rotary_base is not None and self.head_width % 2:
             raise UserError(f"positions: rotary needs an even head width, {context.width}/{context.heads} is odd")
@@ -147,8 +153,18 @@ class Attention(Mixer):
                 documents_BT=documents_BT,
                 positions_BT=positions_BT,
             )
-        heads_BTND = norm_linear(x_BTD, norm, self.qkv.weight, self.qkv.bias, backend=self.norm_backend)
-        y_BTHK, state = self._mix(heads_BTND, state, lengths_B, documents_BT, positions_BT)
+        if state is not None and self._is_one(x_BTD, state, documents_BT):
+            y_BTHK = norm_attention(
+                *(x_BTD, norm, self.qkv.weight, self.qkv.bias),
+                *(state.keys_BCGK, state.values_BCGK, state.length_B, lengths_B),
+                window=self.window,
+                empty=cache.is_known_empty(),
+                backend=self.whole_backend,
+                parts=self.parts,
+            )
+        else:
+            heads_BTND = norm_linear(x_BTD, norm, self.qkv.weight, self.qkv.bias, backend=self.norm_backend)
+            y_BTHK, state = self._mix(heads_BTND, state, lengths_B, documents_BT, positions_BT)
         y_BTD = y_BTHK.flatten(2)
         if wanted_N is not None:
             x_BTD, y_BTD = (each.flatten(0, 1).index_select(0, wanted_N) for each in (x_BTD, y_BTD))
@@ -159,6 +175,13 @@ class Attention(Mixer):
             return super().of_rows(rows_UD, index_BT, positions_BT=positions_BT)
         y_BTHK, _ = self._mix(repeat_rows(self.qkv(rows_UD), index_BT), None, None, None, positions_BT)
         return self.out(y_BTHK.flatten(2))
+
+    def _is_one(self, x_BTD: Tensor, state: AttentionState, documents_BT: Tensor | None) -> bool:
+        """Say whether `norm_attention` does what lies between the residual stream and the output projection: of one
+        token a row, or of prompts that nothing stands before."""
+        if self.turns or documents_BT is not None or torch.is_grad_enabled() or cache.cheap_to_look(state.length_B):
+            return False
+        return x_BTD.shape[1] <= (state.keys_BCGK.shape[1] if cache.is_known_empty() else 1)
 
     def _calls_alone(self) -> bool:
         """Say whether `forward` is all that a call does: a mixer made of this one has more to do, and so has one that
@@ -274,6 +297,9 @@ class Attention(Mixer):
     ) -> tuple[Tensor, AttentionState]:
         tokens, slots = q_BTHK.shape[1], state.keys_BCGK.shape[1]
         past_B = state.length_B
+        if cache.is_known_empty():  # what is left there from before may be NaN, which no weight of 0 keeps out
+            for ring in (state.keys_BCGK, state.values_BCGK):
+                ring[:, tokens:].zero_()
         cache.check_room(past_B, added_B, tokens, slots, self.window)
         rings, news = [state.keys_BCGK, state.values_BCGK], [k_BTGK, v_BTGK]
         if tokens > 1 and cache.used_slots(past_B, slots) == 0:

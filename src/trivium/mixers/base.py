@@ -65,6 +65,20 @@ class State:
         self._map(lambda tensor: found.append(tensor) or tensor)
         return found
 
+    def counters(self) -> list[Tensor]:
+        """Return the tensors, those of nested states too, that empty the state once they are zero, for a model that is
+        told so (`cache.known_empty`): all, except in states whose mixer never reads what is left elsewhere.
+        """
+        found: list[Tensor] = []
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            for each in value if isinstance(value, list | tuple) else (value,):
+                if isinstance(each, Tensor):
+                    found.append(each)
+                elif isinstance(each, State):
+                    found += each.counters()
+        return found
+
     def num_bytes(self) -> int:
         """Return the bytes that the state holds for all rows together."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors())

@@ -11,7 +11,7 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
-from trivium.ops.cached_attention.step import write_one
+from trivium.ops.cached_attention.step import copy_into, write_one
 
 _fixed: ContextVar[bool] = ContextVar("fixed_shapes", default=False)
 _empty: ContextVar[bool] = ContextVar("known_empty", default=False)
@@ -35,6 +35,11 @@ def known_empty() -> Iterator[None]:
         yield
     finally:
         _empty.reset(token)
+
+
+def is_known_empty() -> bool:
+    """Say whether no state has seen a token yet, whatever its rings hold: see `State.counters`."""
+    return _empty.get()
 
 
 def may_look(tensor: Tensor) -> bool:
@@ -131,28 +136,13 @@ def write(ring_BCHK: Tensor, new_BTHK: Tensor, length_B: Tensor, added_B: Tensor
         return write_one(ring_BCHK, new_BTHK[:, 0], length_B, added_B)
     first = _same_place(length_B, added_B, tokens, slots) if in_place else None
     if first is not None:
-        _copy(new_BTHK, ring_BCHK[:, first : first + tokens])
+        copy_into(ring_BCHK[:, first : first + tokens], new_BTHK)
         return ring_BCHK
     position_BC = slot_positions(length_B + (tokens if added_B is None else added_B), slots)
     source_BC = position_BC - length_B[:, None]
     index_BCHK = source_BC.clamp(min=0)[:, :, None, None].expand(-1, -1, *ring_BCHK.shape[2:])
     written_BCHK = torch.where((source_BC >= 0)[:, :, None, None], new_BTHK.gather(1, index_BCHK), ring_BCHK)
     return ring_BCHK.copy_(written_BCHK) if in_place else written_BCHK
-
-
-def _copy(source: Tensor, into: Tensor) -> None:
-    """Copy between tensors of one shape and dtype: PyTorch's CUDA kernel for strided ones goes number by number."""
-    source, into = wider(source, into) if source.is_cuda else (source, into)
-    into.copy_(source)
-
-
-def wider(source: Tensor, into: Tensor) -> tuple[Tensor, Tensor]:
-    """Return both as numbers of eight bytes over the same memory, where that can be; else as they are."""
-    ratio = 8 // source.element_size()
-    apart = [*(x for each in (source, into) for x in (each.storage_offset(), *each.stride()[:-1])), source.shape[-1]]
-    if ratio < 2 or any(each % ratio for each in apart) or not source.stride(-1) == into.stride(-1) == 1:
-        return source, into
-    return source.view(torch.int64), into.view(torch.int64)
 
 
 def _same_place(length_B: Tensor, added_B: Tensor | None, tokens: int, slots: int) -> int | None:

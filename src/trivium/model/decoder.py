@@ -15,7 +15,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from trivium.config import UserError, knob
-from trivium.mixers.base import MIXERS, MixerConfig, MixerContext, State
+from trivium.mixers.base import MixerConfig, MixerContext, State
 from trivium.model import feedforward
 from trivium.model.alike import Alike, find_alike
 from trivium.model.base import (
@@ -39,9 +39,10 @@ from trivium.model.block import (
     make_norm,
     norm_params,
 )
+from trivium.model.examples import examples
 from trivium.model.experts import check_experts, mixture_flops, mixture_params
 from trivium.model.feedforward import FeedForwardKind
-from trivium.model.layers import format_layers, parse_layers
+from trivium.model.layers import parse_layers
 from trivium.model.positions import (
     POSITION_BASE,
     RUNS,
@@ -54,6 +55,7 @@ from trivium.model.positions import (
     table_rows,
 )
 from trivium.model.presets import DEFAULTS, PRESETS
+from trivium.ops.embed_positions import embed_positions
 from trivium.ops.fused_linear import is_fused, norm_linear
 from trivium.ops.linear import linear
 from trivium.ops.repeat_rows import repeat_rows
@@ -223,28 +225,7 @@ class DecoderConfig(ModelConfig):
     @classmethod
     def examples(cls) -> Sequence["DecoderConfig"]:
         """Return one decoder for each mixer, a hybrid of them all, and one for each option of the model."""
-        first = {name: MIXERS.get(name).examples()[0] for name in MIXERS.names()}
-        patterns = [format_layers((mixer, mixer)) for mixer in first.values()]
-        patterns.append(format_layers(tuple(first.values())))
-        variants: list[dict[str, Any]] = [{"layers": pattern, "positions": "block"} for pattern in patterns]
-        variants += [{"positions": positions} for positions in ("learned", "sinusoidal", "rotary", "none")]
-        variants += [
-            {"tied": False, "norm": "rmsnorm", "feedforward": "swiglu", "ff_width": 21},
-            {"checkpoint_activations": True, "feedforward": "gelu_new", "positions": "block", "block_offset": 3},
-            {"positions": "block", "loops": 3, "input_injection": True},
-            {"experts": 3, "experts_per_token": 2, "identity": (1,), "feedforward": "gelu_new"},
-            {"experts": 4, "experts_per_token": 1, "experts_in": (1,), "feedforward": "swiglu"},
-            {
-                "positions": "block",
-                "run_table": "sinusoidal",
-                "position_base": 30.0,
-                "block_offset": 2,
-                "read_offset": 1,
-            },
-            {"positions": "block", "closing": True},
-            {"positions": "block", "run_table": "rotary", "position_base": 30.0},
-        ]
-        return [cls(**{"width": 24, "heads": 2, **variant}) for variant in variants]
+        return [cls(**{"width": 24, "heads": 2, **variant}) for variant in examples()]
 
 
 @dataclass
@@ -288,6 +269,7 @@ class Decoder(LanguageModel):
         self.norm = make_norm(config.norm, config.width)
         self.head_backend = config.mixer_context(context).backend("norm_linear")
         self.linear_backend = config.mixer_context(context).backend("linear")
+        self.embed_backend = config.mixer_context(context).backend("embed_positions")
         self.head = None if config.tied else nn.Linear(config.width, context.vocab_size, bias=False)
         if self.head is not None:
             nn.init.normal_(self.head.weight, std=std)
@@ -334,11 +316,17 @@ class Decoder(LanguageModel):
             raise ValueError("documents_BT is given with a state: packed documents have only the parallel form")
         past_B, run_B = (None, None) if state is None else (state.lengths_B, state.run_B)
         dtype = self.embedding.weight.dtype
-        added, positions_BT, run_B = self.positions(tokens_BT, past_B, run_B, lengths_B, documents_BT, dtype)
+        one = past_B is not None and is_fused(past_B) and soft_BTV is None and not self._is_watched()
+        table = self.positions.places() if one else None
+        added, positions_BT = None, None
+        if table is None:
+            added, positions_BT, run_B = self.positions(tokens_BT, past_B, run_B, lengths_B, documents_BT, dtype)
         plain = state is None and lengths_B is None and documents_BT is None and soft_BTV is None
         alike = self._alike(tokens_BT, added) if plain else None
         if alike is not None:
             x_BTD = repeat_rows(*alike)
+        elif table is not None and past_B is not None:
+            x_BTD = embed_positions(tokens_BT, self.embedding.weight, table, past_B, backend=self.embed_backend)
         else:
             x_BTD = embed(self.embedding, tokens_BT, soft_BTV)
             x_BTD = x_BTD if added is None else x_BTD + added
@@ -353,16 +341,8 @@ class Decoder(LanguageModel):
             mixer_state = None if state is None else state.mixers[index]
             # Where no logits are wanted nothing reads what the last block's second half would add.
             wanted = wanted_N if index == len(passes) - 1 else None
-            arguments = (
-                x_BTD,
-                mixer_state,
-                lengths_B,
-                documents_BT,
-                positions_BT,
-                None,
-                wanted,
-                None if index else alike,
-            )
+            rest = (lengths_B, documents_BT, positions_BT, None, wanted, None if index else alike)
+            arguments = (x_BTD, mixer_state, *rest)
             if recompute:
                 # The state of a generator cannot be read while a step is captured; without dropout nobody needs it.
                 random = self.config.dropout > 0
@@ -389,12 +369,13 @@ class Decoder(LanguageModel):
 
     def _alike(self, tokens_BT: Tensor, added: Tensor | None) -> Alike | None:
         """Return what the first block reads without what recurs in it, or None where nothing is to be gained."""
-        config = self.config
-        more = config.dropout or config.checkpoint_activations or len(self.blocks) * config.loops == 1
-        watched = self.embedding._forward_hooks or self.embedding._forward_pre_hooks
-        if more or watched or tokens_BT.device.type != "cpu" or (added is not None and added.ndim != 2):
+        more = self.config.dropout or self.config.checkpoint_activations or len(self._passes()) == 1
+        if more or self._is_watched() or tokens_BT.device.type != "cpu" or (added is not None and added.ndim != 2):
             return None
         return find_alike(self.embedding.weight, added, tokens_BT)
+
+    def _is_watched(self) -> bool:
+        return bool(self.embedding._forward_hooks or self.embedding._forward_pre_hooks)
 
     def last(self, tokens_BT: Tensor, state: Any, lengths_B: Tensor | None, count: int = 1) -> tuple[Tensor, Any]:
         wanted_BR = last_places(tokens_BT, lengths_B, count)

@@ -189,6 +189,10 @@ class Positions(nn.Module):
             return self._look_up(ids, lengths_B, "tokens"), None, None
         return self._sinusoid(ids, dtype), None, None
 
+    def places(self) -> Tensor | None:
+        """Return the table (P, D) whose row a token's place alone chooses, or None where it is not so."""
+        return self.table.weight if self.kind == "learned" else None
+
     def _look_up(self, ids: Tensor, lengths_B: Tensor | None, what: str) -> Tensor:
         """Return rows of the table; `ids` is (B, T), or (T,) where every row counts alike."""
         if ids.ndim == 1:

@@ -64,6 +64,21 @@ def write_one(ring_BSGK: Tensor, new_BGK: Tensor, length_B: Tensor, added_B: Ten
     return ring_BSGK.index_put_((rows_B, slot_B), new_BGK.to(ring_BSGK.dtype))
 
 
+def copy_into(into: Tensor, source: Tensor) -> None:
+    """Copy between tensors of one shape and dtype: PyTorch's CUDA kernel for strided ones goes number by number."""
+    source, into = wider(source, into) if source.is_cuda else (source, into)
+    into.copy_(source)
+
+
+def wider(source: Tensor, into: Tensor) -> tuple[Tensor, Tensor]:
+    """Return both as numbers of eight bytes over the same memory, where that can be; else as they are."""
+    ratio = 8 // source.element_size()
+    apart = [*(x for each in (source, into) for x in (each.storage_offset(), *each.stride()[:-1])), source.shape[-1]]
+    if ratio < 2 or any(each % ratio for each in apart) or not source.stride(-1) == into.stride(-1) == 1:
+        return source, into
+    return source.view(torch.int64), into.view(torch.int64)
+
+
 def _fits(keys_BSGK: Tensor) -> bool:
     slots, heads, width = keys_BSGK.shape[1:]
     return slots <= LONGEST and _power_of_two(heads) * _power_of_two(width) <= _ROOM

@@ -35,8 +35,8 @@ def norm_linear(
 ) -> Tensor:
     """Return activation(norm(x) weight^T + bias); `norm` is an nn.LayerNorm or nn.RMSNorm over the last dimension.
 
-    The backend "triton" has no gradient and serves float16 and bfloat16. Raises UserError for a backend that is
-    missing or cannot.
+    The backend "triton" has no gradient and serves float16 and bfloat16; of many rows its kernel writes the norm, and
+    the product is PyTorch's. Raises UserError for a backend that is missing or cannot.
     """
     facts = _facts(x, weight, ("norm", type(norm).__name__), ("wide", "yes" if x.shape[-1] > WIDEST else "no"))
     return dispatch.load("norm_linear", backend, x.device.type, facts)(x, norm, weight, bias, activation)
@@ -61,8 +61,9 @@ def norm_feedforward(
 ) -> Tensor:
     """Return x + activation(norm(x) into^T + into_bias) back^T + back_bias; into is (F, D), back (D, F).
 
-    Both biases are given or none. Backend "triton" is one kernel, which "auto" takes for many rows; "torch" calls
-    `norm_linear` and `linear_add`, whose backends are `parts`. Raises UserError for one that is missing or cannot.
+    Both biases are given or none. Backend "triton", which "auto" takes for many rows, writes the norm and calls the
+    products of PyTorch, or is one kernel where those have not the activation; "torch" calls `norm_linear` and
+    `linear_add`, whose backends are `parts`. Raises UserError for one that is missing or cannot.
     """
     width, hidden = into.shape[1], into.shape[0]
     fits = (

@@ -24,7 +24,8 @@ def _activation(z, ACTIVATION: tl.constexpr, QUICK: tl.constexpr):
     if ACTIVATION == 1:
         z = 0.5 * z * (1 + tl.erf(z * 0.7071067811865476))
     if ACTIVATION == 2:
-        z = 0.5 * z * (1 + _tanh(0.7978845608028654 * (z + 0.044715 * z * z * z), QUICK))
+        half = 0.5 * z
+        z = half + half * _tanh(z * (0.7978845608028654 + 0.035677408136300125 * (z * z)), QUICK)
     return z
 
 
@@ -45,6 +46,22 @@ def _normed(
 
 
 @triton.jit
+def norm_kernel(
+    x, gamma, beta, bias, y, moved, rows, eps,
+    D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, CENTRED: tl.constexpr, MOVED: tl.constexpr,
+):  # fmt: skip
+    """Write y (M, D) = norm(x) for BM rows and, with MOVED, moved = x + bias."""
+    m, d = tl.program_id(0) * BM + tl.arange(0, BM), tl.arange(0, BD)
+    h = _normed(x, gamma, beta, m, rows, eps, D, BD, CENTRED).to(y.dtype.element_ty)
+    at, inside = m.to(tl.int64)[:, None] * D + d[None, :], (m < rows)[:, None] & (d < D)[None, :]
+    tl.store(y + at, h, mask=inside)
+    if MOVED:
+        z = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+        z += tl.load(bias + d, mask=d < D, other=0.0).to(tl.float32)[None, :]
+        tl.store(moved + at, z.to(moved.dtype.element_ty), mask=inside)
+
+
+@triton.jit
 def norm_linear_kernel(
     x, gamma, beta, weight, bias, y, rows, outer, eps,
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, TILES: tl.constexpr,
@@ -55,10 +72,14 @@ def norm_linear_kernel(
     m = tl.program_id(0) * BM + tl.arange(0, BM)
     d = tl.arange(0, BD)
     at = m.to(tl.int64)[:, None]
+    if TILES == 1 and BM * BN <= 4096:  # the weights are on their way while the norm is computed
+        n = tl.program_id(1) * BN + tl.arange(0, BN)
+        w = tl.load(weight + n[:, None] * D + d[None, :], mask=(n < outer)[:, None] & (d < D)[None, :], other=0.0)
     h = _normed(x, gamma, beta, m, rows, eps, D, BD, CENTRED).to(weight.dtype.element_ty)
     for tile in range(TILES):
-        n = (tl.program_id(1) * TILES + tile) * BN + tl.arange(0, BN)
-        w = tl.load(weight + n[:, None] * D + d[None, :], mask=(n < outer)[:, None] & (d < D)[None, :], other=0.0)
+        if TILES > 1 or BM * BN > 4096:
+            n = (tl.program_id(1) * TILES + tile) * BN + tl.arange(0, BN)
+            w = tl.load(weight + n[:, None] * D + d[None, :], mask=(n < outer)[:, None] & (d < D)[None, :], other=0.0)
         z = tl.dot(h, tl.trans(w), input_precision=PRECISION)
         if BIASED:
             z += tl.load(bias + n, mask=n < outer, other=0.0).to(tl.float32)[None, :]

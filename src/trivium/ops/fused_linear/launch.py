@@ -14,11 +14,16 @@ _ACTIVATIONS = {"none": 0, "gelu": 1, "gelu_new": 2}
 class _Kernels(NamedTuple):
     """The kernels, whose launch syntax no type checker follows."""
 
+    norm: Any = kernels.norm_kernel
     norm_linear: Any = kernels.norm_linear_kernel
     linear_add: Any = kernels.linear_add_kernel
     norm_feedforward: Any = kernels.norm_feedforward_kernel
 
 
+# Rows from which on the library's products, the norm written first, beat a kernel that holds whole rows.
+LIBRARY = 4096
+NORM_TILE = 4096  # numbers of a program that only norms
+NARROW = 64  # columns that are few: the logits of few symbols
 FEEDFORWARD_ROWS, FEEDFORWARD_PART = 128, 64  # of a program; the part of the hidden numbers that it has at once
 
 
@@ -34,6 +39,13 @@ class Tiles(NamedTuple):
 
 
 _kernels = _Kernels()
+# As timed on an H200: `norm_linear` of 257 to 4096 rows of up to 256 numbers; `linear_add` of so many rows, and of
+# more, with up to 512 numbers and with more.
+SOME_NORMED = Tiles(64, 128, 256, 1, 8, 1)
+SOME_SHORT = Tiles(64, 32, 64, 1, 4, 4)
+SOME_LONG = Tiles(64, 32, 128, 1, 4, 3)
+MANY_SHORT = Tiles(128, 128, 64, 1, 8, 3)
+MANY_LONG = Tiles(128, 128, 64, 1, 8, 3)
 
 
 def _ceil(count: int, size: int) -> int:
@@ -45,7 +57,8 @@ def _power_of_two(count: int) -> int:
 
 
 def norm_linear_tiles(rows: int, inner: int, outer: int, activated: bool = False) -> Tiles:
-    """Return the tiles for (rows, inner) times (inner, outer): few rows are spread by their columns.
+    """Return the tiles for (rows, inner) times (inner, outer): few rows are spread by their columns, few columns by
+    their rows.
 
     A program holds whole rows of both in shared memory. One column tile in one stage was fastest where it was timed (1,
     12, 1000 and 10,000 rows of 256 numbers on an H200); of 100,000 rows a program goes through all columns, in tiles
@@ -54,10 +67,14 @@ def norm_linear_tiles(rows: int, inner: int, outer: int, activated: bool = False
     padded = _power_of_two(inner)
     if rows <= 256:
         return Tiles(16, 16, padded, 1, 4, 1)
+    if outer <= NARROW:
+        return Tiles(16 if rows <= 4096 else 32, _power_of_two(outer), padded, 1, 4, 1)
     if rows > 32768 and padded <= 256:
         return Tiles(128, 64, padded, _ceil(outer, 64), 8, 3)
     if rows > 4096 and padded <= 256:
         return Tiles(64, 128, padded, 1, 4, 1) if activated else Tiles(128, 256, padded, 1, 8, 1)
+    if padded <= 256:
+        return SOME_NORMED._replace(part=padded)
     return Tiles(64, 64 if padded <= 512 else 32, padded, 1, 4, 1)
 
 
@@ -66,16 +83,48 @@ def linear_add_tiles(rows: int, inner: int, outer: int) -> Tiles:
     part = min(256, _power_of_two(inner))
     if rows <= 256:
         return Tiles(16, 16, part, 1, 4, 3)
-    if rows <= 4096:
-        return Tiles(64, 32, min(part, 128), 1, 4, 3)
-    columns = 128 if inner <= 512 else 256
-    return Tiles(128, min(columns, _power_of_two(outer)), min(part, 64), 1, 8, 3)
+    short = inner <= 512
+    tiles = (SOME_SHORT if short else SOME_LONG) if rows <= 4096 else (MANY_SHORT if short else MANY_LONG)
+    return tiles._replace(columns=min(tiles.columns, _power_of_two(outer)), part=min(tiles.part, part))
+
+
+def _norm(
+    x: Tensor, gamma: Tensor, beta: Tensor | None, eps: float, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return norm(x) and, where there is a bias, x + bias."""
+    rows, inner, y = x.numel() // x.shape[-1], x.shape[-1], torch.empty_like(x)
+    moved = y if bias is None else torch.empty_like(x)
+    padded = _power_of_two(inner)
+    block = max(1, NORM_TILE // padded)
+    _kernels.norm[(_ceil(rows, block),)](
+        *(x, gamma, gamma if beta is None else beta, gamma if bias is None else bias, y, moved, rows, eps),
+        D=inner,
+        BD=padded,
+        BM=block,
+        CENTRED=beta is not None,
+        MOVED=bias is not None,
+        num_warps=4,
+    )
+    return y, moved
+
+
+def _library_has(activation: int, x: Tensor) -> bool:
+    """Say whether a product of PyTorch's may end with this activation: on an NVIDIA GPU with GPT-2's, of 16 bits."""
+    return activation == _ACTIVATIONS["gelu_new"] and _has_tanh(x)
+
+
+def _activated(bias: Tensor, h: Tensor, weight: Tensor) -> Tensor:
+    return torch._addmm_activation(bias, h, weight.t(), use_gelu=True)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _norm_linear(
     x: Tensor, gamma: Tensor, beta: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, activation: int
 ) -> Tensor:
     rows, inner, outer = x.numel() // x.shape[-1], x.shape[-1], weight.shape[0]
+    if rows > LIBRARY and bias is not None and outer > NARROW and (not activation or _library_has(activation, x)):
+        h = _norm(x, gamma, beta, eps)[0].view(rows, inner)
+        z = _activated(bias, h, weight) if activation else torch.addmm(bias, h, weight.t())
+        return z.view(*x.shape[:-1], outer)
     y = torch.empty(*x.shape[:-1], outer, dtype=x.dtype, device=x.device)
     if not y.numel():
         return y
@@ -111,6 +160,10 @@ def _norm_feedforward(
     activation: int,
 ) -> Tensor:
     rows, inner, hidden = x.numel() // x.shape[-1], x.shape[-1], into.shape[0]
+    if rows > LIBRARY and into_bias is not None and _library_has(activation, x):
+        h, y = _norm(x, gamma, beta, eps, back_bias)
+        y.view(rows, inner).addmm_(_activated(into_bias, h.view(rows, inner), into), back.t())
+        return y
     y = torch.empty_like(x)
     if not y.numel():
         return y

@@ -45,6 +45,36 @@ def forward_kernel(
 
 
 @triton.jit
+def prompt_kernel(
+    x, o, keys, values, length, added, tokens, slots, window, scale,
+    HEADS: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
+    PRECISION: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """Do what `forward_kernel` does, and write keys and values into the first slots of caches (B, S, KV, D), of which T
+    tokens count, or as many as `added` says.
+    """
+    batch, kv = tl.program_id(0) // KV, tl.program_id(0) % KV
+    t, c = tl.arange(0, BT), tl.arange(0, BD)
+    inside = (t[:, None] < tokens) & (c[None, :] < D)
+    age = t[:, None] - t[None, :]
+    allowed = (age >= 0) & (age < window)
+    k = tl.load(x + _place(batch, HEADS + kv, HEADS + 2 * KV, tokens, t, c, D), mask=inside, other=0.0)
+    v = tl.load(x + _place(batch, HEADS + KV + kv, HEADS + 2 * KV, tokens, t, c, D), mask=inside, other=0.0)
+    tl.store(keys + _place(batch, kv, KV, slots, t, c, D), k, mask=inside)
+    tl.store(values + _place(batch, kv, KV, slots, t, c, D), v, mask=inside)
+    for member in range(HEADS // KV):
+        head = kv * (HEADS // KV) + member
+        q = tl.load(x + _place(batch, head, HEADS + 2 * KV, tokens, t, c, D), mask=inside, other=0.0)
+        weights = _weights(q, k, allowed, scale, PRECISION)
+        read = tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
+        tl.store(o + _place(batch, head, HEADS, tokens, t, c, D), read.to(o.dtype.element_ty), mask=inside)
+    after = batch * 0 + tokens
+    if MASKED:
+        after = tl.load(added + batch)
+    tl.store(length + batch, after, mask=kv == 0)
+
+
+@triton.jit
 def backward_kernel(
     do, x, dx, tokens, window, scale,
     HEADS: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,

@@ -13,17 +13,21 @@ class _Kernels(NamedTuple):
     """The kernels, whose launch syntax no type checker follows."""
 
     forward: Any = kernels.forward_kernel
+    prompt: Any = kernels.prompt_kernel
     backward: Any = kernels.backward_kernel
 
 
 _kernels = _Kernels()
 
 
-def _launch(kernel: Any, tensors: tuple[Tensor, ...], x: Tensor, kv_heads: int, window: int) -> None:
+def _launch(
+    kernel: Any, tensors: tuple[Tensor, ...], x: Tensor, kv_heads: int, window: int, *sizes: int, **flags: bool
+) -> None:
     batch, tokens, packed, width = x.shape
     kernel[(batch * kv_heads,)](
         *tensors,
         tokens,
+        *sizes,
         window,
         width**-0.5,
         HEADS=packed - 2 * kv_heads,
@@ -33,6 +37,7 @@ def _launch(kernel: Any, tensors: tuple[Tensor, ...], x: Tensor, kv_heads: int, 
         BD=tile(width),
         PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
         num_warps=tile(tokens) // 16,
+        **flags,
     )
 
 
@@ -40,6 +45,18 @@ def _forward(x: Tensor, kv_heads: int, window: int) -> Tensor:
     """Return o (B, T, H, D) of x (B, T, H + 2 G, D), contiguous, whose G key heads stand behind the queries'."""
     o = torch.empty(*x.shape[:2], x.shape[2] - 2 * kv_heads, x.shape[3], dtype=x.dtype, device=x.device)
     _launch(_kernels.forward, (x, o), x, kv_heads, window)
+    return o
+
+
+def _prompt(x: Tensor, keys: Tensor, values: Tensor, length: Tensor, added: Tensor | None, window: int) -> Tensor:
+    """Return o (B, T, H, D) of x, and write its keys and values into the first slots of the caches (B, S, G, D), and
+    the number of tokens that are a row's own into `length`.
+    """
+    slots, kv_heads = keys.shape[1:3]
+    o = torch.empty(*x.shape[:2], x.shape[2] - 2 * kv_heads, x.shape[3], dtype=x.dtype, device=x.device)
+    if o.numel():
+        kept = keys, values, length, length if added is None else added
+        _launch(_kernels.prompt, (x, o, *kept), x, kv_heads, window, slots, MASKED=added is not None)
     return o
 
 
@@ -51,12 +68,20 @@ def _backward(do: Tensor, x: Tensor, kv_heads: int, window: int) -> Tensor:
 
 
 _forward_operator = torch.library.custom_op("trivium::packed_attention_forward", _forward, mutates_args=())
+prompt_operator = torch.library.custom_op(
+    "trivium::packed_attention_prompt", _prompt, mutates_args=("keys", "values", "length")
+)
 _backward_operator = torch.library.custom_op("trivium::packed_attention_backward", _backward, mutates_args=())
 
 
 @_forward_operator.register_fake
 def _(x: Tensor, kv_heads: int, window: int) -> Tensor:
     return torch.empty(*x.shape[:2], x.shape[2] - 2 * kv_heads, x.shape[3], dtype=x.dtype, device=x.device)
+
+
+@prompt_operator.register_fake
+def _(x: Tensor, keys: Tensor, values: Tensor, length: Tensor, added: Tensor | None, window: int) -> Tensor:
+    return torch.empty(*x.shape[:2], x.shape[2] - 2 * keys.shape[2], x.shape[3], dtype=x.dtype, device=x.device)
 
 
 @_backward_operator.register_fake

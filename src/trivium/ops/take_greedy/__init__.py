@@ -6,6 +6,7 @@ Shapes: B rows, V symbols, N tokens of an answer.
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from trivium.ops import dispatch
@@ -26,7 +27,8 @@ def take_greedy(
     *,
     backend: str = "auto",
 ) -> None:
-    """Write each row's most probable symbol at its place in `tokens_BN` and into `fed_B`, and move the place on by 1.
+    """Write each row's most probable symbol into `fed_B` and, in rows that have not ended, at its place in `tokens_BN`,
+    and move the place on by 1.
 
     Rows end (`done_B`, bool) with `end_id` or where their place reaches their budget; `added_B` is 1 in rows that have
     not ended, 0 in others. All but `done_B` and the logits are int64. The backends are "torch", "reference" and
@@ -48,8 +50,9 @@ def _parts(
     end_id: int,
 ) -> None:
     chosen_B = logits_BV.argmax(-1)
-    tokens_BN.scatter_(1, place_B[:, None], chosen_B[:, None])
-    place_B += 1
+    at_B1 = place_B.clamp_max(tokens_BN.shape[1] - 1)[:, None]
+    tokens_BN.scatter_(1, at_B1, torch.where(done_B[:, None], tokens_BN.gather(1, at_B1), chosen_B[:, None]))
+    place_B += ~done_B
     done_B |= chosen_B == end_id
     done_B |= budgets_B <= place_B
     fed_B.copy_(chosen_B)

@@ -23,10 +23,11 @@ def _take_kernel(
     x = tl.load(logits + row[:, None] * symbols + v[None, :], mask=wanted, other=float("-inf")).to(tl.float32)
     chosen = tl.argmax(x, 1).to(tl.int64)
     at = tl.load(place + r, mask=inside, other=0)
-    tl.store(tokens + row * columns + at, chosen, mask=inside & (at < columns))
-    ended = tl.load(done + r, mask=inside, other=0) != 0
-    ended = ended | (chosen == end) | (tl.load(budgets + r, mask=inside, other=0) <= at + 1)
-    tl.store(place + r, at + 1, mask=inside)
+    before = tl.load(done + r, mask=inside, other=0) != 0
+    goes_on = inside & (before == 0)
+    tl.store(tokens + row * columns + at, chosen, mask=goes_on & (at < columns))
+    ended = before | (chosen == end) | (tl.load(budgets + r, mask=inside, other=0) <= at + 1)
+    tl.store(place + r, at + 1, mask=goes_on)
     tl.store(done + r, ended.to(tl.uint8), mask=inside)
     tl.store(fed + r, chosen, mask=inside)
     tl.store(added + r, 1 - ended.to(tl.int64), mask=inside)
