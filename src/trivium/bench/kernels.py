@@ -99,9 +99,9 @@ def bench_kernels(
     are `decoded`, has "times_floor" and "floor_seconds", the larger of its bytes over the copy's rate and its FLOPs
     over the product's; its "seconds" are those of one of "layers" calls in a CUDA graph, and "alone_seconds" those of a
     graph of one call, before which nothing is in a cache. "graph_seconds" and "graph_tflops" are those of a replay of
-    the same call as a CUDA graph, of our own backends alone, where "seconds" holds the host too. Backends default to the kernels of this machine, of which the
-    fastest comes first. `on_row` is told the results so far after each row, those to come named in "not_timed". Raises
-    UserError for a backend that is missing and WrongResult for one that is wrong.
+    the same call as a CUDA graph, of our own backends alone, where "seconds" holds the host too. Backends default to
+    the kernels of this machine, of which the fastest comes first. `on_row` is told the results so far after each row,
+    those to come named in "not_timed". Raises UserError for a backend that is missing and WrongResult for a wrong one.
     """
     if form == "factorized":
         raise UserError("form: factorized has no kernel; allowed: trilinear, determinant")

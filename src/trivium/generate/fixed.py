@@ -157,7 +157,9 @@ class FixedAnswers:
         lengths_B = self._given.lengths_B if ragged else None
 
         def read() -> None:
-            for tensors in _by_dtype(self.state.counters() if whole else self.state.tensors()):
+            # Passes of several tokens multiply what lies behind a row by a weight of 0.
+            kept = self.state.counters() if whole and self.per_pass == 1 else self.state.tensors()
+            for tensors in _by_dtype(kept):
                 torch._foreach_zero_(tensors)  # pyright: ignore[reportPrivateImportUsage]
             # A model that reads a prompt in pieces asks its state what the earlier ones left.
             with known_empty() if whole else nullcontext():

@@ -299,7 +299,7 @@ class Attention(Mixer):
         past_B = state.length_B
         if cache.is_known_empty():  # what is left there from before may be NaN, which no weight of 0 keeps out
             for ring in (state.keys_BCGK, state.values_BCGK):
-                ring[:, tokens:].zero_()
+                (ring if tokens > slots else ring[:, tokens:]).zero_()
         cache.check_room(past_B, added_B, tokens, slots, self.window)
         rings, news = [state.keys_BCGK, state.values_BCGK], [k_BTGK, v_BTGK]
         if tokens > 1 and cache.used_slots(past_B, slots) == 0:

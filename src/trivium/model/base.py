@@ -119,7 +119,7 @@ def last_places(tokens_BT: Tensor, lengths_B: Tensor | None, count: int) -> Tens
     rows, tokens = tokens_BT.shape
     device = tokens_BT.device
     if lengths_B is None and count == 1:  # one kernel of a GPU, not six
-        return torch.arange(tokens - 1, rows * tokens, tokens, device=device)[:, None]
+        return torch.arange(1, rows + 1, device=device)[:, None] * tokens - 1
     first_B1 = torch.arange(rows, device=device)[:, None] * tokens
     ends_B1 = tokens if lengths_B is None else lengths_B[:, None]
     return first_B1 + (ends_B1 - count + torch.arange(count, device=device)).clamp(min=0)

@@ -326,7 +326,8 @@ class Decoder(LanguageModel):
         if alike is not None:
             x_BTD = repeat_rows(*alike)
         elif table is not None and past_B is not None:
-            x_BTD = embed_positions(tokens_BT, self.embedding.weight, table, past_B, backend=self.embed_backend)
+            tables = self.embedding.weight, table
+            x_BTD = embed_positions(tokens_BT, *tables, past_B, lengths_B, backend=self.embed_backend)
         else:
             x_BTD = embed(self.embedding, tokens_BT, soft_BTV)
             x_BTD = x_BTD if added is None else x_BTD + added

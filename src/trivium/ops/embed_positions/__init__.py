@@ -14,12 +14,19 @@ from trivium.ops.simplicial import triton_support
 
 
 def embed_positions(
-    tokens_BT: Tensor, embedding_VD: Tensor, places_PD: Tensor, past_B: Tensor, *, backend: str = "auto"
+    tokens_BT: Tensor,
+    embedding_VD: Tensor,
+    places_PD: Tensor,
+    past_B: Tensor,
+    added_B: Tensor | None = None,
+    *,
+    backend: str = "auto",
 ) -> Tensor:
-    """Return (B, T, D), the embedding of each token and that of its place, `past_B` + t, or the last that there is.
+    """Return (B, T, D), the embedding of each token and that of its place, `past_B` + t.
 
-    The backends are "torch", "reference" and "triton", which has no gradient. Raises UserError for a backend that is
-    missing or cannot.
+    Of the `added_B` tokens that are a row's own (None: all T) one whose place the table lacks becomes NaN, since no
+    device can raise; what lies behind them takes the last place at most. The backends are "torch", "reference" and
+    "triton", which has no gradient. Raises UserError for a backend that is missing or cannot.
     """
     facts = (
         ("dtype", embedding_VD.dtype),
@@ -27,12 +34,19 @@ def embed_positions(
         ("gradient", torch.is_grad_enabled()),
     )
     function = dispatch.load("embed_positions", backend, tokens_BT.device.type, facts)
-    return function(tokens_BT, embedding_VD, places_PD, past_B)
+    return function(tokens_BT, embedding_VD, places_PD, past_B, added_B)
 
 
-def _parts(tokens_BT: Tensor, embedding_VD: Tensor, places_PD: Tensor, past_B: Tensor) -> Tensor:
-    place_BT = past_B[:, None] + torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
-    return embedding_VD[tokens_BT] + places_PD[place_BT.clamp_max(len(places_PD) - 1)]
+def _parts(
+    tokens_BT: Tensor, embedding_VD: Tensor, places_PD: Tensor, past_B: Tensor, added_B: Tensor | None
+) -> Tensor:
+    index_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
+    place_BT = past_B[:, None] + index_T
+    lacking_BT = place_BT >= len(places_PD)
+    if added_B is not None:
+        lacking_BT = lacking_BT & (index_T < added_B[:, None])
+    x_BTD = embedding_VD[tokens_BT] + places_PD[place_BT.clamp_max(len(places_PD) - 1)]
+    return x_BTD.masked_fill(lacking_BT[..., None], torch.nan)
 
 
 def _refuses(facts: Mapping[str, Any]) -> str | None:

@@ -15,18 +15,22 @@ _TILE = 4096  # numbers of a program
 
 @triton.jit
 def _embed_kernel(
-    tokens, embedding, places, past, x, count, length, symbols, most,
-    D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr,
+    tokens, embedding, places, past, added, x, count, length, symbols, most,
+    D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     m = tl.program_id(0) * BM + tl.arange(0, BM)
     d = tl.arange(0, BD)
     inside = m < count
     token = tl.load(tokens + m, mask=inside, other=0)
     known = (token >= 0) & (token < symbols)
-    place = tl.minimum(tl.load(past + m // length, mask=inside, other=0) + m % length, most - 1)
+    place = tl.load(past + m // length, mask=inside, other=0) + m % length
+    there = place < most
+    if MASKED:
+        there = there | (m % length >= tl.load(added + m // length, mask=inside, other=0))
+    place = tl.minimum(place, most - 1)
     wanted = inside[:, None] & (d < D)[None, :]
     e = tl.load(embedding + token[:, None] * D + d[None, :], mask=wanted & known[:, None], other=float("nan"))
-    p = tl.load(places + place[:, None] * D + d[None, :], mask=wanted, other=0.0)
+    p = tl.load(places + place[:, None] * D + d[None, :], mask=wanted & there[:, None], other=float("nan"))
     y = e.to(tl.float32) + p.to(tl.float32)
     tl.store(x + m.to(tl.int64)[:, None] * D + d[None, :], y.to(x.dtype.element_ty), mask=wanted)
 
@@ -34,7 +38,7 @@ def _embed_kernel(
 _kernel: Any = _embed_kernel
 
 
-def _launch(tokens: Tensor, embedding: Tensor, places: Tensor, past: Tensor) -> Tensor:
+def _launch(tokens: Tensor, embedding: Tensor, places: Tensor, past: Tensor, added: Tensor | None) -> Tensor:
     width = embedding.shape[1]
     x = torch.empty(*tokens.shape, width, dtype=embedding.dtype, device=tokens.device)
     if not x.numel():
@@ -42,10 +46,12 @@ def _launch(tokens: Tensor, embedding: Tensor, places: Tensor, past: Tensor) -> 
     wide = 1 << max(width - 1, 0).bit_length()
     block = max(1, _TILE // wide)
     _kernel[(-(-tokens.numel() // block),)](
-        *(tokens, embedding, places, past, x, tokens.numel(), tokens.shape[1], *map(len, (embedding, places))),
+        *(tokens, embedding, places, past, past if added is None else added, x),
+        *(tokens.numel(), tokens.shape[1], *map(len, (embedding, places))),
         D=width,
         BD=wide,
         BM=block,
+        MASKED=added is not None,
         num_warps=4,
     )
     return x
@@ -55,12 +61,15 @@ _operator = torch.library.custom_op("trivium::embed_positions", _launch, mutates
 
 
 @_operator.register_fake
-def _(tokens: Tensor, embedding: Tensor, places: Tensor, past: Tensor) -> Tensor:
+def _(tokens: Tensor, embedding: Tensor, places: Tensor, past: Tensor, added: Tensor | None) -> Tensor:
     return torch.empty(*tokens.shape, embedding.shape[1], dtype=embedding.dtype, device=tokens.device)
 
 
-def by_triton(tokens_BT: Tensor, embedding_VD: Tensor, places_PD: Tensor, past_B: Tensor) -> Tensor:
+def by_triton(
+    tokens_BT: Tensor, embedding_VD: Tensor, places_PD: Tensor, past_B: Tensor, added_B: Tensor | None
+) -> Tensor:
     """Return (B, T, D); arguments as in `embed_positions`. A symbol that there is none of becomes NaN."""
     if tokens_BT.device.type == "cpu" and not interpreted():
         raise ValueError("tokens: on cpu; backend triton needs tensors on a GPU")
-    return _operator(*(each.contiguous() for each in (tokens_BT, embedding_VD, places_PD, past_B)))
+    given = (each.contiguous() for each in (tokens_BT, embedding_VD, places_PD, past_B))
+    return _operator(*given, None if added_B is None else added_B.contiguous())

@@ -108,6 +108,11 @@ def _norm(
     return y, moved
 
 
+def _is_library_size(rows: int, x: Tensor, bias: Tensor | None) -> bool:
+    """Say whether PyTorch's product of so many rows is the faster one; it takes a bias of its own dtype alone."""
+    return rows > LIBRARY and bias is not None and bias.dtype == x.dtype
+
+
 def _library_has(activation: int, x: Tensor) -> bool:
     """Say whether a product of PyTorch's may end with this activation: on an NVIDIA GPU with GPT-2's, of 16 bits."""
     return activation == _ACTIVATIONS["gelu_new"] and _has_tanh(x)
@@ -121,7 +126,8 @@ def _norm_linear(
     x: Tensor, gamma: Tensor, beta: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, activation: int
 ) -> Tensor:
     rows, inner, outer = x.numel() // x.shape[-1], x.shape[-1], weight.shape[0]
-    if rows > LIBRARY and bias is not None and outer > NARROW and (not activation or _library_has(activation, x)):
+    fits = _is_library_size(rows, x, bias) and outer > NARROW and (not activation or _library_has(activation, x))
+    if fits and bias is not None:
         h = _norm(x, gamma, beta, eps)[0].view(rows, inner)
         z = _activated(bias, h, weight) if activation else torch.addmm(bias, h, weight.t())
         return z.view(*x.shape[:-1], outer)
@@ -160,7 +166,7 @@ def _norm_feedforward(
     activation: int,
 ) -> Tensor:
     rows, inner, hidden = x.numel() // x.shape[-1], x.shape[-1], into.shape[0]
-    if rows > LIBRARY and into_bias is not None and _library_has(activation, x):
+    if _is_library_size(rows, x, into_bias) and _library_has(activation, x) and into_bias is not None:
         h, y = _norm(x, gamma, beta, eps, back_bias)
         y.view(rows, inner).addmm_(_activated(into_bias, h.view(rows, inner), into), back.t())
         return y

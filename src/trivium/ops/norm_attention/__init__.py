@@ -48,14 +48,13 @@ def norm_attention(
     *,
     window: int | None = None,
     empty: bool = False,
-    held: tuple[int, Tensor | None] | None = None,
     backend: str = "auto",
     parts: Parts = AUTO,
 ) -> Tensor:
     """Return o (B, T, H, K) of norm(x) weight^T + bias, whose rows are queries, then keys, then values, head by head.
 
     In place, keys and values go into the cache and `length_B` counts the tokens: of one token a row (T = 1) as
-    `cached_step` says, whose `held` is this one. With `empty` no row has seen a token, whatever the cache holds, and T
+    `cached_step` says. With `empty` no row has seen a token, whatever the cache holds, and T
     tokens of every row go into its first slots; `added_B` counts a row's own, and what lies behind them is not read.
     Backend "torch" calls `norm_linear` and `cached_step` or `packed_attention` with the backends of `parts`; "triton"
     is for 16 bits and short caches: a step of few rows is one kernel, and a prompt's attention fills the cache. Raises
@@ -76,7 +75,7 @@ def norm_attention(
     )
     function = dispatch.load("norm_attention", backend, x_BTD.device.type, facts)
     cache = keys_BSGK, values_BSGK, length_B, added_B
-    return function(x_BTD, norm, weight, bias, *cache, window, empty, held, parts)
+    return function(x_BTD, norm, weight, bias, *cache, window, empty, parts)
 
 
 def _by_parts(
@@ -90,7 +89,6 @@ def _by_parts(
     added_B: Tensor | None,
     window: int | None,
     empty: bool,
-    held: tuple[int, Tensor | None] | None,
     parts: Parts,
 ) -> Tensor:
     tokens, (kv_heads, width) = x_BTD.shape[1], keys_BSGK.shape[2:]
@@ -102,7 +100,7 @@ def _by_parts(
     if tokens == 1:
         kept = keys_BSGK, values_BSGK, length_B, added_B
         named, within = parts.cached_step, parts.cached_attention
-        return cached_step(heads_BTNK[:, 0], *kept, held=held, attention_backend=within, backend=named)[:, None]
+        return cached_step(heads_BTNK[:, 0], *kept, attention_backend=within, backend=named)[:, None]
     named, within = parts.packed_attention, parts.attention
     o_BTHK = packed_attention(heads_BTNK, kv_heads, window, attention_backend=within, backend=named)
     news = heads_BTNK[:, :, -2 * kv_heads :].split(kv_heads, dim=2)

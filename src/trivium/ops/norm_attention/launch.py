@@ -82,7 +82,6 @@ def by_triton(
     added_B: Tensor | None,
     window: int | None,
     empty: bool,
-    held: Any,
     parts: Any,
 ) -> Tensor:
     """Return o (B, T, H, K); arguments as in `norm_attention`."""
