@@ -72,6 +72,7 @@ def test_fla_may_load_with_the_two_warnings_that_it_brings_and_no_other_is_hushe
         ("3.6.0", True, False, False),
         ("3.6.0", False, True, False),
         ("3.7.1", True, True, False),
+        ("3.8.0rc1", True, True, False),
         ("3.3.1+gitabc", True, True, False),
     ],
 )
@@ -82,8 +83,22 @@ def test_fla_is_not_asked_for_a_gradient_that_triton_compiles_wrongly(
     monkeypatch.setattr(recurrence, "find_spec", lambda name: None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9 if hopper else 8, 0))
     facts = {"dtype": torch.bfloat16, "device": "cuda", "gradients": gradients}
-    assert (recurrence.fla_backward_refuses(facts) is not None) == refused
+    why = recurrence.fla_backward_refuses(facts)
+    assert (why is not None) == refused
+    assert why is None or "Triton 3.6.0" in why
+    assert why is None or "install triton 3.7.1" in why
     assert recurrence.fla_refuses(facts) is None  # gated linear attention has another backward pass
+
+
+def test_what_a_hopper_gpu_lacks_for_flas_gradients_is_said_by_the_doctor(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(recurrence, "version", {"triton": "3.6.0", "flash-linear-attention": "0.6.0"}.__getitem__)
+    monkeypatch.setattr(recurrence, "find_spec", lambda name: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    assert dispatch.abilities("gated_linear_attention")["fla"] == "available"
+    said = dispatch.abilities("gated_delta_rule")["fla"]
+    assert said.startswith("available; no gradients on a Hopper GPU by Triton 3.6.0")
+    assert "install triton 3.7.1" in said
 
 
 def test_float32_by_fla_is_not_rounded_further_unless_the_user_says_so(monkeypatch: pytest.MonkeyPatch):

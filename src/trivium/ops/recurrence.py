@@ -4,6 +4,7 @@ Shapes: B rows, T tokens, H heads, K key width, V value width.
 """
 
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Mapping
@@ -32,15 +33,20 @@ def register(
     load_chunked: Loader,
     load_fla: Loader,
     refuses: Callable[[Mapping[str, Any]], str | None],
+    lacks: Callable[[], str | None] = lambda: None,
 ) -> None:
-    """Register the backends of an operator, from functions that import and return them; `refuses` is that of fla."""
+    """Register the backends of an operator, from functions that import and return them.
+
+    `refuses` and `lacks` are those of fla.
+    """
 
     def suits(device_type: str) -> str:
         return f"plain PyTorch, chunked, runs on {device_type}"
 
     dispatch.register(operator, "reference", dispatch.Backend(load_reference))
     dispatch.register(operator, "torch", dispatch.Backend(load_chunked, suits=suits))
-    fla = dispatch.Backend(load_fla, missing=fla_missing, suits=fla_suits, refuses=refuses, remark=fla_remarks)
+    says = {"refuses": refuses, "remark": fla_remarks, "lacks": lacks}
+    fla = dispatch.Backend(load_fla, missing=fla_missing, suits=fla_suits, **says)
     dispatch.register(operator, "fla", fla)
 
 
@@ -215,17 +221,23 @@ def fla_refuses(facts: Mapping[str, Any]) -> str | None:
 
 
 def fla_backward_refuses(facts: Mapping[str, Any]) -> str | None:
-    """Say why the kernels of a gated rule cannot serve a call that wants gradients, or any, or return None.
+    """Say why the kernels of a gated rule cannot serve a call that wants gradients, or any, or return None."""
+    why = fla_refuses(facts)
+    return why if why is not None or not facts.get("gradients") else fla_backward_lacks()
+
+
+def fla_backward_lacks() -> str | None:
+    """Say why the kernels of a gated rule give no gradients on this machine and what to install for it, or return None.
 
     fla 0.6 itself raises in that backward pass: on Hopper Triton 3.4.0 to 3.7.0 compiles it into wrong results.
     """
-    why = fla_refuses(facts)
-    if why is not None or not facts.get("gradients"):
-        return why
     if torch.cuda.get_device_capability()[0] != 9 or find_spec("tilelang") is not None:
         return None
     found = version("triton")
-    release = tuple(int(part) for part in found.split("+")[0].split(".")[:3])
+    release = tuple(int(part) for part in re.findall(r"\d+", found)[:3])
     if not (3, 4, 0) <= release < (3, 7, 1):
         return None
-    return f"its backward pass is wrong on Hopper GPUs by Triton {found}; Triton 3.7.1 or tilelang mends it"
+    return (
+        f"no gradients on a Hopper GPU by Triton {found}, which compiles them wrongly: install triton 3.7.1 or later "
+        "(torch 2.13 brings it)"
+    )
