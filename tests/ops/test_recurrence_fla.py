@@ -1,6 +1,7 @@
 """fla behind gated linear attention and the gated delta rule: when it is asked, and the adapters to its kernels."""
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError
@@ -88,6 +89,41 @@ def test_fla_is_not_asked_for_a_gradient_that_triton_compiles_wrongly(
     assert why is None or "Triton 3.6.0" in why
     assert why is None or "install triton 3.7.1" in why
     assert recurrence.fla_refuses(facts) is None  # gated linear attention has another backward pass
+
+
+@pytest.mark.parametrize(
+    ("triton", "settings", "nvcc", "float32", "bfloat16"),
+    [
+        ("3.6.0", {}, True, "tilelang.*rounds products of float32.*set FLA_TILELANG=0", None),
+        ("3.6.0", {}, False, "Triton 3.6.0, which compiles them wrongly", "Triton 3.6.0"),
+        ("3.6.0", {"FLA_TILELANG": "0"}, True, "Triton 3.6.0", "Triton 3.6.0"),
+        ("3.6.0", {"FLA_DISABLE_BACKEND_DISPATCH": "1"}, True, "Triton 3.6.0", "Triton 3.6.0"),
+        ("3.6.0", {"TRITON_F32_DEFAULT": "tf32"}, True, None, None),
+        ("3.7.1", {}, True, "tilelang", None),  # fla asks it first whatever Triton is
+        ("3.7.1", {"FLA_TILELANG": "0"}, True, None, None),
+    ],
+)
+def test_tilelang_gives_gradients_on_a_hopper_gpu_but_no_exact_float32(
+    monkeypatch: pytest.MonkeyPatch,
+    triton: str,
+    settings: dict[str, str],
+    nvcc: bool,
+    float32: str | None,
+    bfloat16: str | None,
+):
+    found = ModuleType("fla.utils")
+    found.__dict__["has_usable_nvcc"] = lambda: nvcc
+    monkeypatch.setitem(sys.modules, "fla.utils", found)
+    monkeypatch.setattr(recurrence, "version", {"triton": triton}.__getitem__)
+    monkeypatch.setattr(recurrence, "find_spec", lambda name: object())
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    for name in ("FLA_TILELANG", "FLA_DISABLE_BACKEND_DISPATCH", "TRITON_F32_DEFAULT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    for dtype, pattern in ((torch.float32, float32), (torch.bfloat16, bfloat16)):
+        why = recurrence.fla_backward_refuses({"dtype": dtype, "device": "cuda", "gradients": True})
+        assert why is None if pattern is None else re.search(pattern, str(why))
 
 
 def test_what_a_hopper_gpu_lacks_for_flas_gradients_is_said_by_the_doctor(monkeypatch: pytest.MonkeyPatch):

@@ -22,6 +22,7 @@ from trivium.ops.arguments import check_tensors
 from trivium.ops.documents import checked_documents
 
 FLA = "flash-linear-attention"
+MENDED = "triton 3.7.1 or later (torch 2.13 brings it)"  # for gradients of a gated rule on a Hopper GPU
 
 
 Loader = Callable[[], Callable[..., tuple[Tensor, Tensor]]]
@@ -223,7 +224,15 @@ def fla_refuses(facts: Mapping[str, Any]) -> str | None:
 def fla_backward_refuses(facts: Mapping[str, Any]) -> str | None:
     """Say why the kernels of a gated rule cannot serve a call that wants gradients, or any, or return None."""
     why = fla_refuses(facts)
-    return why if why is not None or not facts.get("gradients") else fla_backward_lacks()
+    if why is not None or not facts.get("gradients"):
+        return why
+    why = fla_backward_lacks()
+    if why is None and facts.get("dtype") == torch.float32 and wants_exact_float32() and takes_tilelang():
+        return (
+            "tilelang, by which it computes gradients here, rounds products of float32 to TF32: set FLA_TILELANG=0 (on "
+            f"a Hopper GPU with {MENDED})"
+        )
+    return why
 
 
 def fla_backward_lacks() -> str | None:
@@ -231,13 +240,25 @@ def fla_backward_lacks() -> str | None:
 
     fla 0.6 itself raises in that backward pass: on Hopper Triton 3.4.0 to 3.7.0 compiles it into wrong results.
     """
-    if torch.cuda.get_device_capability()[0] != 9 or find_spec("tilelang") is not None:
-        return None
     found = version("triton")
-    release = tuple(int(part) for part in re.findall(r"\d+", found)[:3])
-    if not (3, 4, 0) <= release < (3, 7, 1):
+    if not on_hopper() or not (3, 4, 0) <= release_of(found) < (3, 7, 1) or takes_tilelang():
         return None
-    return (
-        f"no gradients on a Hopper GPU by Triton {found}, which compiles them wrongly: install triton 3.7.1 or later "
-        "(torch 2.13 brings it)"
-    )
+    return f"no gradients on a Hopper GPU by Triton {found}, which compiles them wrongly: install {MENDED}"
+
+
+def takes_tilelang() -> bool:
+    """Say whether fla computes the gradients of a gated rule by tilelang, as it does on a Hopper GPU where it can."""
+    by_default = "1" if on_hopper() and release_of(version("triton")) >= (3, 4, 0) else "0"
+    allowed = os.environ.get("FLA_TILELANG", by_default) != "0"
+    if not allowed or os.environ.get("FLA_DISABLE_BACKEND_DISPATCH") == "1" or find_spec("tilelang") is None:
+        return False
+    return import_fla("fla.utils").has_usable_nvcc()
+
+
+def on_hopper() -> bool:
+    return torch.cuda.get_device_capability()[0] == 9
+
+
+def release_of(found: str) -> tuple[int, ...]:
+    """Return the first three numbers of a version."""
+    return tuple(int(part) for part in re.findall(r"\d+", found)[:3])
