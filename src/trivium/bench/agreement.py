@@ -115,13 +115,18 @@ def _distance(found: Tensor, right: Tensor) -> float:
 
 
 def one_configuration() -> None:
-    """Let Triton's autotuner take the first configuration of each kernel: to agree, nothing has to be tuned."""
+    """Let Triton's autotuner take one configuration of each kernel, of most warps: to agree, nothing has to be tuned.
+
+    The more warps, the fewer instructions a thread has, and those of exact float32 products take minutes to compile.
+    """
     from triton.runtime import autotuner
 
     first = autotuner.Autotuner.__init__
 
     def fewer(self: Any, fn: Any, arg_names: Any, configs: Any, *rest: Any, **more: Any) -> None:
-        first(self, fn, arg_names, configs[:1] if configs else configs, *rest, **more)
+        most = max((config.num_warps for config in configs or []), default=0)
+        chosen = [config for config in configs or [] if config.num_warps == most]
+        first(self, fn, arg_names, chosen[:1], *rest, **more)
 
     autotuner.Autotuner.__init__ = fewer
 
@@ -164,7 +169,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--packed", choices=["no", "yes"], nargs="+", default=["no", "yes"])
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--jobs", type=int, default=1, help="processes beside one another")
-    parser.add_argument("--untuned", action="store_true", help="take the first configuration of each Triton kernel")
+    parser.add_argument("--untuned", action="store_true", help="take one configuration of each Triton kernel")
     parser.add_argument("--out", type=Path, help="write the results here as JSON")
     asked = parser.parse_args(argv)
     if min(*asked.tokens, asked.jobs) < 1:
