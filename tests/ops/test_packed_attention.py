@@ -10,7 +10,7 @@ from tests.ops import triton_cases as cases
 from trivium.mixers.attention import AttentionConfig
 from trivium.mixers.base import MixerContext
 from trivium.ops import dispatch
-from trivium.ops.packed_attention import packed_attention
+from trivium.ops.packed_attention import LONGEST, WIDEST, fits_registers, packed_attention, tile
 from trivium.registry import UserError
 
 pytest.importorskip("triton")
@@ -55,6 +55,14 @@ def test_what_the_kernels_cannot_do_is_refused_by_name():
     if not cases.GPU:
         with pytest.raises(UserError, match="backend 'triton' is missing"):
             packed_attention(torch.randn(1, 4, 3, 2), 1, backend="triton")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_no_head_is_taken_that_a_tile_does_not_hold(dtype: torch.dtype):
+    taken = [(t, d) for t in range(1, 80) for d in range(1, 600) if fits_registers(t, d, dtype)]
+    assert all(tile(tokens) >= tokens and tile(width) >= width for tokens, width in taken)
+    assert max(width for _, width in taken) == WIDEST
+    assert max(tokens for tokens, _ in taken) == LONGEST
 
 
 @pytest.mark.parametrize("backend", ["reference", "torch"])

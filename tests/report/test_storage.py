@@ -1,9 +1,11 @@
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
-from trivium.report.storage import naming, write_whole
+from trivium.registry import UserError
+from trivium.report.storage import naming, reserve, write_whole
 
 
 def test_a_full_disk_names_the_file_that_was_being_written(tmp_path):
@@ -31,3 +33,9 @@ def test_a_write_that_fails_keeps_the_file_before_and_names_it(tmp_path, monkeyp
     assert caught.value.filename == str(path)
     assert path.read_text() == "before"
     assert [each.name for each in tmp_path.iterdir()] == ["results.json"]
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a file system in which no folder can be made")
+def test_a_place_where_no_folder_can_be_made_is_refused_before_anything_is_measured():
+    with pytest.raises(UserError, match=r"--out /proc/none/found.json: no folder can be made at /proc/none"):
+        reserve(Path("/proc/none/found.json"))

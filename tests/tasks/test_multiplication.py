@@ -15,6 +15,10 @@ def test_products_are_written_as_documented():
     assert MultiplicationConfig(chain=True).build().render(12, 34) == "21*43=<think>84+063(804)</think>804<end>"
     plain = MultiplicationConfig(chain=True, reversed=False).build()
     assert plain.render(120, 306) == "120*306=<think>720+00(720)+36000(36720)</think>36720<end>"
+    short = MultiplicationConfig(chain=True, last_sum=False).build()
+    assert short.render(12, 34) == "21*43=<think>84+063</think>804<end>"
+    assert short.render(12, 4) == "21*4=<think>84</think>84<end>"
+    assert short.render(12, 345) == "21*543=<think>06+084(045)+0063</think>0414<end>"
     padded = MultiplicationConfig(min_length=2, max_length=2, zero_pad=True, chain=True).build()
     assert padded.render(12, 34) == "21*43=<think>840+0630(8040)</think>8040<end>"
 
@@ -56,6 +60,27 @@ def test_a_step_is_true_by_its_own_arithmetic():
         steps = task.steps(example, f"<think>{chain}</think>804<end>")
         assert [step.true for step in steps] == truths, chain
     assert task.steps(example, "804<end>") == []
+
+
+def test_a_last_product_without_a_sum_is_true_by_itself_and_leads_to_the_answer():
+    task = MultiplicationConfig(chain=True, last_sum=False).build()
+    example = task.parse("12*345")
+    for chain, truths, answer in (
+        ("06+084(045)+0063", [True, True, True], "0414"),
+        ("06+084(045)+0073", [True, True, False], "0424"),
+        ("06+084(055)+0063", [True, False, True], "0514"),
+        ("06+084(045)+0063(0414)", [True, True, False], None),
+        ("06+084+0063", [True, False, True], None),
+    ):
+        text = f"<think>{chain}</think>0414<end>"
+        assert [step.true for step in task.steps(example, text)] == truths, chain
+        if answer is not None:
+            assert task.answer_from_steps(example, text) == answer
+    rng = np.random.default_rng(0)
+    for drawn in task.examples("test", np.arange(20)):
+        corrupted = task.corrupt_step(drawn, drawn.answer, rng)
+        if corrupted is not None:
+            assert task.answer_from_steps(drawn, corrupted) not in (None, task.answer_from_steps(drawn, drawn.answer))
 
 
 def test_a_corrupted_chain_leads_to_another_number():

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
 from trivium.config import from_dict
 from trivium.evaluate.teacher import teacher_forced
@@ -16,10 +17,11 @@ from trivium.tasks.jsonl import JsonlConfig
 from trivium.tasks.multiplication import MultiplicationConfig
 from trivium.train import loop
 from trivium.train.checkpoint import read_checkpoint
-from trivium.train.config import ChainRemovalConfig, CurriculumConfig, RunConfig
+from trivium.train.config import ChainRemovalConfig, CurriculumConfig, RunConfig, TrainConfig
 from trivium.train.curriculum import Curriculum
 from trivium.train.loop import train
 from trivium.train.objectives import has_chain
+from trivium.train.optim import build_optimizer, set_learning_rates
 from trivium.train.run import load
 from trivium.train.state import Position
 
@@ -125,6 +127,27 @@ def test_a_stage_that_is_never_good_enough_ends_after_the_most_evaluations():
         assert curriculum.shorten_chains(at) == (at.chain_removed > sum(removed[-1:]))
         removed.append(at.chain_removed)
     assert removed == [0, 0, 4, 4, 8, 8, 8, 12]
+
+
+def test_stages_say_how_many_tokens_chains_lack_and_the_last_one_stays():
+    curriculum = Curriculum(CurriculumConfig(), COLUMN, 5, ChainRemovalConfig(stages=(3, 5, 9), most_evaluations=2))
+    at, seen = Position(), []
+    for rate in (0.5, 0.95, 0.95, 0.5, 0.5, 0.95, 0.95):
+        at.step += 10
+        at.validation = {"exact_match": rate}
+        curriculum.shorten_chains(at)
+        seen.append((at.chain_removed, at.shortened_at))
+    assert seen == [(0, 0), (3, 20), (5, 30), (5, 30), (9, 50), (9, 50), (9, 50)]
+
+
+def test_the_rate_is_warmed_up_again_where_chains_were_shortened():
+    removal = ChainRemovalConfig(stages=(3,), warmup=4)
+    options = TrainConfig(learning_rate=0.1, schedule="constant", warmup=0, chain_removal=removal)
+    optimizer = build_optimizer(torch.nn.Linear(2, 2), options)
+    rates = [set_learning_rates(optimizer, options, step, step / 20, 6) for step in (6, 7, 8, 9, 10, 15)]
+    np.testing.assert_allclose(rates, [0.025, 0.05, 0.075, 0.1, 0.1, 0.1])
+    assert float(optimizer.param_groups[0]["lr"]) == pytest.approx(0.1)
+    assert set_learning_rates(optimizer, options, 0, 0.0) == pytest.approx(0.1)  # nothing was taken away yet
 
 
 def test_smoothing_takes_n_more_tokens_from_a_share_that_falls_exponentially_and_always_from_the_same_problems():

@@ -156,6 +156,11 @@ def test_a_shift_that_asks_for_what_is_not_read_yet_is_refused_with_the_reason(t
         ({"chain_removal": {"tokens": 2, "smoothing": -1.0}}, "smoothing: expected 0"),
         ({"chain_removal": {"smoothing": 4.0}}, "smoothing: given with tokens 0"),
         ({"chain_removal": {"reset_optimizer": True}}, "reset_optimizer: given with tokens 0"),
+        ({"chain_removal": {"warmup": 5}}, "warmup: given with tokens 0"),
+        ({"chain_removal": {"tokens": 2, "warmup": -5}}, "warmup: expected 0 or more steps"),
+        ({"chain_removal": {"tokens": 2, "stages": [3]}}, "stages: given beside tokens 2"),
+        ({"chain_removal": {"stages": [3, 3]}}, "stages: expected ascending numbers of tokens"),
+        ({"chain_removal": {"stages": [0, 3]}}, "stages: expected ascending numbers of tokens"),
     ],
 )
 def test_wrong_objectives_are_refused(options, message):

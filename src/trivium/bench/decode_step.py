@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from trivium.bench.memory import wait
+from trivium.bench.threads import processor_threads
 from trivium.mixers.base import MIXERS, Mixer, MixerConfig, MixerContext
 from trivium.model.layers import format_layers, parse_layers
 from trivium.registry import UserError
@@ -50,9 +51,7 @@ def bench_decode_steps(
     "predicted_milliseconds", "ratio" (the median over rounds), and the FLOPs of weights and state with their rates.
     """
     names = tuple(mixers) or (*MIXERS.names(), *DEFAULT_EXTRA)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
-    try:
+    with processor_threads(threads) as used:
         rows = []
         for name in names:
             layers = parse_layers(name)
@@ -61,9 +60,6 @@ def bench_decode_steps(
             on_progress(f"step of {name}")
             with torch.inference_mode():
                 rows.append(_measure(layers[0], shape, repeats, torch.device(device)))
-        used = torch.get_num_threads()
-    finally:
-        torch.set_num_threads(before)
     return {"operator": "decode_step", "device": device, "threads": used, **vars(shape), "rows": rows}
 
 

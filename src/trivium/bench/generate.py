@@ -21,6 +21,7 @@ from torch import Tensor
 
 from trivium.bench.gates import WrongResult
 from trivium.bench.memory import wait
+from trivium.bench.threads import processor_threads
 from trivium.bench.train import SHAPES, Shape, gpt2_like
 from trivium.config import UserError
 from trivium.generate.engine import Generator
@@ -88,9 +89,7 @@ def bench_generate(
             raise UserError(f"{name}: expected {least} or more, got {value}")
     if max(batches) > PROBLEMS:
         raise UserError(f"batches: at most the {PROBLEMS:,} prompts that there are, got {max(batches)}")
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
-    try:
+    with processor_threads(threads) as used:
         setting = make_setting(replace(shape, task=AdditionConfig(max_digits=digits, zero_pad=True)), device, PROBLEMS)
         on_progress("checking that both give the same tokens")
         gates = check_tokens(setting, dtype)
@@ -101,8 +100,6 @@ def bench_generate(
             dispatch.forget()
             rows.append(_row(setting, batch, repeats, seconds) | {"operators": dispatch.taken()})
             operators |= dispatch.chosen()
-    finally:
-        torch.set_num_threads(before)
     return {
         "benchmark": "generate",
         "model": shape.name,
@@ -114,7 +111,7 @@ def bench_generate(
         "new_tokens": setting.new_tokens,
         "environment": {**describe_environment(device), "transformers": version("transformers")},
         "operators": operators,
-        "threads": threads or before,
+        "threads": used,
         "repeats": repeats,
         "unit": "generated tokens/s, median of the repeats",
         "gates": gates,

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from trivium.bench.latency_models import TimedModel
 from trivium.bench.memory import memory_now, memory_peak, wait
+from trivium.bench.threads import processor_threads
 from trivium.generate.captured import DecodeSteps
 from trivium.generate.engine import longest_input
 from trivium.model.prefix_scan import PrefixScanConfig
@@ -59,28 +60,24 @@ def bench_latency(
     if not marks or min(marks) < 1 or steps < 1 or batch < 1:
         raise UserError(f"marks {list(marks)}, steps {steps}, batch {batch}: all must be at least 1")
     marks = sorted(set(marks))
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
-    results: dict[str, Any] = {
-        "marks": marks,
-        "steps": steps,
-        "batch": batch,
-        "device": device,
-        "precision": str(dtype).removeprefix("torch."),
-        "threads": torch.get_num_threads(),
-        "clock": clock,
-        "captured": torch.device(device).type == "cuda",
-        "rows": [],
-        "not_timed": [model.name for model in models],
-    }
-    try:
+    with processor_threads(threads) as used:
+        results: dict[str, Any] = {
+            "marks": marks,
+            "steps": steps,
+            "batch": batch,
+            "device": device,
+            "precision": str(dtype).removeprefix("torch."),
+            "threads": used,
+            "clock": clock,
+            "captured": torch.device(device).type == "cuda",
+            "rows": [],
+            "not_timed": [model.name for model in models],
+        }
         for model in models:
             row = _measure(model, marks, steps, batch, torch.device(device), dtype, clock, on_progress)
             results["rows"].append(row)
             results["not_timed"].remove(model.name)
             on_row(results)
-    finally:
-        torch.set_num_threads(before)
     return results
 
 

@@ -8,6 +8,7 @@ import torch
 from trivium.bench.latency import WARM, Clock, ClockKind, spread
 from trivium.bench.latency_models import VOCABULARY
 from trivium.bench.memory import memory_now, memory_peak, wait
+from trivium.bench.threads import processor_threads
 from trivium.registry import UserError
 
 PIECE = 1024
@@ -49,9 +50,7 @@ def bench_gpt2(
     model = model.to(torch.device(device), dtype).eval()
     cache: Any = DynamicCache()
     points = []
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
-    with torch.inference_mode():
+    with processor_threads(threads), torch.inference_mode():
 
         def read(tokens_BT: torch.Tensor) -> torch.Tensor:
             found = model(tokens_BT, past_key_values=cache, use_cache=True, logits_to_keep=1)
@@ -78,7 +77,6 @@ def bench_gpt2(
                     "state_bytes": 2 * batch * layers * width * mark * dtype.itemsize,
                 }
             )
-    torch.set_num_threads(before)
     first, last = points[0]["milliseconds"], points[-1]["milliseconds"]
     return {
         "name": "GPT-2 of transformers",

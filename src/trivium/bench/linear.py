@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from trivium.bench.gates import WrongResult
 from trivium.bench.memory import memory_now, memory_peak, wait
+from trivium.bench.threads import processor_threads
 from trivium.ops import dispatch, gated_delta_rule, gated_linear_attention
 
 # Absolute and relative to the largest entry, as everywhere in the tests.
@@ -55,15 +56,11 @@ def bench_recurrence(
     chosen = [name for name in (available if backends is None else backends) if name != "reference"]
     for name in chosen:
         dispatch.choose(operator, name, device)
-    before = torch.get_num_threads()
-    torch.set_num_threads(before if threads is None else threads)
-    try:
+    with processor_threads(threads) as used:
         rows: list[dict[str, Any]] = []
         for shape in shapes:
             rows += _measure(operator, shape, ["reference", *chosen], repeats, device, on_progress)
-        return {"operator": operator, "device": device, "threads": torch.get_num_threads(), "rows": rows}
-    finally:
-        torch.set_num_threads(before)
+    return {"operator": operator, "device": device, "threads": used, "rows": rows}
 
 
 def _measure(

@@ -8,8 +8,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from trivium.bench.gates import WrongResult
+from trivium.bench.threads import processor_threads
 from trivium.config import UserError
 from trivium.model.base import ModelContext
 from trivium.model.prefix_scan import PrefixScan, PrefixScanConfig
@@ -83,21 +83,10 @@ def bench_scan(
     counter's model read one chunk after another. On a CUDA device each is timed as a captured graph too. Raises
     WrongResult if the ways do not agree.
     """
-    with _threads(threads):
+    with processor_threads(threads) as count:
         rows = [_measure(shape, repeats, torch.device(device)) for shape in shapes]
-        count = torch.get_num_threads()
     environment = describe_environment(torch.device(device))
     return {"benchmark": "scan", "unit": "ms", "threads": count, "environment": environment, "rows": rows}
-
-
-@contextmanager
-def _threads(threads: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _measure(shape: ScanShape, repeats: int, device: torch.device) -> dict[str, Any]:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from trivium.bench.gates import WrongResult
+from trivium.bench.threads import processor_threads
 from trivium.config import UserError
 from trivium.data.stream import TrainStream
 from trivium.evaluate.config import EvaluateConfig
@@ -113,10 +114,7 @@ def bench_train(
     first = max(shape.first for shape in timed)
     if repeats < 1 or (steps is not None and steps <= first):
         raise UserError(f"repeats: expected 1 or more, and steps more than {first}; got {repeats} and {steps}")
-    threads = threads or torch.get_num_threads()
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with processor_threads(threads) as used:
         rows, gates = [], {}
         for name in shapes:
             shape = SHAPES[name]
@@ -127,19 +125,17 @@ def bench_train(
             if shape.device == "cuda":
                 from trivium.bench.train_gpu import time_on_gpu
 
-                rows.append(time_on_gpu(shape, repeats, threads, steps or shape.steps))
+                rows.append(time_on_gpu(shape, repeats, used, steps or shape.steps))
                 continue
-            cells = _time(shape, repeats, threads, steps or shape.steps)
+            cells = _time(shape, repeats, used, steps or shape.steps)
             rows += _rows(shape, cells)
-    finally:
-        torch.set_num_threads(before)
     return {
         "benchmark": "train",
         "environment": {
             **describe_environment(torch.device(timed[-1].device)),
             "transformers": version("transformers"),
         },
-        "threads": threads,
+        "threads": used,
         "repeats": repeats,
         "unit": "steps/s, median of the repeats",
         "gates": gates,

@@ -17,6 +17,7 @@ from torch import nn
 
 from trivium.bench.clock import Clock
 from trivium.bench.gates import WrongResult
+from trivium.bench.threads import processor_threads
 from trivium.bench.train import FIRST, TOLERANCE, Shape, features, gpt2_like, run_trainer
 from trivium.config import UserError
 from trivium.data.stream import TrainStream
@@ -228,7 +229,7 @@ def bench_gpt2(
     shape = LONG_SHAPES[name]
     if not torch.cuda.is_available():
         raise UserError(f"shape: {name} is timed on a CUDA device, and torch sees none")
-    threads, steps = threads or torch.get_num_threads(), steps or shape.steps
+    steps = steps or shape.steps
     if repeats < 1 or steps <= FIRST:
         raise UserError(f"repeats: expected 1 or more, and steps more than {FIRST}; got {repeats} and {steps}")
     trainer = trainer and not shape.layers_text
@@ -236,13 +237,14 @@ def bench_gpt2(
     rate = matrix_rate(shape.device)
     ours: list[dict[str, Any]] = []
     theirs: list[float] = []
-    for repeat in range(repeats):
-        order = ["trivium", "trainer"] if trainer else ["trivium"]
-        for program in order[:: 1 if repeat % 2 == 0 else -1]:
-            if program == "trivium":
-                ours.append(run_ours(shape, threads, steps))
-            else:
-                theirs.append(run_trainer(shape, "bfloat16", threads, steps, torch_compile=True))
+    with processor_threads(threads) as used:
+        for repeat in range(repeats):
+            order = ["trivium", "trainer"] if trainer else ["trivium"]
+            for program in order[:: 1 if repeat % 2 == 0 else -1]:
+                if program == "trivium":
+                    ours.append(run_ours(shape, used, steps))
+                else:
+                    theirs.append(run_trainer(shape, "bfloat16", used, steps, torch_compile=True))
     median = sorted(ours, key=lambda run: run["tokens_per_second"])[len(ours) // 2]
     tokens = shape.batch * cast(Any, shape.task).tokens
     flops = training_flops(shape)
@@ -273,7 +275,7 @@ def bench_gpt2(
     return {
         "benchmark": "train",
         "environment": {**describe_environment(torch.device(shape.device)), "transformers": version("transformers")},
-        "threads": threads,
+        "threads": used,
         "repeats": repeats,
         "unit": "steps/s, median of the repeats",
         "gates": {name: gate},

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from trivium.registry import UserError
+
 
 def sync_folder(folder: Path) -> None:
     """Force the names in `folder` to the disk."""
@@ -52,9 +54,15 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 
 def reserve(out: Path | None) -> None:
-    """Find out before minutes of timing that `out` cannot be written; what it holds stays until then."""
+    """Find out before minutes of timing that `out` cannot be written; what it holds stays until then.
+
+    Raises UserError for a place where no folder can be, as /proc is, and OSError for one that may not be written.
+    """
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError as error:
+            raise UserError(f"--out {out}: no folder can be made at {error.filename}") from None
         new = not out.exists()
         out.open("a").close()
         if new:  # a benchmark that fails leaves no empty file of results

@@ -3,7 +3,8 @@
     21*43=<think>84+063(804)</think>804<end>
 
 The chain lists, for each digit of the second number from the least significant, the first number times that digit at
-its place (48 and 360 here), and behind every one but the first the sum so far in brackets (408).
+its place (48 and 360 here), and behind every one but the first the sum so far in brackets (408). Without `last_sum`
+the last of these sums is the answer alone: `<think>84+063</think>804`.
 Shapes: B problems, N and M digit places of the numbers.
 """
 
@@ -11,11 +12,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
-from trivium.registry import UserError
+from trivium.config import UserError, knob
 from trivium.tasks.addition_formats import digits_of
 from trivium.tasks.answers import THINK, THINK_END, chain_regions, judge, strip_end
 from trivium.tasks.base import TASKS, Example, Step, Verdict
@@ -29,12 +30,14 @@ from trivium.tasks.number_pairs import EMPTY, NumberPairConfig, NumberPairTask, 
 class MultiplicationConfig(NumberPairConfig):
     """Products of two numbers, the first of min_length to max_length digits; a length counts digits."""
 
-    written_by: ClassVar[tuple[str, ...]] = ("reversed", "zero_pad", "chain")
+    written_by: ClassVar[tuple[str, ...]] = ("reversed", "zero_pad", "chain", "last_sum")
 
     second_length: int | None = None
     """Digits of the second number; null draws them as those of the first, from min_length to max_length."""
     chain: bool = False
     """Write the partial products and their running sums before the answer."""
+    last_sum: bool = knob(True, affects_results="unless_default")
+    """Write the last of these sums in the chain too, where the answer only repeats it."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -60,7 +63,7 @@ class MultiplicationConfig(NumberPairConfig):
             cls(max_length=3),
             cls(chain=True),
             cls(chain=True, min_length=2, max_length=5, second_length=1, reversed=False, base=7),
-            cls(chain=True, zero_pad=True, min_length=4, max_length=4, train_examples=60),
+            cls(chain=True, zero_pad=True, min_length=4, max_length=4, train_examples=60, last_sum=False),
             cls(zero_pad=True, max_length=12, base=16, reversed=False),
         ]
 
@@ -98,24 +101,32 @@ class Multiplication(NumberPairTask):
             partial_BW = carried(partial_BW, base)
             sums_BW = carried(sums_BW + partial_BW, base)
             if self.config.chain:
-                slots += self._term(place, partial_BW, sums_BW, used_B)
+                summed_B = used_B & self._is_summed(place, written_B)
+                slots += self._term(place, partial_BW, sums_BW, used_B, summed_B)
         product = self.number(sums_BW, digit_counts(sums_BW), self.width)
         if not self.config.chain:
             return [product]
         return [self.symbol(THINK, rows), *slots, self.symbol(THINK_END, rows), product]
 
-    def _term(self, place: int, partial_BW: np.ndarray, sums_BW: np.ndarray, used_B: np.ndarray) -> list[np.ndarray]:
-        """Return the slots of one partial product and, behind every one but the first, of the sum so far."""
+    def _is_summed(self, place: int, places: Any) -> Any:
+        """Say whether the sum so far follows the partial product at `place`, of so many."""
+        return (place > 0) & (self.config.last_sum | (place + 1 < places))
+
+    def _term(
+        self, place: int, partial_BW: np.ndarray, sums_BW: np.ndarray, used_B: np.ndarray, summed_B: np.ndarray
+    ) -> list[np.ndarray]:
+        """Return the slots of one partial product and of the sum so far behind it."""
         width, rows = self.term_width(place), len(used_B)
         parts = []
-        for digits_BW in (partial_BW, sums_BW):
+        for digits_BW, written_B in ((partial_BW, used_B), (sums_BW, summed_B)):
             # A partial product of zero keeps the zeros of its place, as the others do.
             counts_B = np.maximum(digit_counts(digits_BW), place + 1 if digits_BW is partial_BW else 1)
             number_BN = self.number(resized(digits_BW, width), counts_B, width)
-            parts.append(np.where(used_B[:, None], number_BN, EMPTY))
+            parts.append(np.where(written_B[:, None], number_BN, EMPTY))
         if place == 0:
             return parts[:1]
-        plus, opened, closed = (self.symbol(name, rows, used_B) for name in "+()")
+        plus = self.symbol("+", rows, used_B)
+        opened, closed = (self.symbol(name, rows, summed_B) for name in "()")
         return [plus, parts[0], opened, parts[1], closed]
 
     def term_width(self, place: int) -> int:
@@ -129,14 +140,17 @@ class Multiplication(NumberPairTask):
 
     def _chain_text(self, first: int, second: int) -> str:
         base, total, terms = self.config.base, 0, ""
-        for place, digit in enumerate(self._multiplier_digits(second)):
+        digits = self._multiplier_digits(second)
+        for place, digit in enumerate(digits):
             partial = first * digit * base**place
             total += partial
             width = self.term_width(place)
             text = self.number_text(partial, width)
             if partial == 0 and not self.config.zero_pad:
                 text = "0" * (place + 1)
-            terms += f"+{text}({self.number_text(total, width)})" if place else text
+            terms += f"+{text}" if place else text
+            if self._is_summed(place, len(digits)):
+                terms += f"({self.number_text(total, width)})"
         return THINK + terms + THINK_END
 
     def result_text(self, first: int, second: int) -> str:
@@ -170,13 +184,14 @@ class Multiplication(NumberPairTask):
     def steps(self, example: Example, text: str) -> list[Step]:
         """Return the terms of the chain in `text`.
 
-        One is true when its partial product is, and its sum is that of the sum before it, as written, and of it.
+        One is true when its partial product is, and its sum, if it has one, that of the sum before it, as written, and
+        of it.
         """
         first, second = self.operands_of(example.prompt)
         digits = self._multiplier_digits(second)
         steps, before = [], 0
         for place, term in enumerate(self._terms(text)):
-            partial, total = self._read_term(term, place)
+            partial, total = self._read_term(term, self._is_summed(place, len(digits)), before)
             true = False
             if partial is not None and total is not None and place < len(digits):
                 true = partial == first * digits[place] * self.config.base**place and total == before + partial
@@ -184,27 +199,32 @@ class Multiplication(NumberPairTask):
             before = total if total is not None else before
         return steps
 
-    def _read_term(self, term: str, place: int) -> tuple[int | None, int | None]:
-        """Return (partial product, sum so far) of one term; None for what cannot be read."""
-        match = re.fullmatch(r"(\w+)\((\w+)\)" if place else r"(\w+)", term)
+    def _read_term(self, term: str, summed: bool, before: int | None) -> tuple[int | None, int | None]:
+        """Return (partial product, sum so far) of one term behind a sum of `before`; None for what cannot be read."""
+        match = re.fullmatch(r"(\w+)\((\w+)\)" if summed else r"(\w+)", term)
         if match is None:
             return None, None
         try:
             numbers = [self.number_of_text(number) for number in match.groups()]
         except ValueError:
             return None, None
-        return numbers[0], numbers[-1]
+        if summed:
+            return numbers[0], numbers[1]
+        return numbers[0], None if before is None else before + numbers[0]
 
     def answer_from_steps(self, example: Example, text: str) -> str | None:
         """Return the last sum of a finished chain in `text`, written as an answer; None where there is none."""
         terms = self._terms(text)
         if not terms or THINK_END not in text:
             return None
-        total = self._read_term(terms[-1], len(terms) - 1)[1]
+        places = len(self._multiplier_digits(self.operands_of(example.prompt)[1]))
+        total: int | None = 0
+        for place, term in enumerate(terms):
+            total = self._read_term(term, self._is_summed(place, places), total)[1]
         return None if total is None else self.number_text(total, self.width)
 
     def corrupt_step(self, example: Example, text: str, rng: np.random.Generator) -> str | None:
-        """Return `text` with one digit of the chain's last sum changed, so that another answer follows from it.
+        """Return `text` with one digit of the chain's last number changed, so that another answer follows from it.
 
         Its most significant digit does not become 0. None when `text` has no finished chain.
         """

@@ -72,7 +72,10 @@ class ChainRemovalConfig:
     """
 
     tokens: int = 0
-    """Tokens taken away at each stage; 0 never shortens a chain."""
+    """Tokens taken away at each stage; 0 never shortens a chain, without stages."""
+    stages: tuple[int, ...] = knob((), affects_results="unless_default")
+    """Tokens that the chains lack from stage to stage, in place of `tokens` at each. Cut between the numbers of a chain
+    they leave none begun: the middle of a number is harder to write without its beginning than the whole."""
     advance_at: float = 0.9
     """Take away more when the teacher-forced exact match is at least this."""
     most_evaluations: int | None = knob(None, affects_results="unless_default")
@@ -81,16 +84,36 @@ class ChainRemovalConfig:
     """Each training problem lacks n more tokens with a probability in proportion to exp(-smoothing * n); 0 never."""
     reset_optimizer: bool = knob(False, affects_results="unless_default")
     """Forget the optimizer's moments whenever more is taken away."""
+    warmup: int = knob(0, affects_results="unless_default")
+    """Steps of linear warm-up of the learning rate whenever more was taken away."""
+
+    @property
+    def shortens(self) -> bool:
+        """Whether chains are shortened at all."""
+        return bool(self.tokens or self.stages)
+
+    def following(self, removed: int) -> int | None:
+        """Return how many tokens the chains lack in the stage after that in which they lack `removed`; None after the
+        last of `stages`."""
+        if self.stages:
+            return next((count for count in self.stages if count > removed), None)
+        return removed + self.tokens
 
     def __post_init__(self):
         if self.tokens < 0:
             raise UserError(f"tokens: expected 0 or more, got {self.tokens}")
+        if min(self.stages, default=1) < 1 or list(self.stages) != sorted(set(self.stages)):
+            raise UserError(f"stages: expected ascending numbers of tokens, 1 or more, got {list(self.stages)}")
+        if self.tokens and self.stages:
+            raise UserError(f"stages: given beside tokens {self.tokens}; give only one of tokens, stages")
+        if self.warmup < 0:
+            raise UserError(f"warmup: expected 0 or more steps, got {self.warmup}")
         if self.most_evaluations is not None and self.most_evaluations < 1:
             raise UserError(f"most_evaluations: expected 1 or more, or null, got {self.most_evaluations}")
         if not self.smoothing >= 0:
             raise UserError(f"smoothing: expected 0 (none) or more, got {self.smoothing}")
-        for name in ("most_evaluations", "smoothing", "reset_optimizer"):
-            if getattr(self, name) and not self.tokens:
+        for name in ("most_evaluations", "smoothing", "reset_optimizer", "warmup"):
+            if getattr(self, name) and not self.shortens:
                 raise UserError(f"{name}: given with tokens 0, which never shortens a chain")
         if not 0 < self.advance_at <= 1:
             raise UserError(f"advance_at: expected a rate above 0, up to 1, got {self.advance_at}")

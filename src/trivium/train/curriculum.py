@@ -82,13 +82,16 @@ class Curriculum:
         """Take more from each chain of thought if the whole task is reached and its last scores are good enough, or
         have been looked at often enough; say whether more was taken.
         """
-        if not self.removal.tokens or at.stage or at.chain_removed >= self.task.max_length or at.validation is None:
+        if not self.removal.shortens or at.stage or at.chain_removed >= self.task.max_length or at.validation is None:
+            return False
+        following = self.removal.following(at.chain_removed)
+        if following is None:
             return False
         at.stage_evaluations += 1
         good = at.validation["exact_match"] >= self.removal.advance_at
         if not good and at.stage_evaluations != self.removal.most_evaluations:
             return False
-        at.chain_removed, at.stage_evaluations = at.chain_removed + self.removal.tokens, 0
+        at.chain_removed, at.stage_evaluations, at.shortened_at = following, 0, at.step
         return True
 
     def more_removed(self, indices_B: np.ndarray) -> np.ndarray:

@@ -38,6 +38,7 @@ from trivium.train.stop import Interrupted, StorageFailed, TrainingDiverged, lis
 from trivium.train.track import Tracker
 
 PROGRESS_SECONDS = 0.25
+_BY_VALIDATION = ("stage", "stage_evaluations", "chain_removed", "shortened_at", "mixture")
 
 _log = logging.getLogger("trivium")
 
@@ -219,7 +220,7 @@ def train(
 
         def validate() -> dict[str, Any]:
             at.validation = score(made.validation_indices, 0)
-            shortened = {"chain_removed": at.chain_removed} if options.chain_removal.tokens else {}
+            shortened = {"chain_removed": at.chain_removed} if options.chain_removal.shortens else {}
             write_row({"split": "validation", **at.validation, **shortened})
             stage_row = curriculum.advance(at, score)
             if stage_row is not None:
@@ -229,7 +230,7 @@ def train(
             plateau_row = made.plateau.watch(at)
             if plateau_row is not None:
                 write_row(plateau_row)
-            return {name: getattr(at, name) for name in ("stage", "stage_evaluations", "chain_removed", "mixture")}
+            return {name: getattr(at, name) for name in _BY_VALIDATION}
 
         def spent() -> int:
             return at.tokens if options.generated_tokens is None else at.generated
@@ -262,7 +263,8 @@ def train(
             switched = mixtures.advance(at.step, optimizer)
             if set_training(named, at.step) or switched:
                 steps.renew(make_step())
-            rate = set_learning_rates(optimizer, options, at.step, length.fraction(at.step, spent()))
+            shortened = at.shortened_at if at.chain_removed else None
+            rate = set_learning_rates(optimizer, options, at.step, length.fraction(at.step, spent()), shortened)
             objective.begin_step(length.fraction(at.step, spent()), device)
             pad_id = task.alphabet.pad_id
             passes = objective.reads(batch, weights, options.micro_batch, longest=longest, pad_id=pad_id)

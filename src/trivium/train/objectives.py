@@ -158,14 +158,12 @@ def make_objective(
     """Return what a run minimises; raise UserError for what its task or model, or a problem of `lengths`, cannot do."""
     large = len(task.alphabet) >= LARGE and model.gives_hidden
     scored: dict[str, Any] = {"chain_loss": options.chain_loss, "prompt_loss": options.prompt_loss}
-    if options.chain_removal.tokens and not has_chain(task):
-        raise UserError("train.chain_removal.tokens: the problems of this task have no chain of thought to shorten")
+    if options.chain_removal.shortens and not has_chain(task):
+        raise UserError("train.chain_removal: the problems of this task have no chain of thought to shorten")
     if options.objective == "label_shift":
         decoding = decoding_of(options, task)
-        if options.chain_removal.tokens:
-            raise UserError(
-                "train.chain_removal.tokens: a chain is shortened for next tokens only, not with label_shift"
-            )
+        if options.chain_removal.shortens:
+            raise UserError("train.chain_removal: a chain is shortened for next tokens only, not with label_shift")
         for stage in options.curriculum.lengths:
             check_shift(decoding, task.staged(stage), f"train.shift: with train.curriculum.lengths of {stage}: ")
         for length in lengths:

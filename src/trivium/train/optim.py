@@ -106,15 +106,23 @@ def build_optimizer(model: nn.Module, config: TrainConfig, backend: str = "auto"
     return optimizer
 
 
-def set_learning_rates(optimizer: torch.optim.Optimizer, config: TrainConfig, step: int, fraction: float) -> float:
-    """Set the learning rate of every group for the step that follows `step` finished ones; return the run's own."""
+def set_learning_rates(
+    optimizer: torch.optim.Optimizer, config: TrainConfig, step: int, fraction: float, shortened_at: int | None = None
+) -> float:
+    """Set the learning rate of every group for the step that follows `step` finished ones; return the run's own.
+
+    Chains that were shortened at the step `shortened_at` may have a warm-up of their own from there.
+    """
+    again, warmup = 1.0, config.chain_removal.warmup
+    if shortened_at is not None and step < shortened_at + warmup:
+        again = (step - shortened_at + 1) / warmup
     for group in optimizer.param_groups:
-        rate = learning_rate(config, step, fraction, peak=group["peak"], begins_at=group["begins_at"])
+        rate = again * learning_rate(config, step, fraction, peak=group["peak"], begins_at=group["begins_at"])
         if isinstance(group["lr"], Tensor):
             group["lr"].fill_(rate)
         else:
             group["lr"] = rate
-    return learning_rate(config, step, fraction)
+    return again * learning_rate(config, step, fraction)
 
 
 @torch.no_grad()

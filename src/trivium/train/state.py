@@ -22,10 +22,11 @@ class Position:
     """Where a run is. `row_*` is what has come since the last row of metrics, `stage` the stage of a curriculum.
 
     `stage` is the longest length that problems may have, 0 for the whole task, and `stage_evaluations` counts the
-    evaluations since it began. `chain_removed` counts the tokens that chains of thought are shortened by, `generated`
-    the tokens of answers and chains that were trained on. Seconds are those of training; evaluations and checkpoints
-    are not counted. `plateau_best` is the best score that a plateau is told from (larger is better), `plateau_stale`
-    the evaluations since, `mixture` the weights that plateaus have set, [first training index, {source: weight}] each.
+    evaluations since it began. `chain_removed` counts the tokens that chains of thought are shortened by, since the
+    step `shortened_at`, `generated` the tokens of answers and chains that were trained on. Seconds are those of
+    training; evaluations and checkpoints are not counted. `plateau_best` is the best score that a plateau is told from
+    (larger is better), `plateau_stale` the evaluations since, `mixture` the weights that plateaus have set, [first
+    training index, {source: weight}] each.
     """
 
     step: int = 0
@@ -35,6 +36,7 @@ class Position:
     stage: int = 0
     stage_evaluations: int = 0
     chain_removed: int = 0
+    shortened_at: int = 0
     seconds: float = 0.0
     row_steps: int = 0
     row_tokens: int = 0

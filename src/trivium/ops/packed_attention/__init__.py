@@ -15,9 +15,10 @@ from trivium.ops.attention import attention
 from trivium.ops.native import support
 from trivium.ops.simplicial import triton_support
 
-__all__ = ["LONGEST", "packed_attention"]
+__all__ = ["LONGEST", "WIDEST", "packed_attention"]
 
 LONGEST = 64  # tokens of which one program of a GPU holds all scores
+WIDEST = 128  # channels of a head that a tile holds
 _ROOM = {2: 8192, 4: 2048}  # channels of all of them that it has registers for, by the bytes of one
 
 
@@ -44,7 +45,7 @@ def packed_attention(
     if (query_MHD is None) != (places_M is None):
         raise ValueError("query_MHD and places_M: give both or neither")
     tokens, width = x_BTND.shape[1], x_BTND.shape[3]
-    fits = "yes" if tokens <= LONGEST and tile(tokens) * width <= _ROOM.get(x_BTND.dtype.itemsize, 0) else "no"
+    fits = "yes" if fits_registers(tokens, width, x_BTND.dtype) else "no"
     alone = "no" if query_MHD is None else "yes"
     device = x_BTND.device.type
     facts = (
@@ -60,8 +61,13 @@ def packed_attention(
     return function(x_BTND, kv_heads, window, attention_backend, query_MHD, places_M)
 
 
+def fits_registers(tokens: int, width: int, dtype: torch.dtype) -> bool:
+    """Say whether one program of a GPU holds so many tokens' heads of `width` channels."""
+    return tokens <= LONGEST and width <= WIDEST and tile(tokens) * width <= _ROOM.get(dtype.itemsize, 0)
+
+
 def tile(count: int) -> int:
-    """Return the least power of two, 16 or more, that holds `count`."""
+    """Return the least power of two, 16 to WIDEST, that holds `count`."""
     return 16 if count <= 16 else 32 if count <= 32 else 64 if count <= 64 else 128
 
 
