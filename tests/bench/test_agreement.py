@@ -56,7 +56,7 @@ def test_a_backend_that_gives_no_number_is_off(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(OPERATORS, "gated_delta_rule", wrong)
     row = Case("gated_delta_rule", 5, "float32", False).compare("torch", "cpu")
     assert not row["agrees"]
-    assert "OFF, state by nan" in agreement._told(row)
+    assert "OFF, state by nan" in agreement.told(row)
 
 
 def test_what_a_kernel_raises_is_told_in_its_row(monkeypatch: pytest.MonkeyPatch):

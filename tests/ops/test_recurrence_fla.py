@@ -126,6 +126,39 @@ def test_tilelang_gives_gradients_on_a_hopper_gpu_but_no_exact_float32(
         assert why is None if pattern is None else re.search(pattern, str(why))
 
 
+def test_a_tilelang_that_cannot_be_imported_is_none(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(recurrence, "version", {"triton": "3.6.0"}.__getitem__)
+    monkeypatch.setattr(recurrence, "find_spec", lambda name: object())
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+
+    def broken(name: str) -> ModuleType:
+        raise ImportError(f"{name}: libtvm.so: cannot open shared object file")
+
+    monkeypatch.setattr(recurrence, "import_fla", broken)
+    assert "install triton 3.7.1" in str(recurrence.fla_backward_lacks())
+
+
+def test_auto_leaves_gradients_in_exact_float32_to_the_chunked_form(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(dispatch, "_choices", {})
+    found = {"triton": "3.7.1", "flash-linear-attention": "0.6.0"}
+    monkeypatch.setattr(recurrence, "version", found.__getitem__)
+    monkeypatch.setattr(recurrence, "find_spec", lambda name: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.delenv("TRITON_F32_DEFAULT", raising=False)
+
+    def choice(dtype: torch.dtype, gradients: bool) -> str:
+        facts = (("dtype", dtype), ("device", "cuda"), ("gradients", gradients))
+        return dispatch.choose("gated_delta_rule", "auto", "cuda", facts)
+
+    assert choice(torch.float32, True) == "torch"
+    assert "fla is slower: its gradients of exact float32" in dispatch.chosen()["gated_delta_rule"]["reason"]
+    assert [choice(torch.float32, False), choice(torch.bfloat16, True)] == ["fla", "fla"]
+    monkeypatch.setattr(dispatch, "_choices", {})
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
+    assert choice(torch.float32, True) == "fla"
+
+
 def test_what_a_hopper_gpu_lacks_for_flas_gradients_is_said_by_the_doctor(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(recurrence, "version", {"triton": "3.6.0", "flash-linear-attention": "0.6.0"}.__getitem__)
     monkeypatch.setattr(recurrence, "find_spec", lambda name: None)

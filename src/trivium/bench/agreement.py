@@ -195,7 +195,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for done in as_completed([pool.submit(case.compare, asked.backend, str(device)) for case in cases]):
             row = done.result()
             rows.append(row)
-            print(_told(row), flush=True)
+            print(told(row), flush=True)
             if asked.out:
                 settings = {"backend": asked.backend, "untuned": asked.untuned}
                 allowed = {name: TOLERANCE[dtype] for name, dtype in DTYPES.items()}
@@ -204,7 +204,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if all(row["agrees"] for row in rows) else 1
 
 
-def _told(row: dict[str, Any]) -> str:
+def told(row: dict[str, Any]) -> str:
+    """Return a compared case in a line: whether it agrees, and which result is furthest off."""
     case = f"{row['operator']} {row['tokens']} {row['dtype']}{' packed' if row['packed'] else ''}"
     if "error" in row:
         return f"{case}: {row['error']}"

@@ -35,10 +35,11 @@ def register(
     load_fla: Loader,
     refuses: Callable[[Mapping[str, Any]], str | None],
     lacks: Callable[[], str | None] = lambda: None,
+    slower: Callable[[Mapping[str, Any]], str | None] = lambda facts: None,
 ) -> None:
     """Register the backends of an operator, from functions that import and return them.
 
-    `refuses` and `lacks` are those of fla.
+    `refuses`, `lacks` and `slower` are those of fla.
     """
 
     def suits(device_type: str) -> str:
@@ -46,7 +47,7 @@ def register(
 
     dispatch.register(operator, "reference", dispatch.Backend(load_reference))
     dispatch.register(operator, "torch", dispatch.Backend(load_chunked, suits=suits))
-    says = {"refuses": refuses, "remark": fla_remarks, "lacks": lacks}
+    says = {"refuses": refuses, "slower": slower, "remark": fla_remarks, "lacks": lacks}
     fla = dispatch.Backend(load_fla, missing=fla_missing, suits=fla_suits, **says)
     dispatch.register(operator, "fla", fla)
 
@@ -246,13 +247,26 @@ def fla_backward_lacks() -> str | None:
     return f"no gradients on a Hopper GPU by Triton {found}, which compiles them wrongly: install {MENDED}"
 
 
+def fla_backward_slower(facts: Mapping[str, Any]) -> str | None:
+    """Say why "auto" leaves a call of a gated rule to the chunked form in PyTorch, or return None.
+
+    Of exact float32 products Triton makes so many instructions that they spill: 112 ms for 11 on an H200.
+    """
+    if not facts.get("gradients") or facts.get("dtype") != torch.float32 or not wants_exact_float32():
+        return None
+    return "its gradients of exact float32 products take ten times as long and minutes to compile"
+
+
 def takes_tilelang() -> bool:
     """Say whether fla computes the gradients of a gated rule by tilelang, as it does on a Hopper GPU where it can."""
     by_default = "1" if on_hopper() and release_of(version("triton")) >= (3, 4, 0) else "0"
     allowed = os.environ.get("FLA_TILELANG", by_default) != "0"
     if not allowed or os.environ.get("FLA_DISABLE_BACKEND_DISPATCH") == "1" or find_spec("tilelang") is None:
         return False
-    return import_fla("fla.utils").has_usable_nvcc()
+    try:
+        return import_fla("fla.utils").has_usable_nvcc()
+    except ImportError:  # a tilelang that cannot be imported: fla then cannot either, and tells why where it is used
+        return False
 
 
 def on_hopper() -> bool:
