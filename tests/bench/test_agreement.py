@@ -114,3 +114,16 @@ class _Here:
 
     def __exit__(self, *error: Any) -> Any:
         return self.pool.__exit__(*error)
+
+
+def test_an_untuned_kernel_has_one_configuration_of_most_warps(monkeypatch: pytest.MonkeyPatch):
+    autotuner = pytest.importorskip("triton.runtime.autotuner")
+    taken = []
+    monkeypatch.setattr(
+        autotuner.Autotuner, "__init__", lambda self, fn, names, configs, *rest, **more: taken.append(configs)
+    )
+    agreement.one_configuration()
+    configs = [autotuner.Config({}, num_warps=warps, num_stages=stages) for warps in (2, 8, 4) for stages in (2, 3)]
+    for given in (configs, [], None):
+        autotuner.Autotuner(None, [], given, [], None, None)
+    assert taken == [[configs[2]], [], []]
