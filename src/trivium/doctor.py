@@ -12,7 +12,7 @@ import torch
 from trivium import __version__
 from trivium.mixers.base import MIXERS
 from trivium.model.base import MODELS
-from trivium.ops.dispatch import backends, operators
+from trivium.ops.dispatch import abilities, operators
 from trivium.study.jobs import available_cores
 from trivium.tasks.base import TASKS
 from trivium.train.environment import processor_name, source_commit
@@ -37,7 +37,7 @@ def examine() -> dict[str, Any]:
         "machine": _machine(),
         "devices": _devices(),
         "automatic choice": _choice(),
-        "operators": {name: {key: why or "available" for key, why in backends(name).items()} for name in operators()},
+        "operators": {name: abilities(name) for name in operators()},
         "extras": {extra: _extra(extra, modules) for extra, modules in EXTRAS.items()},
         "mixers": MIXERS.names(),
         "models": MODELS.names(),

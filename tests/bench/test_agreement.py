@@ -56,7 +56,7 @@ def test_a_backend_that_gives_no_number_is_off(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(OPERATORS, "gated_delta_rule", wrong)
     row = Case("gated_delta_rule", 5, "float32", False).compare("torch", "cpu")
     assert not row["agrees"]
-    assert "OFF, state by nan" in agreement._told(row)
+    assert "OFF, state by nan" in agreement.told(row)
 
 
 def test_what_a_kernel_raises_is_told_in_its_row(monkeypatch: pytest.MonkeyPatch):
@@ -114,3 +114,16 @@ class _Here:
 
     def __exit__(self, *error: Any) -> Any:
         return self.pool.__exit__(*error)
+
+
+def test_an_untuned_kernel_has_one_configuration_of_most_warps(monkeypatch: pytest.MonkeyPatch):
+    autotuner = pytest.importorskip("triton.runtime.autotuner")
+    taken = []
+    monkeypatch.setattr(
+        autotuner.Autotuner, "__init__", lambda self, fn, names, configs, *rest, **more: taken.append(configs)
+    )
+    agreement.one_configuration()
+    configs = [autotuner.Config({}, num_warps=warps, num_stages=stages) for warps in (2, 8, 4) for stages in (2, 3)]
+    for given in (configs, [], None):
+        autotuner.Autotuner(None, [], given, [], None, None)
+    assert taken == [[configs[2]], [], []]

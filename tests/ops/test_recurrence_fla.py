@@ -1,6 +1,7 @@
 """fla behind gated linear attention and the gated delta rule: when it is asked, and the adapters to its kernels."""
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError
@@ -72,6 +73,7 @@ def test_fla_may_load_with_the_two_warnings_that_it_brings_and_no_other_is_hushe
         ("3.6.0", True, False, False),
         ("3.6.0", False, True, False),
         ("3.7.1", True, True, False),
+        ("3.8.0rc1", True, True, False),
         ("3.3.1+gitabc", True, True, False),
     ],
 )
@@ -82,8 +84,90 @@ def test_fla_is_not_asked_for_a_gradient_that_triton_compiles_wrongly(
     monkeypatch.setattr(recurrence, "find_spec", lambda name: None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9 if hopper else 8, 0))
     facts = {"dtype": torch.bfloat16, "device": "cuda", "gradients": gradients}
-    assert (recurrence.fla_backward_refuses(facts) is not None) == refused
+    why = recurrence.fla_backward_refuses(facts)
+    assert (why is not None) == refused
+    assert why is None or "Triton 3.6.0" in why
+    assert why is None or "install triton 3.7.1" in why
     assert recurrence.fla_refuses(facts) is None  # gated linear attention has another backward pass
+
+
+@pytest.mark.parametrize(
+    ("triton", "settings", "nvcc", "float32", "bfloat16"),
+    [
+        ("3.6.0", {}, True, "tilelang.*rounds products of float32.*set FLA_TILELANG=0", None),
+        ("3.6.0", {}, False, "Triton 3.6.0, which compiles them wrongly", "Triton 3.6.0"),
+        ("3.6.0", {"FLA_TILELANG": "0"}, True, "Triton 3.6.0", "Triton 3.6.0"),
+        ("3.6.0", {"FLA_DISABLE_BACKEND_DISPATCH": "1"}, True, "Triton 3.6.0", "Triton 3.6.0"),
+        ("3.6.0", {"TRITON_F32_DEFAULT": "tf32"}, True, None, None),
+        ("3.7.1", {}, True, "tilelang", None),  # fla asks it first whatever Triton is
+        ("3.7.1", {"FLA_TILELANG": "0"}, True, None, None),
+    ],
+)
+def test_tilelang_gives_gradients_on_a_hopper_gpu_but_no_exact_float32(
+    monkeypatch: pytest.MonkeyPatch,
+    triton: str,
+    settings: dict[str, str],
+    nvcc: bool,
+    float32: str | None,
+    bfloat16: str | None,
+):
+    found = ModuleType("fla.utils")
+    found.__dict__["has_usable_nvcc"] = lambda: nvcc
+    monkeypatch.setitem(sys.modules, "fla.utils", found)
+    monkeypatch.setattr(recurrence, "version", {"triton": triton}.__getitem__)
+    monkeypatch.setattr(recurrence, "find_spec", lambda name: object())
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    for name in ("FLA_TILELANG", "FLA_DISABLE_BACKEND_DISPATCH", "TRITON_F32_DEFAULT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    for dtype, pattern in ((torch.float32, float32), (torch.bfloat16, bfloat16)):
+        why = recurrence.fla_backward_refuses({"dtype": dtype, "device": "cuda", "gradients": True})
+        assert why is None if pattern is None else re.search(pattern, str(why))
+
+
+def test_a_tilelang_that_cannot_be_imported_is_none(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(recurrence, "version", {"triton": "3.6.0"}.__getitem__)
+    monkeypatch.setattr(recurrence, "find_spec", lambda name: object())
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+
+    def broken(name: str) -> ModuleType:
+        raise ImportError(f"{name}: libtvm.so: cannot open shared object file")
+
+    monkeypatch.setattr(recurrence, "import_fla", broken)
+    assert "install triton 3.7.1" in str(recurrence.fla_backward_lacks())
+
+
+def test_auto_leaves_gradients_in_exact_float32_to_the_chunked_form(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(dispatch, "_choices", {})
+    found = {"triton": "3.7.1", "flash-linear-attention": "0.6.0"}
+    monkeypatch.setattr(recurrence, "version", found.__getitem__)
+    monkeypatch.setattr(recurrence, "find_spec", lambda name: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.delenv("TRITON_F32_DEFAULT", raising=False)
+
+    def choice(dtype: torch.dtype, gradients: bool) -> str:
+        facts = (("dtype", dtype), ("device", "cuda"), ("gradients", gradients))
+        return dispatch.choose("gated_delta_rule", "auto", "cuda", facts)
+
+    assert choice(torch.float32, True) == "torch"
+    assert "fla is slower: its gradients of exact float32" in dispatch.chosen()["gated_delta_rule"]["reason"]
+    assert [choice(torch.float32, False), choice(torch.bfloat16, True)] == ["fla", "fla"]
+    monkeypatch.setattr(dispatch, "_choices", {})
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
+    assert choice(torch.float32, True) == "fla"
+
+
+def test_what_a_hopper_gpu_lacks_for_flas_gradients_is_said_by_the_doctor(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(recurrence, "version", {"triton": "3.6.0", "flash-linear-attention": "0.6.0"}.__getitem__)
+    monkeypatch.setattr(recurrence, "find_spec", lambda name: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    assert dispatch.abilities("gated_linear_attention")["fla"] == "available"
+    said = dispatch.abilities("gated_delta_rule")["fla"]
+    assert said.startswith("available; no gradients on a Hopper GPU by Triton 3.6.0")
+    assert "install triton 3.7.1" in said
 
 
 def test_float32_by_fla_is_not_rounded_further_unless_the_user_says_so(monkeypatch: pytest.MonkeyPatch):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from trivium.bench.agreement import DTYPES, OPERATORS, Case
+from trivium.bench.agreement import DTYPES, OPERATORS, Case, told
 from trivium.ops.recurrence import fla_missing
 
 pytestmark = pytest.mark.skipif(fla_missing() is not None, reason=f"fla: {fla_missing()}")
@@ -14,6 +14,6 @@ pytestmark = pytest.mark.skipif(fla_missing() is not None, reason=f"fla: {fla_mi
 @pytest.mark.parametrize("tokens", [1, 7, 63, 100, 300])
 def test_output_state_and_every_gradient_equal_the_recurrence(name: str, tokens: int, dtype: str, documents: bool):
     row = Case(name, tokens, dtype, documents).compare("fla", "cuda")
-    assert row["agrees"], row
+    assert row["agrees"], told(row)
     if row["gradients"] != "compared":
         pytest.skip(f"output and state agree; {row['gradients']}")

@@ -52,6 +52,10 @@ LAB = {
         {"train.batch": None, "train.batch_tokens": 72, "evaluate.lengths": [18, 34]},
         "prefix_scan",
     ),
+    "state_tracking_s5_normed": (
+        {"train.batch": None, "train.batch_tokens": 72, "evaluate.lengths": [18, 34]},
+        "prefix_scan_normed",
+    ),
     "state_tracking_s3_start": (
         {"train.batch": None, "train.batch_tokens": 72, "evaluate.lengths": [18, 34]},
         "deltaproduct",

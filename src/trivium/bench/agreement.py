@@ -115,13 +115,18 @@ def _distance(found: Tensor, right: Tensor) -> float:
 
 
 def one_configuration() -> None:
-    """Let Triton's autotuner take the first configuration of each kernel: to agree, nothing has to be tuned."""
+    """Let Triton's autotuner take one configuration of each kernel, of most warps: to agree, nothing has to be tuned.
+
+    The more warps, the fewer instructions a thread has, and those of exact float32 products take minutes to compile.
+    """
     from triton.runtime import autotuner
 
     first = autotuner.Autotuner.__init__
 
     def fewer(self: Any, fn: Any, arg_names: Any, configs: Any, *rest: Any, **more: Any) -> None:
-        first(self, fn, arg_names, configs[:1] if configs else configs, *rest, **more)
+        most = max((config.num_warps for config in configs or []), default=0)
+        chosen = [config for config in configs or [] if config.num_warps == most]
+        first(self, fn, arg_names, chosen[:1], *rest, **more)
 
     autotuner.Autotuner.__init__ = fewer
 
@@ -164,7 +169,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--packed", choices=["no", "yes"], nargs="+", default=["no", "yes"])
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--jobs", type=int, default=1, help="processes beside one another")
-    parser.add_argument("--untuned", action="store_true", help="take the first configuration of each Triton kernel")
+    parser.add_argument("--untuned", action="store_true", help="take one configuration of each Triton kernel")
     parser.add_argument("--out", type=Path, help="write the results here as JSON")
     asked = parser.parse_args(argv)
     if min(*asked.tokens, asked.jobs) < 1:
@@ -190,7 +195,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for done in as_completed([pool.submit(case.compare, asked.backend, str(device)) for case in cases]):
             row = done.result()
             rows.append(row)
-            print(_told(row), flush=True)
+            print(told(row), flush=True)
             if asked.out:
                 settings = {"backend": asked.backend, "untuned": asked.untuned}
                 allowed = {name: TOLERANCE[dtype] for name, dtype in DTYPES.items()}
@@ -199,7 +204,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if all(row["agrees"] for row in rows) else 1
 
 
-def _told(row: dict[str, Any]) -> str:
+def told(row: dict[str, Any]) -> str:
+    """Return a compared case in a line: whether it agrees, and which result is furthest off."""
     case = f"{row['operator']} {row['tokens']} {row['dtype']}{' packed' if row['packed'] else ''}"
     if "error" in row:
         return f"{case}: {row['error']}"

@@ -16,6 +16,7 @@ from trivium.registry import UserError, nearest
 
 __all__ = [
     "Backend",
+    "abilities",
     "backends",
     "check_present",
     "choose",
@@ -46,7 +47,7 @@ class Backend:
     why "auto" should take it on a device type ("cpu", "cuda"), or None when it should not. `refuses` says why it
     cannot serve a call with the given facts (dtype, widths, whatever the operator tells), or None. `slower` says why
     "auto" leaves such a call to another, though this one could serve it. `remark` says what of such a call a reader of
-    the record should know.
+    the record should know. `lacks` says what of it cannot be had on this machine, though it runs, and what to install.
     """
 
     load: Callable[[], Callable[..., Any]]
@@ -55,6 +56,7 @@ class Backend:
     refuses: Callable[[Mapping[str, Any]], str | None] = lambda facts: None
     slower: Callable[[Mapping[str, Any]], str | None] = lambda facts: None
     remark: Callable[[Mapping[str, Any]], str | None] = lambda facts: None
+    lacks: Callable[[], str | None] = lambda: None
 
 
 def register(operator: str, name: str, backend: Backend) -> None:
@@ -75,6 +77,11 @@ def operators() -> list[str]:
 def backends(operator: str) -> dict[str, str | None]:
     """Return {backend: None, or why it is missing on this machine}."""
     return {name: backend.missing() for name, backend in _of(operator).items()}
+
+
+def abilities(operator: str) -> dict[str, str]:
+    """Return {backend: "available", with what it lacks all the same, or why it is missing on this machine}."""
+    return {name: backend.missing() or _joined("available", backend.lacks()) for name, backend in _of(operator).items()}
 
 
 def check_present(named: Mapping[str, str]) -> None:

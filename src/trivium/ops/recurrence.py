@@ -4,6 +4,7 @@ Shapes: B rows, T tokens, H heads, K key width, V value width.
 """
 
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Mapping
@@ -21,6 +22,7 @@ from trivium.ops.arguments import check_tensors
 from trivium.ops.documents import checked_documents
 
 FLA = "flash-linear-attention"
+MENDED = "triton 3.7.1 or later (torch 2.13 brings it)"  # for gradients of a gated rule on a Hopper GPU
 
 
 Loader = Callable[[], Callable[..., tuple[Tensor, Tensor]]]
@@ -32,15 +34,21 @@ def register(
     load_chunked: Loader,
     load_fla: Loader,
     refuses: Callable[[Mapping[str, Any]], str | None],
+    lacks: Callable[[], str | None] = lambda: None,
+    slower: Callable[[Mapping[str, Any]], str | None] = lambda facts: None,
 ) -> None:
-    """Register the backends of an operator, from functions that import and return them; `refuses` is that of fla."""
+    """Register the backends of an operator, from functions that import and return them.
+
+    `refuses`, `lacks` and `slower` are those of fla.
+    """
 
     def suits(device_type: str) -> str:
         return f"plain PyTorch, chunked, runs on {device_type}"
 
     dispatch.register(operator, "reference", dispatch.Backend(load_reference))
     dispatch.register(operator, "torch", dispatch.Backend(load_chunked, suits=suits))
-    fla = dispatch.Backend(load_fla, missing=fla_missing, suits=fla_suits, refuses=refuses, remark=fla_remarks)
+    says = {"refuses": refuses, "slower": slower, "remark": fla_remarks, "lacks": lacks}
+    fla = dispatch.Backend(load_fla, missing=fla_missing, suits=fla_suits, **says)
     dispatch.register(operator, "fla", fla)
 
 
@@ -215,17 +223,59 @@ def fla_refuses(facts: Mapping[str, Any]) -> str | None:
 
 
 def fla_backward_refuses(facts: Mapping[str, Any]) -> str | None:
-    """Say why the kernels of a gated rule cannot serve a call that wants gradients, or any, or return None.
-
-    fla 0.6 itself raises in that backward pass: on Hopper Triton 3.4.0 to 3.7.0 compiles it into wrong results.
-    """
+    """Say why the kernels of a gated rule cannot serve a call that wants gradients, or any, or return None."""
     why = fla_refuses(facts)
     if why is not None or not facts.get("gradients"):
         return why
-    if torch.cuda.get_device_capability()[0] != 9 or find_spec("tilelang") is not None:
+    why = fla_backward_lacks()
+    if why is None and facts.get("dtype") == torch.float32 and wants_exact_float32() and takes_tilelang():
+        return (
+            "tilelang, by which it computes gradients here, rounds products of float32 to TF32: set FLA_TILELANG=0 (on "
+            f"a Hopper GPU with {MENDED})"
+        )
+    return why
+
+
+def fla_backward_lacks() -> str | None:
+    """Say why the kernels of a gated rule give no gradients on this machine and what to install for it, or return None.
+
+    fla 0.6 itself raises in that backward pass: on Hopper Triton 3.4.0 to 3.7.0 compiles it into wrong results.
+    """
+    if not on_hopper():
         return None
     found = version("triton")
-    release = tuple(int(part) for part in found.split("+")[0].split(".")[:3])
-    if not (3, 4, 0) <= release < (3, 7, 1):
+    if not (3, 4, 0) <= release_of(found) < (3, 7, 1) or takes_tilelang():
         return None
-    return f"its backward pass is wrong on Hopper GPUs by Triton {found}; Triton 3.7.1 or tilelang mends it"
+    return f"no gradients on a Hopper GPU by Triton {found}, which compiles them wrongly: install {MENDED}"
+
+
+def fla_backward_slower(facts: Mapping[str, Any]) -> str | None:
+    """Say why "auto" leaves a call of a gated rule to the chunked form in PyTorch, or return None.
+
+    Of exact float32 products Triton makes so many instructions that they spill: 112 ms for 11 on an H200.
+    """
+    if not facts.get("gradients") or facts.get("dtype") != torch.float32 or not wants_exact_float32():
+        return None
+    return "its gradients of exact float32 products take ten times as long and minutes to compile"
+
+
+def takes_tilelang() -> bool:
+    """Say whether fla computes the gradients of a gated rule by tilelang, as it does on a Hopper GPU where it can."""
+    by_default = "1" if on_hopper() and release_of(version("triton")) >= (3, 4, 0) else "0"
+    allowed = os.environ.get("FLA_TILELANG", by_default) != "0"
+    if not allowed or os.environ.get("FLA_DISABLE_BACKEND_DISPATCH") == "1" or find_spec("tilelang") is None:
+        return False
+    try:
+        return import_fla("fla.utils").has_usable_nvcc()
+    except ImportError:  # a tilelang that cannot be imported: fla then cannot either, and tells why where it is used
+        return False
+
+
+def on_hopper() -> bool:
+    """Say whether the current CUDA device is of the generation of the H100 and H200."""
+    return torch.cuda.get_device_capability()[0] == 9
+
+
+def release_of(found: str) -> tuple[int, ...]:
+    """Return the first three numbers of a version."""
+    return tuple(int(part) for part in re.findall(r"\d+", found)[:3])

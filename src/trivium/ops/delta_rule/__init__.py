@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from trivium.ops.recurrence import compute, fla_backward_refuses, register
+from trivium.ops.recurrence import compute, fla_backward_lacks, fla_backward_refuses, fla_backward_slower, register
 
 __all__ = ["gated_delta_rule"]
 
@@ -25,7 +25,15 @@ def _load_fla():
     return by_fla
 
 
-register("gated_delta_rule", _load_reference, _load_chunked, _load_fla, fla_backward_refuses)
+register(
+    "gated_delta_rule",
+    _load_reference,
+    _load_chunked,
+    _load_fla,
+    fla_backward_refuses,
+    fla_backward_lacks,
+    fla_backward_slower,
+)
 
 
 def gated_delta_rule(
