@@ -75,7 +75,8 @@ class ChainRemovalConfig:
     """Tokens taken away at each stage; 0 never shortens a chain, without stages."""
     stages: tuple[int, ...] = knob((), affects_results="unless_default")
     """Tokens that the chains lack from stage to stage, in place of `tokens` at each. Cut between the numbers of a chain
-    they leave none begun: the middle of a number is harder to write without its beginning than the whole."""
+    they leave none begun: the middle of a number is harder to write without its beginning than the whole. The last
+    one stays: no chain is left where it is as long as the longest."""
     advance_at: float = 0.9
     """Take away more when the teacher-forced exact match is at least this."""
     most_evaluations: int | None = knob(None, affects_results="unless_default")
@@ -114,7 +115,7 @@ class ChainRemovalConfig:
             raise UserError(f"smoothing: expected 0 (none) or more, got {self.smoothing}")
         for name in ("most_evaluations", "smoothing", "reset_optimizer", "warmup"):
             if getattr(self, name) and not self.shortens:
-                raise UserError(f"{name}: given with tokens 0, which never shortens a chain")
+                raise UserError(f"{name}: given without tokens or stages: no chain is ever shortened")
         if not 0 < self.advance_at <= 1:
             raise UserError(f"advance_at: expected a rate above 0, up to 1, got {self.advance_at}")
 
