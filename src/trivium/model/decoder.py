@@ -39,7 +39,7 @@ from trivium.model.block import (
     make_norm,
     norm_params,
 )
-from trivium.model.examples import examples
+from trivium.model.examples import decoders
 from trivium.model.experts import check_experts, mixture_flops, mixture_params
 from trivium.model.feedforward import FeedForwardKind
 from trivium.model.layers import parse_layers
@@ -225,7 +225,7 @@ class DecoderConfig(ModelConfig):
     @classmethod
     def examples(cls) -> Sequence["DecoderConfig"]:
         """Return one decoder for each mixer, a hybrid of them all, and one for each option of the model."""
-        return [cls(**{"width": 24, "heads": 2, **variant}) for variant in examples()]
+        return [cls(**{"width": 24, "heads": 2, **variant}) for variant in decoders()]
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""What the contract tests run of decoders, as fields of their config."""
+"""What the contract tests run of each model, as fields of its config."""
 
 from typing import Any
 
@@ -24,9 +24,22 @@ _OPTIONS: list[dict[str, Any]] = [
 ]
 
 
-def examples() -> list[dict[str, Any]]:
+_CHUNKS: list[dict[str, Any]] = [
+    {"chunk": 1, "aggregator_layers": 2, "layers": "attention*2"},
+    {"chunk": 2, "positions": "absolute", "tied": False, "norm": "rmsnorm", "feedforward": "swiglu"},
+    {"chunk": 8, "ff_width": 21, "normed": True},
+]
+
+
+def decoders() -> list[dict[str, Any]]:
     """Return one decoder for each mixer, a hybrid of them all, and one for each option of the model."""
     first = {name: MIXERS.get(name).examples()[0] for name in MIXERS.names()}
     patterns = [format_layers((mixer, mixer)) for mixer in first.values()]
     patterns.append(format_layers(tuple(first.values())))
     return [*({"layers": pattern, "positions": "block"} for pattern in patterns), *_OPTIONS]
+
+
+def prefix_scans() -> list[dict[str, Any]]:
+    """Return one model for each mixer of the predictor, and chunks that do and do not divide a length."""
+    mixers = [MIXERS.get(name).examples()[0] for name in MIXERS.names()]
+    return [*({"chunk": 3, "layers": format_layers((mixer,))} for mixer in mixers), *_CHUNKS]

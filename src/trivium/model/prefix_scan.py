@@ -12,7 +12,6 @@ import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +19,7 @@ from torch.nn import functional
 
 from trivium.config import knob
 from trivium.mixers import cache
-from trivium.mixers.base import MIXERS, MixerConfig, MixerContext, State
+from trivium.mixers.base import MixerConfig, MixerContext, State
 from trivium.model import aggregator, feedforward
 from trivium.model.aggregator import Aggregator
 from trivium.model.base import MODELS, LanguageModel, ModelConfig, ModelContext, chooses_rounded, float_logits
@@ -36,8 +35,9 @@ from trivium.model.block import (
 from trivium.model.chunk_encoder import ChunkPositions, Encoder, num_places
 from trivium.model.chunk_packing import in_order, pack_chunks
 from trivium.model.chunk_predictor import Predictor, read_pieces
+from trivium.model.examples import prefix_scans
 from trivium.model.feedforward import FeedForwardKind
-from trivium.model.layers import format_layers, parse_layers
+from trivium.model.layers import parse_layers
 from trivium.model.root_counter import RootCounter, num_merges, num_roots, push
 from trivium.ops.scan import num_combines, prefixes
 
@@ -78,14 +78,8 @@ class PrefixScanConfig(ModelConfig):
 
     def __post_init__(self):
         check_numbers(self, ("chunk", "width", "heads", "aggregator_layers", "ff_width", "max_length"))
-        check_choices(
-            self,
-            {
-                "positions": ChunkPositions.__args__,
-                "feedforward": FeedForwardKind.__args__,
-                "norm": Norm.__args__,
-            },
-        )
+        kinds = {"positions": ChunkPositions.__args__, "feedforward": FeedForwardKind.__args__, "norm": Norm.__args__}
+        check_choices(self, kinds)
         check_backends(self.backends)
         assert self.mixers
 
@@ -172,15 +166,7 @@ class PrefixScanConfig(ModelConfig):
 
     @classmethod
     def examples(cls) -> Sequence["PrefixScanConfig"]:
-        """Return one model for each mixer of the predictor, and chunks that do and do not divide a length."""
-        mixers = [MIXERS.get(name).examples()[0] for name in MIXERS.names()]
-        variants: list[dict[str, Any]] = [{"chunk": 3, "layers": format_layers((mixer,))} for mixer in mixers]
-        variants += [
-            {"chunk": 1, "aggregator_layers": 2, "layers": "attention*2"},
-            {"chunk": 2, "positions": "absolute", "tied": False, "norm": "rmsnorm", "feedforward": "swiglu"},
-            {"chunk": 8, "ff_width": 21, "normed": True},
-        ]
-        return [cls(**{"width": 24, "heads": 2, **variant}) for variant in variants]
+        return [cls(**{"width": 24, "heads": 2, **variant}) for variant in prefix_scans()]
 
 
 @dataclass
