@@ -16,7 +16,7 @@ from trivium.ops import dispatch
 from trivium.ops.gelu import gelu
 from trivium.ops.simplicial import triton_support
 
-__all__ = ["Activation", "is_fused", "linear_add", "norm_feedforward", "norm_linear"]
+__all__ = ["Activation", "is_fused", "linear_add", "norm_feedforward", "norm_linear", "refuses"]
 
 Activation = Literal["none", "gelu", "gelu_new"]
 WIDEST = 1024  # of which a program holds whole rows
@@ -156,13 +156,14 @@ def _norm_feedforward_reference(
     return _linear_add_reference(hidden, back, back_bias, x)
 
 
-def _refuses(facts: Mapping[str, Any]) -> str | None:
+def refuses(facts: Mapping[str, Any]) -> str | None:
+    """Say why a kernel of 16 bits without gradients cannot serve a call with these facts, or return None."""
     if facts.get("gradient"):
         return "it has no gradient, and gradients are on"
     if facts.get("dtype", torch.bfloat16) not in (torch.bfloat16, torch.float16):
         return f"dtype {facts['dtype']}; allowed: bfloat16, float16"
     if facts.get("one dtype", "yes") == "no":
-        return "weights of another dtype"
+        return "weights or a cache of another dtype"
     if facts.get("norm", "LayerNorm") not in ("LayerNorm", "RMSNorm"):
         return f"norm {facts['norm']}"
     if facts.get("wide", "no") == "yes":
@@ -171,7 +172,7 @@ def _refuses(facts: Mapping[str, Any]) -> str | None:
 
 
 def _refuses_feedforward(facts: Mapping[str, Any]) -> str | None:
-    named = _refuses(facts)
+    named = refuses(facts)
     if named is not None:
         return named
     if facts.get("fits", "yes") == "no":
@@ -206,8 +207,8 @@ def _never_slower(facts: Mapping[str, Any]) -> None:
 
 
 for _name, _reference, _torch, _load, _no, _slower in (
-    ("norm_linear", _norm_linear_reference, _norm_linear, _load_norm_linear, _refuses, _never_slower),
-    ("linear_add", _linear_add_reference, _linear_add, _load_linear_add, _refuses, _never_slower),
+    ("norm_linear", _norm_linear_reference, _norm_linear, _load_norm_linear, refuses, _never_slower),
+    ("linear_add", _linear_add_reference, _linear_add, _load_linear_add, refuses, _never_slower),
     (
         "norm_feedforward",
         _norm_feedforward_reference,

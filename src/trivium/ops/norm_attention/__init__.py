@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from trivium.ops import dispatch
 from trivium.ops.cached_attention.step import cached_step, copy_into
-from trivium.ops.fused_linear import norm_linear
+from trivium.ops.fused_linear import norm_linear, refuses
 from trivium.ops.packed_attention import packed_attention
 from trivium.ops.simplicial import triton_support
 
@@ -116,17 +116,12 @@ def _reference(*arguments: Any) -> Tensor:
 
 
 def _refuses(facts: Mapping[str, Any]) -> str | None:
-    if facts.get("gradient"):
-        return "it has no gradient, and gradients are on"
-    if facts.get("dtype", torch.bfloat16) not in (torch.bfloat16, torch.float16):
-        return f"dtype {facts['dtype']}; allowed: bfloat16, float16"
-    if facts.get("one dtype", "yes") == "no":
-        return "weights or a cache of another dtype"
-    if facts.get("norm", "LayerNorm") not in ("LayerNorm", "RMSNorm"):
-        return f"norm {facts['norm']}"
-    if facts.get("fits", "yes") == "no":
-        return f"more than {LONGEST} tokens or slots, or wider than {WIDEST} or heads than {WIDEST_HEAD}"
-    return "an operator that it stands for is asked for by name" if facts.get("parts", "auto") == "named" else None
+    named = refuses(facts)
+    if named is None and facts.get("fits", "yes") == "no":
+        named = f"more than {LONGEST} tokens or slots, or wider than {WIDEST} or heads than {WIDEST_HEAD}"
+    if named is None and facts.get("parts", "auto") == "named":
+        named = "an operator that it stands for is asked for by name"
+    return named
 
 
 def _load_triton() -> Callable[..., Tensor]:
