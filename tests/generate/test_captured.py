@@ -177,6 +177,38 @@ def test_what_a_call_leaves_behind_never_reaches_the_next_graph(
     check_leftovers(build(name, dtype, "cuda"), "graph", monkeypatch)
 
 
+@pytest.mark.parametrize("served", [False, True])
+def test_a_model_that_has_moved_answers_from_where_it_is(served: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("trivium.generate.engine.served_at_once", lambda device: served)
+    model, asked = build("attention 0"), prompts([6] * 3).tolist()
+    options: dict[str, Any] = {"end_id": end_early(model), "max_new_tokens": 9}
+    expected, weights = generate(model, asked, **options), model.state_dict()
+    generator = Generator(model.to("meta"), **options)
+    model.to_empty(device="cpu").load_state_dict(weights)
+    assert generator(asked) == generator(asked) == expected
+    kept = [*generator._kept.values()]
+    for parameter in model.parameters():  # as after a device and back
+        parameter.data = parameter.data.clone()
+    assert generator(asked) == expected
+    assert len(kept) == len(generator._kept) == served
+    assert all(new is not old for new, old in zip(generator._kept.values(), kept, strict=True))
+
+
+@on_gpu
+def test_a_model_that_was_on_a_device_and_is_there_again_answers_as_before():
+    model, asked = build("attention 0", device="cuda"), prompts([6] * 3).tolist()
+    generator = Generator(model, end_id=end_early(model), max_new_tokens=9)
+    expected, places = generator(asked), [parameter.data_ptr() for parameter in model.parameters()]
+    assert generator(asked) == expected
+    model.cpu()
+    assert generator(asked) == expected
+    held = [torch.full((1 << 16,), torch.nan, device="cuda") for _ in range(8)]  # what was the model's is another's
+    model.cuda()
+    assert generator(asked) == generator(asked) == expected
+    assert held
+    assert places != [parameter.data_ptr() for parameter in model.parameters()]
+
+
 HALVED = ["attention 0", "simplicial 1", "gated_deltanet 0", "gru 0", "block positions"]
 
 
@@ -207,6 +239,9 @@ def check_halving(name: str, mode: str, monkeypatch: pytest.MonkeyPatch, device:
         assert [one.tokens for one in mine] == [one.tokens for one in eager]
         assert not options or mine[0].probabilities == pytest.approx(eager[0].probabilities, abs=1e-10)
         assert options or [one.tokens for one in mine_again] == [one.tokens for one in again]
+        halves = [kept._half for kept in generator._kept.values() if kept._half]
+        assert halves
+        assert all(half._given.host is None for half in halves), "nothing is sent to rows that only go on"
     assert {8, 4} <= set(made), made
     assert len(made) <= 8, "what was made is used again"
 

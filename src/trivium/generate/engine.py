@@ -14,7 +14,7 @@ from trivium.config import UserError
 from trivium.generate.answers import Found, Prompts, Wanted, room_needed
 from trivium.generate.eager import EagerAnswers
 from trivium.generate.fixed import FixedAnswers
-from trivium.generate.sampling import Generation, computing_in, device_of
+from trivium.generate.sampling import Generation, computing_in
 from trivium.mixers.cache import autocast_dtype
 from trivium.model.base import LanguageModel
 
@@ -44,7 +44,8 @@ def generate(
 class Generator:
     """`generate` for many calls: on a CUDA device it keeps states and graphs, which the next call finds again.
 
-    The model's weights may change between calls, not its tensors. Arguments and errors are those of `generate`.
+    The model's weights may change between calls, and the device that it lies on: what was kept is then made anew.
+    Arguments and errors are those of `generate`.
     """
 
     def __init__(
@@ -68,7 +69,12 @@ class Generator:
         self.wanted = Wanted(end_id, temperature, seed, probabilities or model.decoding.shift > 0)
         self.model, self.max_new_tokens, self.batch = model, max_new_tokens, batch
         self._kept: dict[tuple[int, torch.dtype | None], FixedAnswers] = {}  # by rows and autocast's dtype
-        self._modules, self._device = tuple(model.modules()), device_of(model)
+        self._modules = tuple(model.modules())
+        # One parameter tells where the model lies; to look for it at each call would take as long as 1 % of a call.
+        self._told_by = next(
+            ((owner, name) for owner in self._modules for name, _ in owner.named_parameters(recurse=False)), None
+        )
+        self._place: tuple[torch.device, int] | None = None  # where the model lay at the last call
 
     def __call__(self, prompts: Sequence[Sequence[int]]) -> list[Generation]:
         """Continue each of `prompts`; results in the given order."""
@@ -95,7 +101,7 @@ class Generator:
         Returns tokens (B, N) int64, filled up with end tokens, how many of them each row has (B,), whether its end
         token is the last of these (B,), and the model's own probabilities (B, N), if they are wanted.
         """
-        model, whole, count, device = self.model, self.model.decoding.answer_tokens, len(tokens_BT), self._device
+        model, whole, count, device = self.model, self.model.decoding.answer_tokens, len(tokens_BT), self._device()
         if lengths_B is None:
             lengths_B = np.array([tokens_BT.shape[1]])
         shortest, longest = self._check(lengths_B)
@@ -104,7 +110,7 @@ class Generator:
         budgets_B = self._budgets(lengths_B)
         room = room_needed(lengths_B, budgets_B, model.decoding.shift + 1)
         lengths_B, budgets_B = (x if len(x) == count else np.repeat(x, count) for x in (lengths_B, budgets_B))
-        answers = self._answers(room, min(self.batch, count)) if served_at_once(device) else None
+        answers = self._answers(device, room, min(self.batch, count)) if served_at_once(device) else None
         answers = answers or EagerAnswers(model, self.wanted)
         found: list[Found] = []
         dtype, order_B = autocast_dtype(device) or torch.float32, np.arange(count)
@@ -152,15 +158,24 @@ class Generator:
         passes_B = 1 + (longest_input(self.model) - lengths_B) // per_pass
         return np.minimum(self.max_new_tokens, passes_B * per_pass)
 
-    def _answers(self, room: int, rows: int) -> FixedAnswers:
+    def _device(self) -> torch.device:
+        """Return where the model lies; what was kept of a model that has moved since reads memory that is another's."""
+        parameter = None if self._told_by is None else getattr(*self._told_by)
+        place = (torch.device("cpu"), 0) if parameter is None else (parameter.device, parameter.data_ptr())
+        if place != self._place:
+            self._kept.clear()
+            self._place = place
+        return place[0]
+
+    def _answers(self, device: torch.device, room: int, rows: int) -> FixedAnswers:
         """Return what answers prompts that take, with their answers, so much room, `rows` at a time."""
-        dtype = autocast_dtype(self._device)
+        dtype = autocast_dtype(device)
         fitting = sorted(
             held for (held, of), kept in self._kept.items() if held >= rows and of == dtype and kept.room >= room
         )
         kept = self._kept[fitting[0], dtype] if fitting else None
         if kept is None:
-            mode = "graph" if self._device.type == "cuda" else "fixed"
+            mode = "graph" if device.type == "cuda" else "fixed"
             kept = FixedAnswers(self.model, self.wanted, rows, room, self.max_new_tokens, mode)
             self._kept[rows, dtype] = kept
         return kept

@@ -246,11 +246,10 @@ class _Given:
     they travel in one piece."""
 
     def __init__(self, rows: int, room: int, device: torch.device):
-        self.rows, shape = rows, (rows * (room + 2),)
-        self.on_device = torch.zeros(shape, dtype=torch.int64, device=device)
-        self.host = torch.zeros(shape, dtype=torch.int64, pin_memory=device.type == "cuda")
+        self.rows = rows
+        self.on_device = torch.zeros(rows * (room + 2), dtype=torch.int64, device=device)
+        self.host: Tensor | None = None  # made when something is sent: half of the rows are given nothing
         self.budgets_B, self.lengths_B = self.on_device[:rows], self.on_device[rows : 2 * rows]
-        self._numbers = self.host.numpy()
         self._sent = torch.cuda.Event() if device.type == "cuda" else None
 
     def tokens(self, count: int) -> Tensor:
@@ -261,7 +260,9 @@ class _Given:
         """Begin to copy them, once the last ones have left; rows beside them may get no token."""
         if self._sent is not None:
             self._sent.synchronize()
-        (given, tokens), rows, host = prompts.tokens_BT.shape, self.rows, self._numbers
+        if self.host is None:
+            self.host = torch.zeros(self.on_device.shape, dtype=torch.int64, pin_memory=self._sent is not None)
+        (given, tokens), rows, host = prompts.tokens_BT.shape, self.rows, self.host.numpy()
         for place, values, other in ((0, prompts.budgets_B, 0), (1, prompts.lengths_B, tokens)):
             host[place * rows : place * rows + given] = values
             host[place * rows + given : (place + 1) * rows] = other
