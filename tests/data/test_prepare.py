@@ -218,6 +218,39 @@ def test_problems_are_written_for_their_task(tmp_path: Path):
     assert set(content(tmp_path / "gsm8k")) == {"test.jsonl", "source.json"}
 
 
+def test_problems_of_which_a_killed_command_left_a_part_are_no_test_and_are_made_anew(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    class Killed(BaseException):
+        pass
+
+    folder, moved = tmp_path / "made", Path.replace
+
+    def half(path: Path, target: Path) -> Path:
+        if path.name == ".test.jsonl.tmp":
+            raise Killed
+        return moved(path, target)
+
+    (tmp_path / "raw").mkdir()
+    for split in ("train", "test"):
+        row = {"question": f"{split}?", "answer": "#### 1"}
+        (tmp_path / "raw" / f"{split}.jsonl").write_text(json.dumps(row) + "\n")
+    sources = local_sources(tmp_path / "raw")[::-1]
+    whole = prepare_problems("gsm8k", sources, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "replace", half)
+        with pytest.raises(Killed):
+            prepare_problems("gsm8k", sources, folder)
+    assert not (folder / "source.json").exists()
+    with pytest.raises(UserError, match=r"made: was not prepared to the end; run its command again"):
+        prepare_problems("gsm8k", sources, tmp_path / "other", without=[folder])
+    with pytest.raises(UserError, match=r"made: was not prepared to the end"):
+        local_sources(tmp_path)
+    assert prepare_problems("gsm8k", sources, folder) == whole
+    assert "made: was not prepared to the end by an earlier command; all of it is made anew" in caplog.text
+    assert {path.name for path in folder.iterdir()} == {"train.jsonl", "test.jsonl", "source.json"}
+
+
 def test_problems_of_a_test_are_left_out_of_training_however_they_are_written(tmp_path: Path):
     def written(name: str, problems: list[str]) -> Path:
         path = tmp_path / name

@@ -18,6 +18,7 @@ from trivium.tasks.download import require_extra
 WIKITEXT_ENDINGS = (".tokens", ".raw")
 TEXT_ENDINGS = (".txt", ".md", *WIKITEXT_ENDINGS)
 ROW_ENDINGS = (".jsonl", ".ndjson")
+UNFINISHED = ".source.json.tmp"  # stands in a folder of problems while its files are put in their places
 PARQUET = ".parquet"
 KNOWN = (*TEXT_ENDINGS, *ROW_ENDINGS, PARQUET)
 _SPLIT = re.compile(r"(?:^|[._-])(train|valid|validation|val|dev|test)(?=[._-]|$)", re.IGNORECASE)
@@ -39,7 +40,10 @@ def split_named(path: Path) -> str | None:
 
 
 def files_in(place: Path) -> list[Path]:
-    """Return `place` if it is a file of a known kind, or all such files in the folder, by name; UserError for none."""
+    """Return `place` if it is a file of a known kind, or all such files in the folder, by name.
+
+    Raises UserError for none, and for a folder of problems of which some may be missing.
+    """
     kinds = ", ".join(KNOWN)
     if place.is_file():
         if ending(place) not in KNOWN:
@@ -47,7 +51,11 @@ def files_in(place: Path) -> list[Path]:
         return [place]
     if not place.is_dir():
         raise UserError(f"{place}: no such file or folder")
-    found = sorted(path for path in place.rglob("*") if path.is_file() and ending(path) in KNOWN)
+    every = [path for path in place.rglob("*") if path.is_file()]
+    begun = next((path.parent for path in every if path.name == UNFINISHED), None)
+    if begun is not None:
+        raise UserError(f"{begun}: was not prepared to the end; run its command again")
+    found = sorted(path for path in every if ending(path) in KNOWN)
     if not found:
         raise UserError(f"{place}: holds no text; expected files that end in {kinds}")
     return found

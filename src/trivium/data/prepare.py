@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from trivium.data.corpora import KNOWN, Source
-from trivium.data.documents import articles_of, documents_of, field_of, rows_of
+from trivium.data.documents import UNFINISHED, articles_of, documents_of, field_of, rows_of
 from trivium.data.overlap import problems_in, signature
 from trivium.data.tokenise import SHARD_BYTES, Encoder, grouped, tokenisers, write_shards
 from trivium.data.tokenizers import BytePairTokenizer
 from trivium.registry import UserError
-from trivium.report.storage import naming, write_whole
+from trivium.report.storage import naming, sync_folder, write_whole
 from trivium.tasks.base import SPLITS
 from trivium.tasks.byte_pairs import BytePairs
 from trivium.tasks.shards import FORMAT, INDEX, ShardEntry
@@ -255,10 +255,13 @@ def prepare_problems(name: str, sources: list[Source], folder: Path, *, without:
     """Write the problems of each split as JSON lines, every row checked, and return what source.json holds.
 
     Training problems that the files, or folders of files, in `without` have too are left out and counted, see
-    `overlap.signature`. Every file is written aside first, so that what cannot be read leaves the folder as it was.
-    Raises UserError with file and row for a row without the fields, and OSError when a file cannot be written.
+    `overlap.signature`. Every file is written aside first, so that what cannot be read leaves the folder as it was;
+    where a killed command left only some in their places, UNFINISHED says so. Raises UserError with file and row for a
+    row without the fields, and OSError when a file cannot be written.
     """
-    known = KNOWN[name]
+    known, unfinished = KNOWN[name], folder / UNFINISHED
+    if unfinished.exists():
+        _log.warning("%s: was not prepared to the end by an earlier command; all of it is made anew", folder)
     make_folder(folder)
     by_split: dict[str, list[Source]] = {}
     for source in sources:
@@ -274,25 +277,28 @@ def prepare_problems(name: str, sources: list[Source], folder: Path, *, without:
             with naming(folder / f"{split}.jsonl", always=True):
                 counts[split], gone = _write_rows(known.fields, files, aside[split], unwanted)
             left_out += gone
+        index = {
+            "name": name,
+            "licence": known.licence,
+            "repository": known.repository,
+            "revision": known.revision,
+            "sources": [source.record() for source in sources],
+            "problems": counts,
+            "compared_with": len(tested),
+            "left_out": left_out,
+        }
+        with naming(folder / SOURCE, always=True):
+            write_whole(unfinished, json.dumps(index, indent=1) + "\n")
         # Splits of other sources never stand side by side: what was there goes first.
         for old in (SOURCE, *(f"{split}.jsonl" for split in SPLITS)):
             (folder / old).unlink(missing_ok=True)
         for split, path in aside.items():
             path.replace(folder / f"{split}.jsonl")
+        unfinished.replace(folder / SOURCE)
+        sync_folder(folder)
     finally:
         for path in aside.values():
             path.unlink(missing_ok=True)
-    index = {
-        "name": name,
-        "licence": known.licence,
-        "repository": known.repository,
-        "revision": known.revision,
-        "sources": [source.record() for source in sources],
-        "problems": counts,
-        "compared_with": len(tested),
-        "left_out": left_out,
-    }
-    write_whole(folder / SOURCE, json.dumps(index, indent=1) + "\n")
     return index
 
 
