@@ -88,6 +88,18 @@ def test_a_right_answer_is_judged_without_its_text(monkeypatch):
     assert len(read) == result["errors"]["errors"] < 80
 
 
+def test_what_a_task_reads_in_some_answers_only_is_reported(monkeypatch):
+    task = AdditionConfig(format="plain").build()
+    carries = [example.tags["carries"] for example in task.examples("test", task.distinct("test", 60))]
+
+    def readings(example, text):
+        return {} if example.tags["carries"] == carries[0] else {"unlike the first": task.verify(example, text)}
+
+    monkeypatch.setattr(task, "readings", readings)
+    result = evaluate(solver(task, right), task, EvaluateConfig(examples=60))
+    assert result["readings"]["unlike the first"]["n"] == sum(count != carries[0] for count in carries) > 0
+
+
 def test_slices_divide_the_problems_and_show_where_a_model_fails():
     task = AdditionConfig(format="plain").build()
     model = solver(task, lambda example, _: "0<end>" if example.tags["carries"] else example.answer)

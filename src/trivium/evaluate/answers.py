@@ -168,7 +168,7 @@ def _scores(
     forced = score_batches(model, seen, chain_loss=chain_loss)
     answers = _answer(model, asked, tokens, config, temperature, seed)
     tags = asked.tags()
-    if tags is None or rows is not None or tokens.chained or _is_read(task, asked, answers):
+    if tags is None or rows is not None or tokens.chained or _is_read(task):
         every = np.arange(count)
         examples, texts = asked.examples(every), answers.texts(every)
         verdicts = [task.verify(example, text) for example, text in zip(examples, texts, strict=True)]
@@ -207,11 +207,9 @@ def _scores(
     }
 
 
-def _is_read(task: Task, asked: Asked, answers: Answers) -> bool:
-    """Say whether the task has more to say of each answer than whether it is right."""
-    first = np.zeros(1, dtype=np.int64)
-    (example,), (text,) = asked.examples(first), answers.texts(first)
-    return bool(task.readings(example, text)) or _constant(task, [example]) is not None
+def _is_read(task: Task) -> bool:
+    """Say whether the task may have more to say of an answer than whether it is right."""
+    return getattr(task.readings, "__func__", None) is not Task.readings or _constant(task, []) is not None
 
 
 def _right(asked: Asked, answers: Answers) -> np.ndarray:
