@@ -138,6 +138,18 @@ def test_the_last_line_of_metrics_may_be_cut_off(entries):
     assert len(collect(recipe, entries, length=9)["variants"]["attention"]["seeds"]["0"]["curve"]["step"]) == 12
 
 
+def test_a_curve_says_how_much_of_its_chains_a_run_lacked(entries):
+    recipe, entries = entries
+    assert "chain_removed" not in collect(recipe, entries, length=9)["variants"]["attention"]["seeds"]["0"]["curve"]
+    path = entries[0].folders[0] / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    changed = [{**row, "chain_removed": row["step"] // 10} if row["split"] == "validation" else row for row in rows]
+    path.write_text("".join(json.dumps(row) + "\n" for row in changed))
+    curve = collect(recipe, entries, length=9)["variants"]["attention"]["seeds"]["0"]["curve"]
+    assert curve["chain_removed"] == [step // 10 for step in curve["step"]]
+    assert curve["chain_removed"][-1] > 0
+
+
 def test_scores_by_length_are_means_over_the_seeds_that_were_read_at_it(entries):
     recipe, entries = entries
     for rate, folder in zip((0.2, 0.4), entries[0].folders.values(), strict=True):

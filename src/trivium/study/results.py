@@ -132,7 +132,8 @@ def _seed(folder: Path, error: str | None, thresholds: Sequence[float], counted:
     rows = read_metrics(folder)
     validation = [row for row in rows if row.get("split") == "validation"]
     training = [row for row in rows if row.get("split") == "train"]
-    curve = {key: [_finite(row.get(key)) for row in validation] for key in CURVE}
+    shortened = ("chain_removed",) if any("chain_removed" in row for row in validation) else ()
+    curve = {key: [_finite(row.get(key)) for row in validation] for key in (*CURVE, *shortened)}
     head = {
         "run": folder.name,
         "status": "finished" if result else ("failed" if error else "unfinished"),

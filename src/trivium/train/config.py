@@ -72,7 +72,8 @@ class ChainRemovalConfig:
     """
 
     tokens: int = 0
-    """Tokens taken away at each stage; 0 never shortens a chain, without stages."""
+    """Tokens taken away at each stage; 0 never shortens a chain, without stages. It is counted on past the end of the
+    longest chain, up to the longest sequence: such stages change nothing but what reset_optimizer and warmup do."""
     stages: tuple[int, ...] = knob((), affects_results="unless_default")
     """Tokens that the chains lack from stage to stage, in place of `tokens` at each. Cut between the numbers of a chain
     they leave none begun: the middle of a number is harder to write without its beginning than the whole. The last
