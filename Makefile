@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 JOBS ?= 2
+# With it each process that a test or a study starts would compile the package anew. `make clean` removes what is kept.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: quickstart install test lint types clean distclean
 

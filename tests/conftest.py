@@ -1,16 +1,10 @@
 """What holds for every test: one thread a process, and no test that fails because the machine is busy."""
 
+import gc
+
 import pytest
-import torch
-from hypothesis import settings
 
 from tests.warm import warm, warm_workers  # noqa: F401  (fixtures for every test)
-
-# Two pytest processes on two cores must not fight over them, and sums must not depend on who else runs.
-torch.set_num_threads(1)
-
-settings.register_profile("trivium", deadline=None)
-settings.load_profile("trivium")
 
 # The files that take longest, by processor time: `--dist loadfile` gives each to one process, and begun late such a
 # file would keep one process busy while the other has nothing left.
@@ -32,6 +26,26 @@ LONGEST = (
     "ops/test_recurrence",
     "generate/test_chat",
 )
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Prepare a process that runs tests; the one that hands them out to others has no use for torch."""
+    if session.config.getoption("dist", "no") != "no":
+        return
+    import torch
+    from hypothesis import settings
+
+    # Two pytest processes on two cores must not fight over them, and sums must not depend on who else runs.
+    torch.set_num_threads(1)
+    settings.register_profile("trivium", deadline=None)
+    settings.load_profile("trivium")
+    gc.disable()  # what is imported stays: looking through all of it again and again takes seconds
+
+
+def pytest_collection_finish() -> None:
+    """Look for garbage only among what tests make."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

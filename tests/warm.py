@@ -159,12 +159,12 @@ class Warm:
         stdout: Any = self.process.stdout
         return stdout.readline()
 
-    def start(self, code: str, *arguments: object) -> Forked:
-        """Run `code` as `python -c code *arguments` would."""
+    def start(self, code: str, *arguments: object, environment: dict[str, str] | None = None) -> Forked:
+        """Run `code` as `python -c code *arguments` would, with more or other variables of the environment."""
         self.number += 1
         files = {name: self.folder / f"{self.number}.{name}" for name in ("out", "err", "status")}
         streams = [os.devnull, files["out"], files["err"]]
-        return Forked(self._fork(code, arguments, files["status"], streams, {}), files)
+        return Forked(self._fork(code, arguments, files["status"], streams, environment or {}), files)
 
     def worker(self, command: list[str], *, stderr: IO[bytes], env: dict[str, str], **rest: Any) -> "Worker":
         """Stand in for the subprocess.Popen of `trivium.study.jobs`: a worker of a study, but no lock that it holds."""

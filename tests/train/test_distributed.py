@@ -1,11 +1,10 @@
 """Several processes under a real torchrun, over gloo."""
 
-import os
+import json
 import shutil
-import subprocess
-import sys
+import signal
+import time
 import weakref
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +17,19 @@ from trivium.train.checkpoint import list_checkpoints, read_checkpoint
 from trivium.train.distributed import World, leave, parallel, world_of_environment
 from trivium.train.loop import train
 
-ROOT = Path(__file__).parents[2]
+# What torchrun starts for each process: it says what environment torchrun gave it, waits until a fork of a warm process
+# with this environment has run the script, and ends as that did. Starting torch anew three times is what takes time.
+STANDS_IN = """
+import json, os, sys, time
+place = os.path.join(sys.argv[1], os.environ["RANK"])
+with open(place + ".part", "w") as file:
+    json.dump(dict(os.environ), file)
+os.replace(place + ".part", place + ".asked")
+while not os.path.exists(place + ".ended"):
+    time.sleep(0.02)
+sys.exit(int(open(place + ".ended").read()))
+"""
+TORCHRUN = "import sys; from torch.distributed.run import main; main(sys.argv[1:])"
 
 # Uneven shares (17 rows over two processes), parts, and in the second run a halt at step 6 for the other side to take
 # up. Both runs in one start, because starting is what takes time.
@@ -78,7 +89,7 @@ for place, name in ((loop, "save_checkpoint"), (loop.Tracker, "log"), (finish, "
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, warm):
     """Runs by one process ("one"), by two ("two"), and those that one began and two ended and the other way round."""
     folder = tmp_path_factory.mktemp("runs")
     train(tiny_config(batch=17), folder / "one")
@@ -86,18 +97,26 @@ def folder(tmp_path_factory):
     for name in ("result.json", "checkpoints/step-12"):
         path = folder / "begun-by-one" / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    (folder / "script.py").write_text(SCRIPT)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"}
-    ended = subprocess.run(
-        [*command, str(folder / "script.py"), str(folder)],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert ended.returncode == 0, ended.stderr
+    (folder / "stands_in.py").write_text(STANDS_IN)
+    launched = warm.start(TORCHRUN, "--standalone", "--nproc-per-node", 2, folder / "stands_in.py", folder)
+    deadline, running = time.monotonic() + 300, {}
+    try:
+        while launched.poll() is None and time.monotonic() < deadline:
+            for asked in folder.glob("*.asked"):
+                rank, environment = asked.stem, json.loads(asked.read_text())
+                asked.unlink()
+                running[rank] = warm.start(SCRIPT, folder, environment=environment)
+            for rank, process in running.items():
+                if process.poll() is not None and not (folder / f"{rank}.ended").exists():
+                    (folder / f"{rank}.part").write_text(str(process.poll()))
+                    (folder / f"{rank}.part").replace(folder / f"{rank}.ended")
+            time.sleep(0.02)
+        assert launched.poll() == 0, [launched.err, *(process.err for process in running.values())]
+    finally:
+        for process in (launched, *running.values()):
+            if process.poll() is None:
+                process.send_signal(signal.SIGKILL)
+    assert sorted(running) == ["0", "1"]
     return folder
 
 
