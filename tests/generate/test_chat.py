@@ -3,8 +3,7 @@ import io
 import os
 import pty
 import select
-import subprocess
-import sys
+import signal
 import textwrap
 
 import pytest
@@ -238,38 +237,40 @@ SCRIPT = """
 """
 
 
-def test_a_pipe_drives_the_talk_to_a_clean_end(pytestconfig):
-    result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(SCRIPT)],
-        input=b"99+21=\n\xff\xfe\n7+\n",
-        capture_output=True,
-        cwd=pytestconfig.rootpath,
-        timeout=120,
-        check=False,
-    )
-    lines = result.stdout.decode().splitlines()
-    assert (result.returncode, result.stderr) == (0, b"")
+def test_a_pipe_drives_the_talk_to_a_clean_end(warm):
+    # What comes through the pipe has all been written when the talk begins.
+    pipe = """
+import os, sys
+ours, theirs = os.pipe()
+os.write(theirs, b"99+21=\\n\\xff\\xfe\\n7+\\n")
+os.close(theirs)
+os.dup2(ours, 0)
+sys.stdin = open(0, closefd=False)
+"""
+    process = warm.start(pipe + textwrap.dedent(SCRIPT))
+    assert (process.wait(), process.err) == (0, "")
+    lines = process.out.splitlines()
     assert lines[0] == "99+21=<think>9+1=10 9+2+1=12</think>120<end>"
     assert lines[4].startswith("character '\N{REPLACEMENT CHARACTER}'")
     assert lines[5:] == ["7+1=8<end>", "  answer  8  right"]
 
 
 @pytest.mark.parametrize("key", [b"\x03", b"\x04"], ids=["Ctrl-C", "Ctrl-D"])
-def test_in_a_terminal_a_key_leaves_without_a_traceback(key, pytestconfig):
+def test_in_a_terminal_a_key_leaves_without_a_traceback(key, warm):
     ours, theirs = pty.openpty()
-    # In a session of its own the process can take the terminal, so that Ctrl-C in it becomes a signal.
-    take_terminal = "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
-    # A shell's background job, such as a test run in one, begins with Ctrl-C ignored, and its children inherit that.
-    take_terminal += "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-    process = subprocess.Popen(
-        [sys.executable, "-c", take_terminal + textwrap.dedent(SCRIPT)],
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        cwd=pytestconfig.rootpath,
-        start_new_session=True,
-    )
-    os.close(theirs)
+    # In a session of its own the process can take the terminal, so that Ctrl-C in it becomes a signal. A shell's
+    # background job, such as a test run in one, begins with Ctrl-C ignored, and its children inherit that.
+    terminal = f"""
+import os, signal, sys
+os.setsid()
+terminal = os.open({os.ttyname(theirs)!r}, os.O_RDWR)
+for number in range(3):
+    os.dup2(terminal, number)
+sys.stdin, sys.stdout = open(0, closefd=False), open(1, "w", buffering=1, closefd=False)
+sys.stderr = open(2, "w", buffering=1, closefd=False)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+"""
+    process = warm.start(terminal + textwrap.dedent(SCRIPT))
     seen = b""
 
     def wait_for(wanted):
@@ -280,6 +281,7 @@ def test_in_a_terminal_a_key_leaves_without_a_traceback(key, pytestconfig):
 
     try:
         wait_for(b"> ")
+        os.close(theirs)
         os.write(ours, b"99+21\n")
         wait_for(b"right")
         seen = seen[seen.index(b"right") :]
@@ -287,15 +289,15 @@ def test_in_a_terminal_a_key_leaves_without_a_traceback(key, pytestconfig):
         # CPython's line reader sleeps through a signal that comes just before it waits for keys: press until it ends.
         for _ in range(10):
             os.write(ours, key)
-            with contextlib.suppress(subprocess.TimeoutExpired):
+            with contextlib.suppress(AssertionError):
                 process.wait(timeout=5)
                 break
-        assert process.returncode == 0
+        assert process.poll() == 0
         with contextlib.suppress(OSError):  # a closed terminal reads as an error on Linux
             while chunk := os.read(ours, 4096):
                 seen += chunk
     finally:
-        process.kill()
-        process.wait()
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
         os.close(ours)
     assert b"Traceback" not in seen
