@@ -1,5 +1,6 @@
 """What a model folder promises to users of transformers, as plain functions that raise AssertionError."""
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,16 @@ def left_padded(rows: list[Tensor], pad: int) -> tuple[Tensor, Tensor]:
     return tokens, mask
 
 
+@lru_cache(maxsize=1)
+def loaded(folder: Path) -> Any:
+    """Return the model as transformers loads it: the checks of one folder read the same."""
+    return AutoModelForCausalLM.from_pretrained(folder)
+
+
 @torch.no_grad()
 def check_logits(model: LanguageModel, folder: Path) -> None:
     """Logits are equal to 1e-5, also after transformers has written the folder anew."""
-    theirs: Any = AutoModelForCausalLM.from_pretrained(folder)
+    theirs = loaded(folder)
     assert not theirs.training
     (tokens,) = random_rows(model, [9])
     wanted, _ = model(tokens[None])
@@ -47,7 +54,7 @@ def check_logits(model: LanguageModel, folder: Path) -> None:
 @torch.no_grad()
 def check_padding(model: LanguageModel, folder: Path) -> None:
     """A left-padded row has the logits that it has alone, whole, in pieces, and where only the last are asked for."""
-    theirs: Any = AutoModelForCausalLM.from_pretrained(folder)
+    theirs = loaded(folder)
     rows = random_rows(model, [7, 3, 5])
     tokens, mask = left_padded(rows, pad=1)
     whole = theirs(tokens, attention_mask=mask).logits
@@ -66,7 +73,7 @@ def check_padding(model: LanguageModel, folder: Path) -> None:
 def check_generation(model: LanguageModel, folder: Path) -> None:
     """Greedy rows of a left-padded batch are those of our own engine and of each row alone; a cache changes nothing,
     neither in greedy, in sampled nor in beam search."""
-    theirs: Any = AutoModelForCausalLM.from_pretrained(folder)
+    theirs = loaded(folder)
     rows = random_rows(model, [6, 2, 4])
     tokens, mask = left_padded(rows, pad=1)
     options: dict[str, Any] = {"max_new_tokens": NEW, "eos_token_id": None, "pad_token_id": 0}
@@ -88,3 +95,4 @@ def check_generation(model: LanguageModel, folder: Path) -> None:
                 theirs.generate(tokens, attention_mask=mask, use_cache=use_cache, **options, **more).tolist()
             )
         assert results[0] == results[1], more
+    theirs.float()
