@@ -1,5 +1,7 @@
 """What `bench_simplicial` promises: right results only, each beside the reference, with honest gaps."""
 
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,23 @@ from trivium.registry import UserError
 SHAPE = SimplicialShape(batch=2, tokens=24, heads=4, kv_heads=2, head_width=4, window1=6, window2=3)
 
 
-def test_each_backend_stands_beside_the_reference_with_time_and_memory():
+@pytest.fixture
+def forked(warm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each measurement have its own process without the seconds that a fresh one needs to import torch."""
+    code = "import runpy, sys; runpy.run_module('trivium.bench.ops', run_name='__main__')"
+
+    def run(command: list[str], *, env: dict[str, str], **options: Any) -> subprocess.CompletedProcess[str]:
+        assert (command[:3], options) == (
+            [sys.executable, "-m", "trivium.bench.ops"],
+            {"capture_output": True, "text": True},
+        )
+        process = warm.start(code, *command[3:], environment=env)
+        return subprocess.CompletedProcess(command, process.wait(), process.out, process.err)
+
+    monkeypatch.setattr(ops.subprocess, "run", run)
+
+
+def test_each_backend_stands_beside_the_reference_with_time_and_memory(forked: None):
     lines: list[str] = []
     results = bench_simplicial([SHAPE], ["torch"], repeats=2, threads=1, on_progress=lines.append)
     reference, torch_row = results["rows"]

@@ -47,7 +47,7 @@ def test_another_worker_takes_the_place_of_one_that_died(warm_workers, tmp_path)
     assert outcomes["run-s0"] is None
 
 
-def test_a_worker_that_cannot_start_says_where_its_words_are(tmp_path):
+def test_a_worker_that_cannot_start_says_where_its_words_are(warm_workers, tmp_path):
     with (
         Workers(Plan(jobs=1, threads=1), tmp_path / "workers.log", target="trivium.absent:train") as workers,
         pytest.raises(RuntimeError, match=r"could not start .*workers\.log"),
