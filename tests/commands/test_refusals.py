@@ -37,6 +37,7 @@ BAD_FLAGS = [
     (["{recipe}", "--variant", "lokal"], "did you mean 'local'?"),
     (["{recipe}", "another.yaml"], "no place for this argument"),
     (["{recipe}", "--runs", "{recipe}/below"], "below"),
+    (["{recipe}", "--runs", "/proc/runs"], "no folder can be made at /proc/runs"),
     (["{folder}"], "cannot be read"),
 ]
 
@@ -162,23 +163,29 @@ def test_missing_data_is_refused(capsys, trained, tmp_path):
         (["eval", "{run}", "--calculator", "--temperature", "1"], "--calculator: generates greedily"),
         (["eval", "{run}", "--against", "nowhere"], "nowhere"),
         (["eval", "{run}", "--perplexity", "nowhere.txt"], "nowhere.txt"),
-        (["eval", "{run}", "--examples", "few"], "few"),
-        (["eval", "{run}", "--split", "tset"], "tset"),
+        (["eval", "{run}", "--examples", "few"], "trivium: --examples: expected a whole number, got 'few'\n"),
+        (
+            ["eval", "{run}", "--split", "tset"],
+            "trivium: --split: 'tset' is not allowed; allowed: test, validation, train\n",
+        ),
         (["eval", "{run}", "--temperature", "-1"], "temperature"),
         (["eval", "{run}", "--tempertaure", "1"], "did you mean '--temperature'?"),
-        (["eval"], "missing"),
+        (["eval", "{run}", "--temperature"], "trivium: --temperature: give its value behind it\n"),
+        (["eval"], "trivium: PATH is missing: Run folder"),
         (["chat", "{run}", "--temperature", "-1"], "temperature"),
         (["chat", "{run}", "--max-tokens", "0"], "max_new_tokens"),
         (["data", "show", "{recipe}", "--expression", "9x+1"], "9x+1"),
         (["data", "show", "{recipe}", "--count", "0"], "count"),
         (["data", "write", "{recipe}", "--count", "0", "--out", "out"], "count"),
         (["data", "write", "{recipe}", "--count", "3", "--out", "{recipe}/below"], "below"),
-        (["data", "write", "{recipe}"], "missing"),
+        (["data", "write", "{recipe}", "--count", "3", "--out", "/proc/rows"], "no folder can be made at /proc/rows"),
+        (["data", "write", "{recipe}"], "--count is missing: "),
         (["data"], "unknown command 'data'"),
         (["data", "shwo"], "did you mean 'data show'?"),
         (["trian"], "did you mean 'train'?"),
         (["report"], "give at least one run folder"),
         (["report", "{run}", "{run}", "--figure", "x.svg"], "--figure: give one study"),
+        (["report", "{run}", "--figure", "x.svg"], "is a run's folder; give a study's"),
         (["compare", "{recipe}", "--jobs", "0"], "jobs"),
         (["export", "{run}", "{recipe}/below"], "below"),
         (["export", "{run}", "{run}"], "{run}"),
@@ -189,6 +196,7 @@ def test_bad_arguments_are_one_clear_line(capsys, recipe, trained, words, messag
     monkeypatch.chdir(tmp_path)
     names = {"run": trained, "recipe": recipe}
     assert_refused(run(capsys, *[word.format(**names) for word in words]), message.format(**names))
+    assert not (tmp_path / "runs").exists(), "a refused command left something behind"
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from trivium.evaluate.published import check_published
 from trivium.evaluate.trace import Trace, save_trace, trace
 from trivium.generate.engine import longest_input
 from trivium.model.base import LanguageModel
-from trivium.report.storage import write_whole
+from trivium.report.storage import make_folders, write_whole
 from trivium.report.tables import length_tables, to_rich
 from trivium.tasks.base import Split, Task
 from trivium.train.precision import DTYPES, has_bfloat16
@@ -137,7 +137,7 @@ def evaluate(arguments: Sequence[str]) -> None:
         else:
             scores = scored(model, task, config, options, dtype, answers, calculator=options.calculator)
     if options.answers is not None:
-        options.answers.parent.mkdir(parents=True, exist_ok=True)
+        make_folders(options.answers.parent)
         write_whole(options.answers, "".join(json.dumps(row) + "\n" for row in answers))
     if theirs is not None:
         scores["against"] = compare_with(answers, theirs if isinstance(theirs, list) else answers_of(*theirs, options))

@@ -243,11 +243,24 @@ def _unknown(unknown: Sequence[str], known: list[str]) -> str:
     return f"unknown flag {flag!r}{answer} (--help lists them all)"
 
 
+_KINDS = {"INT": "a whole number", "FLOAT": "a number"}
+
+
 def _first_words(text: str) -> str:
     """Return what tyro says inside its box, on one line and without the border that holds the box's title."""
     lines = [_EDGE.sub("", line).strip() for line in text.splitlines() if not _BORDER.search(line)]
     words = " ".join(line for line in lines if line).partition(" For full helptext")[0]
-    return re.sub(r"^.*?Missing from [^:]*:", "missing:", words).replace("Expected 1 values.", "Give one behind it.")
+    if found := re.search(r"invalid choice '(.*)' for argument '(.*)'\. Expected one of \((.*?),?\)", words):
+        given, flag, allowed = found.groups()
+        return f"{flag}: {given!r} is not allowed; allowed: {allowed.replace(chr(39), '')}"
+    if found := re.search(r"Error parsing (--[\w.-]+): .*'(.*)'.* Argument helptext: .*?--[\w.-]+ (\S+)", words):
+        flag, given, kind = found.groups()
+        return f"{flag}: expected {_KINDS.get(kind, kind)}, got {given!r}"
+    if found := re.search(r"Missing value for argument '(.*?)'", words):
+        return f"{found[1]}: give its value behind it"
+    if found := re.search(r"Missing from [^:]*: (\S+) (.*)", words):
+        return f"{found[1]} is missing: {found[2].replace(' (required)', '')}"
+    return words
 
 
 def find_recipe(arguments: Sequence[str], switches: Sequence[str] = ("--json",)) -> Path | None:

@@ -45,6 +45,8 @@ def report(arguments: Sequence[str]) -> None:
         return
     if options.panels is not None:
         raise UserError("--panels: give --expression with it")
+    if options.figure is not None and (options.paths[0] / "config.yaml").is_file():
+        raise UserError(f"--figure: {options.paths[0]} is a run's folder; give a study's")
     problems = []
     for path in options.paths:
         try:
@@ -56,7 +58,6 @@ def report(arguments: Sequence[str]) -> None:
     if options.figure is not None:
         (path,) = options.paths
         results = read_results(path if path.is_file() else path / "results.json")
-        options.figure.parent.mkdir(parents=True, exist_ok=True)
         print(figure_for_readme(results, options.figure, options.picture))
 
 

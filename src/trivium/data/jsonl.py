@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from trivium.config import UserError
-from trivium.report.storage import write_whole
+from trivium.report.storage import make_folders, write_whole
 from trivium.tasks.base import Split, Task
 
 
@@ -32,6 +32,6 @@ def write_jsonl(task: Task, split: Split, count: int, path: str | Path, *, overw
     content = "".join(lines).encode()
     if path.exists() and not overwrite and path.read_bytes() != content:
         raise UserError(f"{path}: exists and holds something else; remove it or choose another folder")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folders(path.parent)
     write_whole(path, content)
     return len(lines)

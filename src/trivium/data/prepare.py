@@ -21,7 +21,7 @@ from trivium.data.overlap import problems_in, signature
 from trivium.data.tokenise import SHARD_BYTES, Encoder, grouped, tokenisers, write_shards
 from trivium.data.tokenizers import BytePairTokenizer
 from trivium.registry import UserError
-from trivium.report.storage import naming, sync_folder, write_whole
+from trivium.report.storage import make_folders, naming, sync_folder, write_whole
 from trivium.tasks.base import SPLITS
 from trivium.tasks.byte_pairs import BytePairs
 from trivium.tasks.shards import FORMAT, INDEX, ShardEntry
@@ -229,7 +229,7 @@ def prepare_text(
 
 def make_folder(folder: Path) -> None:
     """Make the folder of a corpus; UserError when it holds something else than one that was made or begun."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folders(folder)
     names = [path.name for path in folder.iterdir()]
     ours = {INDEX, SOURCE, "tokenizer.json", "tokenizer_config.json"}
     strangers = [

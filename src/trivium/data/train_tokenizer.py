@@ -7,7 +7,7 @@ from typing import Any
 from trivium.data.documents import documents_of, files_in
 from trivium.data.tokenizers import BytePairTokenizer
 from trivium.registry import UserError
-from trivium.report.storage import naming
+from trivium.report.storage import make_folders, naming
 from trivium.tasks.byte_pairs import CONFIG_FILE, END, TOKENIZER_FILE, BytePairs
 from trivium.tasks.download import require_extra
 
@@ -46,7 +46,7 @@ def train_tokenizer(files: Sequence[Path], size: int, folder: Path, *, key: str 
         raise UserError(
             f"--size: the text has pairs for {len(vocabulary)} tokens only; give more text or a smaller size"
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folders(folder)
     with naming(folder):
         BytePairTokenizer(vocabulary).save(folder)
     return vocabulary

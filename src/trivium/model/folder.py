@@ -21,7 +21,7 @@ from trivium.config import UserError, from_dict, to_dict, unreadable
 from trivium.data.tokenizers import Tokenizer, load_tokenizer, tokenizer_of
 from trivium.model.base import Decoding, LanguageModel, ModelConfig, ModelContext
 from trivium.model.card import MARK, model_card
-from trivium.report.storage import naming, write_whole
+from trivium.report.storage import make_folders, naming, write_whole
 from trivium.tasks.base import Task, TaskConfig
 from trivium.tasks.byte_pairs import TOKENIZER_FILE
 
@@ -290,7 +290,7 @@ def _written_aside(folder: Path) -> Iterator[Path]:
     """
     aside, new, old = _places_aside(folder)
     shutil.rmtree(aside, ignore_errors=True)
-    new.mkdir(parents=True)
+    make_folders(new)
     try:
         yield new
         if folder.exists():

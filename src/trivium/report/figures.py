@@ -20,7 +20,7 @@ from trivium.report.axes import (
     text_inches,
     tokens_axis,
 )
-from trivium.report.storage import write_whole
+from trivium.report.storage import make_folders, write_whole
 from trivium.report.style import FAINT, FONT, GRID, INK, MIXERS, POINTS, Row, Series, look
 
 if TYPE_CHECKING:
@@ -212,7 +212,7 @@ def to_svg(figure: "Figure") -> str:
 
 def save(figure: "Figure", path: Path) -> Path:
     """Write `figure` to `path` as its suffix says (.svg or .png) and return the path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folders(path.parent)
     if path.suffix == ".svg":
         write_whole(path, to_svg(figure))
         return path

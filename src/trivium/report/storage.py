@@ -53,16 +53,24 @@ def write_whole(path: Path, content: str | bytes) -> None:
             aside.unlink(missing_ok=True)
 
 
-def reserve(out: Path | None) -> None:
-    """Find out before minutes of timing that `out` cannot be written; what it holds stays until then.
+def make_folders(folder: Path) -> None:
+    """Make `folder` and those above it that are missing.
 
     Raises UserError for a place where no folder can be, as /proc is, and OSError for one that may not be written.
     """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as error:
+        raise UserError(f"{folder}: no folder can be made at {error.filename}") from None
+
+
+def reserve(out: Path | None) -> None:
+    """Find out before minutes of timing that `out` cannot be written; what it holds stays until then.
+
+    Errors are those of `make_folders`.
+    """
     if out is not None:
-        try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-        except FileNotFoundError as error:
-            raise UserError(f"--out {out}: no folder can be made at {error.filename}") from None
+        make_folders(out.parent)
         new = not out.exists()
         out.open("a").close()
         if new:  # a benchmark that fails leaves no empty file of results

@@ -18,9 +18,9 @@ from trivium.config import UserError, config_hash, to_dict, to_yaml
 from trivium.ops.dispatch import check_present
 from trivium.registry import nearest
 from trivium.report.folder import read_json, read_result
-from trivium.report.storage import naming, write_whole
+from trivium.report.storage import make_folders, naming, write_whole
 from trivium.report.study import write_study_page
-from trivium.study.jobs import TRAIN, Event, Failure, Job, Plan, Workers, available_cores, plan
+from trivium.study.jobs import TRAIN, Event, Failure, Job, Plan, Workers, available_cores, check_jobs, plan
 from trivium.study.recipe import CompareConfig, Recipe
 from trivium.study.results import SCHEMA, Entry, collect
 from trivium.study.variants import Variant, expand, folder_name, nearly_equal, prefixed
@@ -58,6 +58,7 @@ def compare(
     """
     if world_of_environment().size > 1:
         raise UserError("compare: starts processes of its own, so start it without torchrun; that is for trivium train")
+    check_jobs(jobs)
     variants = expand(recipe)
     assert recipe.compare is not None
     for name in only:
@@ -313,7 +314,7 @@ def _plan(recipe: Recipe, variants: Sequence[Variant], folder: Path, runs: int, 
 @contextmanager
 def _hold(folder: Path) -> Iterator[int]:
     """Make the study's folder and keep other processes out of it; workers of a killed study are waited for."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folders(folder)
     lock = os.open(folder / "study.lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         deadline = time.monotonic() + SECONDS_FOR_ORPHANS

@@ -74,14 +74,19 @@ def available_cores() -> int:
     return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
 
 
+def check_jobs(jobs: int | None) -> None:
+    """Raise UserError for a number of runs side by side that there cannot be; None is none given."""
+    if jobs is not None and jobs < 1:
+        raise UserError(f"jobs: expected a whole number from 1 on, got {jobs}")
+
+
 def plan(runs: int, *, parameters: float, device: str = "auto", jobs: int | None = None, threads: int | None = None):
     """Return the Plan for `runs` runs of models of up to `parameters`; `jobs` and `threads` are kept when given.
 
     A tiny model gains nothing from a second thread, so it gets one core; a large one gets up to four. On CUDA there
     is one run a device at a time, unless `jobs` asks for more.
     """
-    if jobs is not None and jobs < 1:
-        raise UserError(f"jobs: expected a whole number from 1 on, got {jobs}")
+    check_jobs(jobs)
     cores = available_cores()
     devices = _cuda_devices(device)
     if jobs is None:

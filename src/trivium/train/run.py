@@ -27,7 +27,7 @@ from trivium.model.context import model_context
 from trivium.model.folder import CONFIG_FILE, WEIGHTS_FILE
 from trivium.model.folder import load as load_finished
 from trivium.report.folder import read_json
-from trivium.report.storage import naming, write_whole
+from trivium.report.storage import make_folders, naming, write_whole
 from trivium.tasks.base import Task
 from trivium.train.checkpoint import load_model_tensors, newest_good, read_checkpoint
 from trivium.train.config import RunConfig
@@ -96,7 +96,7 @@ class Run:
         by another process, and OSError when it cannot be written.
         """
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folders(self.folder)
             names = [path.name for path in self.folder.iterdir()]
             strangers = [name for name in names if name != _LOCK and not name.endswith(".tmp")]
             if strangers and CONFIG not in strangers:
