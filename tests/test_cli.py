@@ -69,3 +69,26 @@ def test_a_bug_shows_its_traceback_and_exits_with_1(capsys, monkeypatch):
     status, _, err = run(capsys, "anything")
     assert status == 1
     assert "ZeroDivisionError" in err
+
+
+def test_an_interrupt_while_libraries_are_imported_ends_at_once_and_leaves_the_signal_as_it_was(warm):
+    code = """
+import importlib, os, signal, sys, time
+from trivium import cli
+signal.signal(signal.SIGINT, signal.default_int_handler)
+try:
+    cli.main(["doctor", "--help"])
+except SystemExit:
+    pass
+assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+def importing(name):
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60)
+    except BaseException:
+        os.abort()  # as torch does when an exception comes in the middle of its import
+importlib.import_module = importing
+sys.exit(cli.main(["doctor"]))
+"""
+    process = warm.start(code)
+    assert (process.wait(), process.err) == (1, "trivium: interrupted\n")

@@ -3,9 +3,12 @@
 import errno
 import importlib
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from trivium import __version__
 from trivium.commands import fail
@@ -89,7 +92,30 @@ def run(arguments: Sequence[str]) -> int:
             return 0
     name, rest = resolve(arguments)
     module, function = COMMANDS[name][0].split(":")
-    return getattr(importlib.import_module(module), function)(rest) or 0
+    with _ending_at_once():
+        loaded = importlib.import_module(module)
+    return getattr(loaded, function)(rest) or 0
+
+
+@contextmanager
+def _ending_at_once() -> Iterator[None]:
+    """Let Ctrl-C end a process that is still importing: an exception in the middle of torch's import aborts it."""
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    ):
+        yield
+        return
+
+    def end(number: int, frame: object) -> None:
+        os.write(2, b"trivium: interrupted\n")
+        os._exit(1)
+
+    signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
