@@ -185,6 +185,8 @@ def test_missing_data_is_refused(capsys, trained, tmp_path):
         (["trian"], "did you mean 'train'?"),
         (["report"], "give at least one run folder"),
         (["report", "{run}", "{run}", "--figure", "x.svg"], "--figure: give one study"),
+        (["report", "{run}", "--figure", "x.jpg"], "--figure: x.jpg: give a name that ends in .svg or .png"),
+        (["bench", "ops", "--figure", "x"], "--figure: x: give a name that ends in .svg or .png"),
         (["report", "{run}", "--figure", "x.svg"], "is a run's folder; give a study's"),
         (["compare", "{recipe}", "--jobs", "0"], "jobs"),
         (["export", "{run}", "{recipe}/below"], "below"),

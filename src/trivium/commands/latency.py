@@ -17,7 +17,7 @@ from trivium.commands.bench import keep
 from trivium.commands.flags import parse
 from trivium.model.block import check_backends
 from trivium.registry import UserError
-from trivium.report.storage import reserve
+from trivium.report.storage import check_figure, reserve
 from trivium.train.environment import describe_environment
 from trivium.train.precision import choose_device, choose_precision
 
@@ -85,8 +85,7 @@ def latency(arguments: Sequence[str]) -> None:
         raise UserError("--models: give at least one")
     if options.clock == "processor" and (device.type != "cpu" or options.threads != 1):
         raise UserError("--clock processor: needs --device cpu and --threads 1")
-    if options.figure is not None and options.figure.suffix not in (".svg", ".png"):
-        raise UserError(f"--figure: {options.figure.name}: give a name that ends in .svg or .png")
+    check_figure(options.figure)
     dtype = torch.float32
     if options.precision != "auto" or device.type == "cuda":
         dtype = choose_precision(options.precision, device).dtype

@@ -21,7 +21,7 @@ from trivium.commands.flags import parse
 from trivium.commands.kernels import measure_kernels, read_kernels, show_kernels, triton_version
 from trivium.registry import UserError
 from trivium.report.kernels import write_kernel_figure
-from trivium.report.storage import reserve
+from trivium.report.storage import check_figure, reserve
 from trivium.train.environment import describe_environment
 from trivium.train.precision import choose_device
 
@@ -104,6 +104,7 @@ def ops(arguments: Sequence[str]) -> int:
     """Time the backends of an operator, forward and backward, with their peak memory."""
     options = parse(OpsBenchOptions, arguments, "trivium bench ops", "Time an operator's backends side by side.")
     operator = ALIASES.get(options.op, options.op)
+    check_figure(options.figure)
     if operator != "simplicial" and (options.peer or options.sweep or options.read or options.figure):
         raise UserError(f"--peer, --sweep, --figure and --read: are simplicial's, not of {operator}")
     partial: Path | None = None

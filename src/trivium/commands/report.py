@@ -12,6 +12,7 @@ from trivium.commands.flags import parse
 from trivium.registry import UserError
 from trivium.report.attention import save_panels, write_attention_page
 from trivium.report.run import write_report
+from trivium.report.storage import check_figure
 from trivium.report.study import figure_for_readme, read_results
 
 
@@ -36,6 +37,7 @@ def report(arguments: Sequence[str]) -> None:
         raise UserError("give at least one run folder, study folder or results.json")
     if options.figure is not None and len(options.paths) != 1:
         raise UserError(f"--figure: give one study with it, not {len(options.paths)} paths")
+    check_figure(options.figure)
     if options.picture is not None and options.figure is None:
         raise UserError("--picture: give --figure with it")
     if options.expression is not None:

@@ -64,6 +64,12 @@ def make_folders(folder: Path) -> None:
         raise UserError(f"{folder}: no folder can be made at {error.filename}") from None
 
 
+def check_figure(path: Path | None) -> None:
+    """Raise UserError for the file of a figure, if one is given, whose name ends in another format than are drawn."""
+    if path is not None and path.suffix not in (".svg", ".png"):
+        raise UserError(f"--figure: {path.name}: give a name that ends in .svg or .png")
+
+
 def reserve(out: Path | None) -> None:
     """Find out before minutes of timing that `out` cannot be written; what it holds stays until then.
 
