@@ -1,5 +1,7 @@
 """The front door: help, the version, and how errors end."""
 
+import re
+
 import pytest
 
 from tests.commands.line import run
@@ -20,6 +22,8 @@ def test_every_command_explains_itself(capsys, name):
     status, out, err = run(capsys, *name.split(), "--help")
     assert (status, err) == (0, "")
     assert f"usage: trivium {name}" in out
+    words = " ".join(out.split())
+    assert not re.search(r"\(default: [^()]*\)\. \(default: (None)?\)", words), "a default is told once"
 
 
 def test_a_command_of_two_words_is_explained_by_its_first(capsys):

@@ -29,6 +29,7 @@ T = TypeVar("T")
 # tyro draws its errors in a box: of box characters on a terminal that has them, of dashes elsewhere.
 _BORDER = re.compile(r"\u2500{2}|-{4}")
 _EDGE = re.compile(r"[\u2500-\u257f]")
+_SAID = re.compile(r"(\(default: [^()]*\)\.)\s+\(default:\s*(?:None|null|'')?\s*\)")
 _SHOWS_HELP = ("-h", "--help")
 
 
@@ -213,7 +214,8 @@ def _parse(cls: type[T], arguments: Sequence[str], prog: str, description: str) 
             )
     except SystemExit as stop:
         if stop.code in (0, None):
-            print(printed.getvalue(), end="")
+            # A field that is None until it is looked up tells its default itself.
+            print(_SAID.sub(r"\1", printed.getvalue()), end="")
             raise SystemExit(0) from None
         raise UserError(_first_words(errors.getvalue() + printed.getvalue())) from None
     if unknown:
