@@ -10,21 +10,23 @@ from tests.warm import warm, warm_workers  # noqa: F401  (fixtures for every tes
 # file would keep one process busy while the other has nothing left.
 LONGEST = (
     "contracts/test_mixers",
-    "train/test_distributed",
     "study/test_compare",
-    "train/test_track",
-    "study/test_recipes",
     "ops/test_simplicial_triton",
-    "contracts/test_tasks",
     "contracts/test_models",
-    "train/test_mixtures",
-    "train/test_loop",
-    "study/test_jobs",
-    "train/test_resume",
     "hub/test_hf",
     "commands/test_commands",
+    "train/test_mixtures",
+    "commands/test_refusals",
+    "generate/test_captured",
+    "contracts/test_tasks",
     "ops/test_recurrence",
-    "generate/test_chat",
+    "model/test_prefix_scan",
+    "train/test_loop",
+    "train/test_track",
+    "study/test_jobs",
+    "train/test_distributed",
+    "study/test_recipes",
+    "train/test_resume",
 )
 
 
