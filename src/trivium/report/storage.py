@@ -53,15 +53,15 @@ def write_whole(path: Path, content: str | bytes) -> None:
             aside.unlink(missing_ok=True)
 
 
-def make_folders(folder: Path) -> None:
-    """Make `folder` and those above it that are missing.
+def make_folders(folder: Path, given: str | None = None) -> None:
+    """Make `folder`, for what the user has `given`, and those above it that are missing.
 
     Raises UserError for a place where no folder can be, as /proc is, and OSError for one that may not be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except FileNotFoundError as error:
-        raise UserError(f"{folder}: no folder can be made at {error.filename}") from None
+        raise UserError(f"{given or folder}: no folder can be made at {error.filename}") from None
 
 
 def check_figure(path: Path | None) -> None:
@@ -76,7 +76,7 @@ def reserve(out: Path | None) -> None:
     Errors are those of `make_folders`.
     """
     if out is not None:
-        make_folders(out.parent)
+        make_folders(out.parent, f"--out {out}")
         new = not out.exists()
         out.open("a").close()
         if new:  # a benchmark that fails leaves no empty file of results
