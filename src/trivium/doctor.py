@@ -21,9 +21,10 @@ from trivium.train.precision import choose_device, choose_precision, has_bfloat1
 CORE = ("torch", "numpy", "safetensors", "pyyaml", "tyro", "rich", "matplotlib", "jinja2")
 # extra -> the modules that it brings, by the name under which they are imported
 EXTRAS = {
-    "gpu": ("triton",),
-    "hf": ("transformers", "accelerate", "tokenizers"),
+    "gpu": ("triton", "fla"),
+    "hf": ("transformers", "accelerate", "tokenizers", "tiktoken", "pyarrow"),
     "track": ("tensorboard", "wandb", "trackio"),
+    "score": ("math_verify", "lm_eval"),
     "gym": ("reasoning_gym",),
     "dev": ("pytest", "hypothesis", "xdist", "ruff", "pyright"),
 }

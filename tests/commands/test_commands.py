@@ -1,8 +1,10 @@
 """The commands as people meet them: what works says what it did."""
 
 import json
+import re
 import shutil
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -287,6 +289,19 @@ def test_the_doctor_gives_the_command_for_a_missing_extra(monkeypatch):
 
     monkeypatch.setattr(doctor, "EXTRAS", {"hf": ("surely_not_installed",)})
     assert doctor.examine()["extras"] == {"hf": "missing surely_not_installed: pip install 'trivium[hf]'"}
+
+
+def test_the_doctor_knows_every_package_of_every_extra():
+    from trivium import doctor
+
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    assert list(doctor.EXTRAS) == list(extras)
+    names = {"flash-linear-attention": "fla", "pytest-xdist": "xdist"}
+    for extra, packages in extras.items():
+        if extra != "dev":  # which brings packages of other extras too
+            found = [re.split(r"[>=\[;]", package)[0] for package in packages]
+            assert [names.get(name, name.replace("-", "_")) for name in found] == list(doctor.EXTRAS[extra])
 
 
 def test_scores_of_nothing_are_printed_as_such(capsys):
