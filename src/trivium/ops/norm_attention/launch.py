@@ -13,7 +13,7 @@ from trivium.ops.packed_attention.launch import prompt_operator
 from trivium.ops.simplicial.triton_support import interpreted
 
 # Rows and slots up to which a step is one kernel. In a model of 8 heads of 32 and 15 slots, on an H200: 1,000 rows take
-# 11.6 us in place of 15.5 for the product and a kernel of attention; 10,000 rows 95 in place of 83.
+# 12.3 us in place of 15.5 for the product and a kernel of attention; 10,000 rows 95 in place of 83.
 STEP_IN_ONE, STEP_SLOTS = 4096, 16
 ROWS, TILE = 16, 8192  # rows of such a program, and numbers of keys that it holds at once; 64 rows take 18.5 us
 
