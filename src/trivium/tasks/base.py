@@ -54,6 +54,28 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Backwards:
+    """The numbers of a text that go from their last digit on: runs of `digits` behind `opening`, as far as `closing`
+    (token ids)."""
+
+    opening: int
+    closing: int
+    digits: tuple[int, ...]
+
+    def turns(self, batch: "Batch") -> np.ndarray:
+        """Return for each token of the texts (B, T + 1) the place whose turn it takes: its own, or that of its mirror
+        image in such a number."""
+        text_BT = np.concatenate((batch.tokens_BT[:, :1], batch.targets_BT), axis=1)
+        inside_BT = (text_BT == self.opening).cumsum(axis=1) > (text_BT == self.closing).cumsum(axis=1)
+        inside_BT &= np.isin(text_BT, self.digits)
+        place_T = np.arange(text_BT.shape[1])
+        before_BT = np.maximum.accumulate(np.where(inside_BT, -1, place_T), axis=1)
+        behind_BT = np.where(inside_BT, len(place_T), place_T)[:, ::-1]
+        behind_BT = np.minimum.accumulate(behind_BT, axis=1)[:, ::-1]
+        return np.where(inside_BT, before_BT + behind_BT - place_T, place_T)
+
+
+@dataclass(frozen=True)
 class Batch:
     """Encoded examples, left-aligned.
 
@@ -89,10 +111,10 @@ class Batch:
             None if self.documents_BT is None else self.documents_BT[:, :longest].take(rows, axis=0),
         )
 
-    def without_chain(self, count: np.ndarray | int, pad_id: int) -> "Batch":
+    def without_chain(self, count: np.ndarray | int, pad_id: int, backwards: "Backwards | None" = None) -> "Batch":
         """Return the batch whose chains of thought lack their first `count` tokens, brackets not counted.
 
-        A count for each row is an array (B,).
+        A count for each row is an array (B,). `backwards` names the numbers that lose their last digits first.
 
         Where no other is left the brackets go too. Needs next-token targets, chains that follow the prompt.
         """
@@ -103,7 +125,8 @@ class Batch:
         first_B = self.prompt_lengths_B + (gone_B < chain_B)  # the opening bracket stays until the end
         # Column j of what is kept is token j of the whole text, the target of column j - 1.
         place_T = np.arange(self.tokens_BT.shape[1] + 1)
-        in_chain_BT = (place_T >= first_B[:, None]) & (place_T < (first_B + gone_B)[:, None])
+        turn_BT = place_T if backwards is None else backwards.turns(self)
+        in_chain_BT = (turn_BT >= first_B[:, None]) & (turn_BT < (first_B + gone_B)[:, None])
         kept_BT = ~in_chain_BT & (place_T <= self.lengths_B[:, None])
         lengths_B = kept_BT.sum(axis=1) - 1
         width = int(lengths_B.max(initial=-1)) + 1
