@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from trivium.train.curriculum import Curriculum
 from trivium.train.loop import train
 from trivium.train.objectives import has_chain
 from trivium.train.optim import build_optimizer, set_learning_rates
+from trivium.train.prepare import prepare
 from trivium.train.run import load
 from trivium.train.state import Position
 
@@ -175,6 +177,29 @@ def test_rows_may_lack_different_numbers_of_tokens():
     viewed = Decoding(chain_removed=6).view(whole, task.alphabet.pad_id, np.array([0, 4, 0, 5]))
     same = whole.without_chain(np.array([6, 10, 6, 11]), task.alphabet.pad_id)
     np.testing.assert_array_equal(viewed.tokens_BT, same.tokens_BT)
+
+
+@pytest.mark.parametrize(
+    ("count", "written"),
+    [
+        (3, ["<think>+086(058)+0043</think>", "<think>00(82)+0012</think>", "<think>043</think>"]),
+        (8, ["<think>058)+0043</think>", "<think>)+0012</think>", ""]),
+        (9, ["<think>05)+0043</think>", "<think>+0012</think>", ""]),
+        (11, ["<think>)+0043</think>", "<think>012</think>", ""]),
+        (13, ["<think>0043</think>", "<think>2</think>", ""]),
+        (20, ["", "", ""]),
+    ],
+)
+def test_a_sum_may_go_from_its_last_digit_on(count, written):
+    config = MultiplicationConfig(chain=True, max_length=3, last_sum=False)
+    removal = ChainRemovalConfig(tokens=1, order="sums_backwards")
+    run = RunConfig(task=config, train=TrainConfig(chain_removal=removal))
+    task, objective = config.build(), prepare(run).objective
+    prompts, answers = ("43*521=", "7*403=", "43*21="), ("0524<end>", "8212<end>", "804<end>")
+    whole = task.collate([task.example_of(task.alphabet.encode(prompt)) for prompt in prompts])
+    assert texts(task, whole)[0] == "43*521=<think>071+086(058)+0043</think>0524<end>"
+    viewed = replace(objective.decoding, chain_removed=count).view(whole, task.alphabet.pad_id)
+    assert texts(task, viewed) == ["".join(parts) for parts in zip(prompts, written, answers, strict=True)]
 
 
 def test_the_optimizer_begins_anew_whenever_chains_are_shortened(tmp_path, monkeypatch):
