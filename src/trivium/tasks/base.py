@@ -111,18 +111,25 @@ class Batch:
             None if self.documents_BT is None else self.documents_BT[:, :longest].take(rows, axis=0),
         )
 
-    def without_chain(self, count: np.ndarray | int, pad_id: int, backwards: "Backwards | None" = None) -> "Batch":
+    def without_chain(
+        self, count: np.ndarray | int, pad_id: int, backwards: "Backwards | None" = None, keep_brackets: bool = False
+    ) -> "Batch":
         """Return the batch whose chains of thought lack their first `count` tokens, brackets not counted.
 
         A count for each row is an array (B,). `backwards` names the numbers that lose their last digits first.
 
-        Where no other is left the brackets go too. Needs next-token targets, chains that follow the prompt.
+        Where no other is left the brackets go too, unless `keep_brackets`. Needs next-token targets, chains that follow the prompt.
         """
         if not np.any(count):
             return self
         chain_B = (self.regions_BT == CHAIN).sum(axis=1)
-        gone_B = np.where((count >= chain_B - 2) & (np.asarray(count) > 0), chain_B, count)
-        first_B = self.prompt_lengths_B + (gone_B < chain_B)  # the opening bracket stays until the end
+        if keep_brackets:
+            gone_B = np.minimum(count, np.maximum(chain_B - 2, 0))
+        else:
+            gone_B = np.where((count >= chain_B - 2) & (np.asarray(count) > 0), chain_B, count)
+        first_B = self.prompt_lengths_B + (
+            keep_brackets | (gone_B < chain_B)
+        )  # the opening bracket stays until the end
         # Column j of what is kept is token j of the whole text, the target of column j - 1.
         place_T = np.arange(self.tokens_BT.shape[1] + 1)
         turn_BT = place_T if backwards is None else backwards.turns(self)

@@ -204,7 +204,9 @@ def has_chain(task: Task) -> bool:
 def decoding_of(options: TrainConfig, task: Task) -> Decoding:
     """Return how a model trained with `options` is read; raise UserError for a shift that the task makes infeasible."""
     if options.objective != "label_shift":
-        return Decoding(backwards=_sums_backwards(task) if options.chain_removal.order == "sums_backwards" else None)
+        removal = options.chain_removal
+        backwards = _sums_backwards(task) if removal.order == "sums_backwards" else None
+        return Decoding(backwards=backwards, keep_brackets=removal.keep_brackets)
     whole = task.answer_tokens is not None and options.shift + 1 >= task.answer_tokens
     decoding = Decoding(options.shift, task.answer_tokens if whole else None)
     check_shift(decoding, task, "train.shift: ")
