@@ -157,6 +157,7 @@ def test_a_shift_that_asks_for_what_is_not_read_yet_is_refused_with_the_reason(t
         ({"chain_removal": {"smoothing": 4.0}}, "smoothing: given without tokens or stages"),
         ({"chain_removal": {"reset_optimizer": True}}, "reset_optimizer: given without tokens or stages"),
         ({"chain_removal": {"warmup": 5}}, "warmup: given without tokens or stages"),
+        ({"chain_removal": {"keep_brackets": True}}, "keep_brackets: given without tokens or stages"),
         ({"chain_removal": {"order": "sums_backwards"}}, "order: given without tokens or stages"),
         ({"chain_removal": {"tokens": 2, "order": "upwards"}}, "'upwards' is not allowed"),
         ({"chain_removal": {"tokens": 2, "warmup": -5}}, "warmup: expected 0 or more steps"),

@@ -16,7 +16,8 @@ from torch.nn import functional
 from trivium.mixers.base import State
 from trivium.mixers.cache import autocast_dtype
 from trivium.registry import Registry, UserError
-from trivium.tasks.base import Backwards, Batch, Task
+from trivium.tasks.base import Batch, Task
+from trivium.tasks.shortened import Backwards, without_chain
 
 MODELS = Registry("model", "trivium.model")
 
@@ -113,7 +114,7 @@ class Decoding:
 
         `more_removed`, one for all or one for each row (B,), is taken from the chains beside `chain_removed`.
         """
-        written = batch.without_chain(self.chain_removed + more_removed, pad_id, self.backwards, self.keep_brackets)
+        written = without_chain(batch, self.chain_removed + more_removed, pad_id, self.backwards, self.keep_brackets)
         return written.shifted(self.shift, self.answer_tokens is not None)
 
 

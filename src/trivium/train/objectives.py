@@ -16,7 +16,8 @@ from trivium.config import UserError
 from trivium.evaluate.teacher import loss_weights
 from trivium.model.base import Decoding, ModelConfig
 from trivium.ops.vocabulary_loss import LARGE, vocabulary_loss
-from trivium.tasks.base import ANSWER, CHAIN, Backwards, Batch, Task
+from trivium.tasks.base import ANSWER, CHAIN, Batch, Task
+from trivium.tasks.shortened import Backwards
 from trivium.train.config import TrainConfig
 from trivium.train.reads import Read, reads, room
 
