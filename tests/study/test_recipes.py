@@ -42,6 +42,7 @@ LAB = {
     "chain_of_thought_multiplication": ({"train.steps": None, "train.generated_tokens": 900}, "chain"),
     "multiplication": ({}, "internalised"),
     "multiplication_cut": ({}, "internalised"),
+    "multiplication_one_by_one": ({}, "internalised"),
     "mixers_addition": ({}, "gru"),
     "adder_base16": ({"model.preset": None, "model.layers": "attention*1"}, "two_tokens"),
     "adder_chain_small": (

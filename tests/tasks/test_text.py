@@ -18,6 +18,7 @@ from trivium.tasks.base import TaskConfig
 from trivium.tasks.byte_pairs import BytePairs
 from trivium.tasks.mixture import join
 from trivium.tasks.shards import INDEX, Corpus, Shard
+from trivium.tasks.shortened import without_chain
 from trivium.tasks.text import TextConfig
 from trivium.train.reads import reads
 
@@ -103,7 +104,7 @@ def test_what_is_done_to_a_batch_keeps_its_documents(tmp_path: Path):
     documents_BT = batch.documents_BT
     assert documents_BT is not None
     assert (batch.take(np.array([2, 0])).documents_BT == documents_BT[[2, 0]]).all()
-    kept = batch.without_chain(3, task.alphabet.pad_id)  # there is no chain
+    kept = without_chain(batch, 3, task.alphabet.pad_id)  # there is no chain
     for name in ("tokens_BT", "targets_BT", "documents_BT"):
         assert (getattr(kept, name) == getattr(batch, name)).all(), name
     with pytest.raises(ValueError, match=r"may lie in another document"):

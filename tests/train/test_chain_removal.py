@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from trivium.tasks.addition import AdditionConfig
 from trivium.tasks.base import ANSWER, CHAIN, PAD, PROMPT
 from trivium.tasks.jsonl import JsonlConfig
 from trivium.tasks.multiplication import MultiplicationConfig
+from trivium.tasks.shortened import without_chain
 from trivium.train import loop
 from trivium.train.checkpoint import read_checkpoint
 from trivium.train.config import ChainRemovalConfig, CurriculumConfig, RunConfig, TrainConfig
@@ -22,6 +24,7 @@ from trivium.train.curriculum import Curriculum
 from trivium.train.loop import train
 from trivium.train.objectives import has_chain
 from trivium.train.optim import build_optimizer, set_learning_rates
+from trivium.train.prepare import prepare
 from trivium.train.run import load
 from trivium.train.state import Position
 
@@ -49,14 +52,14 @@ def texts(task, batch) -> list[str]:
 )
 def test_a_chain_loses_its_first_tokens_and_its_brackets_with_the_last(count, text):
     batch = COLUMN.collate([COLUMN.example_of([12, 34])])
-    assert texts(COLUMN, batch.without_chain(count, COLUMN.alphabet.pad_id)) == [text]
+    assert texts(COLUMN, without_chain(batch, count, COLUMN.alphabet.pad_id)) == [text]
 
 
 @pytest.mark.parametrize("task", [COLUMN, MultiplicationConfig(chain=True).build()])
 @pytest.mark.parametrize("count", [3, 8, 20, 200])
 def test_a_shortened_batch_is_that_of_shortened_texts(task, count):
     whole = task.batch("train", 0, 40)
-    short = whole.without_chain(count, task.alphabet.pad_id)
+    short = without_chain(whole, count, task.alphabet.pad_id)
     for b, example in enumerate(task.examples("train", np.arange(40))):
         chain, closing, answer = example.answer.partition("</think>")
         chain_ids = task.alphabet.encode(chain.removeprefix("<think>"))[count:] if closing else []
@@ -165,7 +168,7 @@ def test_smoothing_takes_n_more_tokens_from_a_share_that_falls_exponentially_and
 def test_rows_may_lack_different_numbers_of_tokens():
     task = COLUMN
     whole = task.collate([task.example_of(pair) for pair in ([12, 34], [12, 34], [3, 5], [99, 21])])
-    short = whole.without_chain(np.array([0, 6, 0, 11]), task.alphabet.pad_id)
+    short = without_chain(whole, np.array([0, 6, 0, 11]), task.alphabet.pad_id)
     assert texts(task, short) == [
         "12+34=<think>2+4=6 1+3=4</think>46<end>",
         "12+34=<think>1+3=4</think>46<end>",
@@ -173,8 +176,41 @@ def test_rows_may_lack_different_numbers_of_tokens():
         "99+21=<think>1=12</think>120<end>",
     ]
     viewed = Decoding(chain_removed=6).view(whole, task.alphabet.pad_id, np.array([0, 4, 0, 5]))
-    same = whole.without_chain(np.array([6, 10, 6, 11]), task.alphabet.pad_id)
+    same = without_chain(whole, np.array([6, 10, 6, 11]), task.alphabet.pad_id)
     np.testing.assert_array_equal(viewed.tokens_BT, same.tokens_BT)
+
+
+@pytest.mark.parametrize(
+    ("count", "written"),
+    [
+        (3, ["<think>+086(058)+0043</think>", "<think>00(82)+0012</think>", "<think>043</think>"]),
+        (8, ["<think>058)+0043</think>", "<think>)+0012</think>", ""]),
+        (9, ["<think>05)+0043</think>", "<think>+0012</think>", ""]),
+        (11, ["<think>)+0043</think>", "<think>012</think>", ""]),
+        (13, ["<think>0043</think>", "<think>2</think>", ""]),
+        (20, ["", "", ""]),
+    ],
+)
+def test_a_sum_may_go_from_its_last_digit_on(count, written):
+    config = MultiplicationConfig(chain=True, max_length=3, last_sum=False)
+    removal = ChainRemovalConfig(tokens=1, order="sums_backwards")
+    run = RunConfig(task=config, train=TrainConfig(chain_removal=removal))
+    task, objective = config.build(), prepare(run).objective
+    prompts, answers = ("43*521=", "7*403=", "43*21="), ("0524<end>", "8212<end>", "804<end>")
+    whole = task.collate([task.example_of(task.alphabet.encode(prompt)) for prompt in prompts])
+    assert texts(task, whole)[0] == "43*521=<think>071+086(058)+0043</think>0524<end>"
+    viewed = replace(objective.decoding, chain_removed=count).view(whole, task.alphabet.pad_id)
+    assert texts(task, viewed) == ["".join(parts) for parts in zip(prompts, written, answers, strict=True)]
+
+
+@pytest.mark.parametrize(("count", "left"), [(0, "2+4=6 1+3=4"), (10, "4"), (11, ""), (99, "")])
+def test_the_brackets_of_a_chain_may_stay_around_nothing(count, left):
+    whole = COLUMN.collate([COLUMN.example_of([12, 34]), COLUMN.example_of([3, 5])])
+    viewed = Decoding(chain_removed=count, keep_brackets=True).view(whole, COLUMN.alphabet.pad_id)
+    one, other = texts(COLUMN, viewed)
+    assert one == f"12+34=<think>{left}</think>46<end>"
+    assert other == "3+5=8<end>"  # never had one
+    assert COLUMN.verify(COLUMN.example_of([12, 34]), "<think></think>46<end>").correct
 
 
 def test_the_optimizer_begins_anew_whenever_chains_are_shortened(tmp_path, monkeypatch):

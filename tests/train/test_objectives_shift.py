@@ -157,6 +157,9 @@ def test_a_shift_that_asks_for_what_is_not_read_yet_is_refused_with_the_reason(t
         ({"chain_removal": {"smoothing": 4.0}}, "smoothing: given without tokens or stages"),
         ({"chain_removal": {"reset_optimizer": True}}, "reset_optimizer: given without tokens or stages"),
         ({"chain_removal": {"warmup": 5}}, "warmup: given without tokens or stages"),
+        ({"chain_removal": {"keep_brackets": True}}, "keep_brackets: given without tokens or stages"),
+        ({"chain_removal": {"order": "sums_backwards"}}, "order: given without tokens or stages"),
+        ({"chain_removal": {"tokens": 2, "order": "upwards"}}, "'upwards' is not allowed"),
         ({"chain_removal": {"tokens": 2, "warmup": -5}}, "warmup: expected 0 or more steps"),
         ({"chain_removal": {"tokens": 2, "stages": [3]}}, "stages: given beside tokens 2"),
         ({"chain_removal": {"stages": [3, 3]}}, "stages: expected ascending numbers of tokens"),
@@ -181,6 +184,13 @@ SHIFT_3 = {"objective": "label_shift", "shift": 3}
         ({"train": {"objective": "rollout", "prompt_loss": True}}, "prompt_loss"),
         ({"train": {"objective": "rollout", "compile": True}}, "compile"),
         ({"train": {"chain_removal": {"tokens": 2}}}, "have no chain"),
+        (
+            {
+                "task": {"kind": "addition", "format": "column"},
+                "train": {"chain_removal": {"tokens": 2, "order": "sums_backwards"}},
+            },
+            "chain_removal.order: sums_backwards needs sums in round brackets",
+        ),
         ({"train": {"objective": "rollout"}, "model": {"positions": "block", "block_offset": 3}}, "block_offset"),
         ({"train": {"objective": "rollout"}, "model": {"checkpoint_activations": True}}, "checkpoint_activations"),
         (

@@ -17,6 +17,7 @@ from trivium.mixers.base import State
 from trivium.mixers.cache import autocast_dtype
 from trivium.registry import Registry, UserError
 from trivium.tasks.base import Batch, Task
+from trivium.tasks.shortened import Backwards, without_chain
 
 MODELS = Registry("model", "trivium.model")
 
@@ -85,12 +86,15 @@ class ModelConfig(ABC):
 class Decoding:
     """How a model was trained to be read: the logits at place t are those of token t + 1 + shift, so that shift + 1
     tokens come from each pass. With `answer_tokens`, one pass gives a whole answer of so many tokens without an end.
-    `chain_removed` counts the tokens that the chains of thought lacked at the end of training.
+    `chain_removed` counts the tokens that the chains of thought lacked at the end of training, where the numbers that
+    `backwards` names lost their last digits first; with `keep_brackets` those of a chain stay around nothing.
     """
 
     shift: int = 0
     answer_tokens: int | None = None
     chain_removed: int = 0
+    backwards: Backwards | None = None
+    keep_brackets: bool = False
 
     def check(self, task: Task) -> None:
         """Raise UserError unless the problems of `task` can be answered so many tokens a pass."""
@@ -110,7 +114,7 @@ class Decoding:
 
         `more_removed`, one for all or one for each row (B,), is taken from the chains beside `chain_removed`.
         """
-        written = batch.without_chain(self.chain_removed + more_removed, pad_id)
+        written = without_chain(batch, self.chain_removed + more_removed, pad_id, self.backwards, self.keep_brackets)
         return written.shifted(self.shift, self.answer_tokens is not None)
 
 

@@ -89,47 +89,6 @@ class Batch:
             None if self.documents_BT is None else self.documents_BT[:, :longest].take(rows, axis=0),
         )
 
-    def without_chain(self, count: np.ndarray | int, pad_id: int) -> "Batch":
-        """Return the batch whose chains of thought lack their first `count` tokens, brackets not counted.
-
-        A count for each row is an array (B,).
-
-        Where no other is left the brackets go too. Needs next-token targets, chains that follow the prompt.
-        """
-        if not np.any(count):
-            return self
-        chain_B = (self.regions_BT == CHAIN).sum(axis=1)
-        gone_B = np.where((count >= chain_B - 2) & (np.asarray(count) > 0), chain_B, count)
-        first_B = self.prompt_lengths_B + (gone_B < chain_B)  # the opening bracket stays until the end
-        # Column j of what is kept is token j of the whole text, the target of column j - 1.
-        place_T = np.arange(self.tokens_BT.shape[1] + 1)
-        in_chain_BT = (place_T >= first_B[:, None]) & (place_T < (first_B + gone_B)[:, None])
-        kept_BT = ~in_chain_BT & (place_T <= self.lengths_B[:, None])
-        lengths_B = kept_BT.sum(axis=1) - 1
-        width = int(lengths_B.max(initial=-1)) + 1
-        filled_BT = np.arange(width) <= lengths_B[:, None]
-
-        def moved(first_B1: np.ndarray, rest_BT: np.ndarray, behind: Any) -> np.ndarray:
-            moved_BT = np.full((len(self), width), behind, dtype=rest_BT.dtype)
-            moved_BT[filled_BT] = np.concatenate((first_B1, rest_BT), axis=1)[kept_BT]
-            return moved_BT
-
-        none_B1 = np.zeros((len(self), 1), dtype=np.int64)
-        text_BT = moved(self.tokens_BT[:, :1], self.targets_BT, pad_id)
-        inside_BT = np.arange(width - 1) < lengths_B[:, None]
-        documents_BT = self.documents_BT
-        if documents_BT is not None:
-            documents_BT = moved(documents_BT[:, :1], np.roll(documents_BT, -1, axis=1), 0)[:, :-1]
-        return Batch(
-            np.where(inside_BT, text_BT[:, :-1], pad_id),
-            text_BT[:, 1:],
-            moved(none_B1.astype(np.float32), self.weights_BT, 0)[:, 1:],
-            moved((none_B1 + PROMPT).astype(np.uint8), self.regions_BT, PAD)[:, 1:],
-            lengths_B,
-            self.prompt_lengths_B,
-            documents_BT,
-        )
-
     def shifted(self, shift: int, whole: bool = False) -> "Batch":
         """Return the batch whose targets lie `shift` tokens further ahead: place t is to predict token t + 1 + shift.
 

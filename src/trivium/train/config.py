@@ -88,6 +88,11 @@ class ChainRemovalConfig:
     """Forget the optimizer's moments whenever more is taken away."""
     warmup: int = knob(0, affects_results="unless_default")
     """Steps of linear warm-up of the learning rate whenever more was taken away."""
+    order: Literal["written", "sums_backwards"] = knob("written", affects_results="unless_default")
+    """Which tokens go first: as they are written, or with a number in round brackets going from its last digit on, so
+    that what is left of it is written as before."""
+    keep_brackets: bool = knob(False, affects_results="unless_default")
+    """Leave the two brackets of a chain around nothing in the end, in place of taking them with its last token."""
 
     @property
     def shortens(self) -> bool:
@@ -114,8 +119,8 @@ class ChainRemovalConfig:
             raise UserError(f"most_evaluations: expected 1 or more, or null, got {self.most_evaluations}")
         if not self.smoothing >= 0:
             raise UserError(f"smoothing: expected 0 (none) or more, got {self.smoothing}")
-        for name in ("most_evaluations", "smoothing", "reset_optimizer", "warmup"):
-            if getattr(self, name) and not self.shortens:
+        for name in ("most_evaluations", "smoothing", "reset_optimizer", "warmup", "order", "keep_brackets"):
+            if getattr(self, name) not in (None, 0, "written") and not self.shortens:
                 raise UserError(f"{name}: given without tokens or stages: no chain is ever shortened")
         if not 0 < self.advance_at <= 1:
             raise UserError(f"advance_at: expected a rate above 0, up to 1, got {self.advance_at}")

@@ -17,6 +17,7 @@ from trivium.evaluate.teacher import loss_weights
 from trivium.model.base import Decoding, ModelConfig
 from trivium.ops.vocabulary_loss import LARGE, vocabulary_loss
 from trivium.tasks.base import ANSWER, CHAIN, Batch, Task
+from trivium.tasks.shortened import Backwards
 from trivium.train.config import TrainConfig
 from trivium.train.reads import Read, reads, room
 
@@ -187,11 +188,12 @@ def make_objective(
         rollout = options.rollout
         return Rollout(
             **scored,
+            decoding=decoding_of(options, task),
             start=rollout.temperature,
             end=rollout.final_temperature or rollout.temperature,
             straight_through=rollout.straight_through,
         )
-    return NextToken(**scored, large=large)
+    return NextToken(**scored, decoding=decoding_of(options, task), large=large)
 
 
 def has_chain(task: Task) -> bool:
@@ -203,11 +205,26 @@ def has_chain(task: Task) -> bool:
 def decoding_of(options: TrainConfig, task: Task) -> Decoding:
     """Return how a model trained with `options` is read; raise UserError for a shift that the task makes infeasible."""
     if options.objective != "label_shift":
-        return Decoding()
+        removal = options.chain_removal
+        backwards = _sums_backwards(task) if removal.order == "sums_backwards" else None
+        return Decoding(backwards=backwards, keep_brackets=removal.keep_brackets)
     whole = task.answer_tokens is not None and options.shift + 1 >= task.answer_tokens
     decoding = Decoding(options.shift, task.answer_tokens if whole else None)
     check_shift(decoding, task, "train.shift: ")
     return decoding
+
+
+def _sums_backwards(task: Task) -> Backwards:
+    """Return that the numbers in round brackets go from their last digit on; UserError for a task without brackets."""
+    alphabet = task.alphabet
+    try:
+        opening, closing = (alphabet.id_of(symbol) for symbol in "()")
+    except KeyError:
+        raise UserError(
+            "train.chain_removal.order: sums_backwards needs sums in round brackets, and this task writes none; "
+            "allowed: written"
+        ) from None
+    return Backwards(opening, closing, alphabet.digit_ids)
 
 
 def check_shift(decoding: Decoding, task: Task, where: str) -> None:
