@@ -15,6 +15,7 @@ import torch
 from tests.ops.recurrence_cases import OPERATORS, assert_all_equal, draw, every_operator, packed, results
 from trivium.ops import dispatch, recurrence
 from trivium.ops.delta_rule import fla as delta_fla
+from trivium.ops.delta_rule.reference import reference as recurrence_itself
 from trivium.registry import UserError
 
 
@@ -257,3 +258,39 @@ def test_the_adapter_to_fla_equals_the_reference(name: str, tokens: int, monkeyp
         assert_all_equal(results(name, arguments, **options), expected)
         with torch.no_grad():
             assert_all_equal(list(OPERATORS[name](**arguments, **options)), expected[:2])
+
+
+@pytest.mark.usefixtures("fake_fla")
+@pytest.mark.parametrize("documents", [None, packed(7)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_sum_that_fla_rounds_does_not_reach_the_gradient_of_few_tokens(
+    dtype: torch.dtype, documents: torch.Tensor | None, monkeypatch: pytest.MonkeyPatch
+):
+    rule = sys.modules["fla.ops.gated_delta_rule"]
+    exact = rule.__dict__["chunk_gated_delta_rule"]
+
+    def rounds(*tensors: torch.Tensor, g: torch.Tensor, initial_state: torch.Tensor, cu_seqlens: Any, **more: Any):
+        begun_N = initial_state.flatten(1).any(1)  # from zero there is nothing to round
+        if cu_seqlens is None:
+            off = begun_N[:, None, None] * torch.tensor([0.25, -0.5])
+        else:
+            off = begun_N.repeat_interleave(cu_seqlens.diff())[None, :, None] * torch.tensor([0.25, -0.5])
+        decays = g.view_as(g)
+        decays.register_hook(lambda gradient: gradient + off)
+        return exact(*tensors, g=decays, initial_state=initial_state, cu_seqlens=cu_seqlens, **more)
+
+    monkeypatch.setitem(rule.__dict__, "chunk_gated_delta_rule", rounds)
+    drawn = draw("gated_delta_rule", 7, dtype=torch.float32)
+    arguments = {
+        key: tensor.detach().to(dtype if key in "qkv" else torch.float32).requires_grad_()
+        for key, tensor in drawn.items()
+    }
+
+    def gradient_by(function: Any) -> torch.Tensor:
+        o, state = function(**arguments, scale=0.5, documents=documents)
+        return torch.autograd.grad(o.float().square().sum() + state.square().sum(), arguments["log_decay"])[0]
+
+    right = gradient_by(recurrence_itself)
+    torch.testing.assert_close(gradient_by(delta_fla.by_fla), right, rtol=1e-5, atol=1e-5)
+    monkeypatch.setattr(delta_fla, "FEW", 0)  # the stand-in is off indeed
+    assert (gradient_by(delta_fla.by_fla) - right).abs().max() > 0.2
