@@ -292,5 +292,5 @@ def test_a_sum_that_fla_rounds_does_not_reach_the_gradient_of_few_tokens(
 
     right = gradient_by(recurrence_itself)
     torch.testing.assert_close(gradient_by(delta_fla.by_fla), right, rtol=1e-5, atol=1e-5)
-    monkeypatch.setattr(delta_fla, "FEW", 0)  # the stand-in is off indeed
+    monkeypatch.setattr(delta_fla, "ANCHORED", 0)  # the stand-in is off indeed
     assert (gradient_by(delta_fla.by_fla) - right).abs().max() > 0.2

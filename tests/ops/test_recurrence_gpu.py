@@ -11,7 +11,7 @@ pytestmark = pytest.mark.skipif(fla_missing() is not None, reason=f"fla: {fla_mi
 @pytest.mark.parametrize("name", list(OPERATORS))
 @pytest.mark.parametrize("documents", [False, True])
 @pytest.mark.parametrize("dtype", list(DTYPES))
-@pytest.mark.parametrize("tokens", [1, 7, 63, 100, 300])
+@pytest.mark.parametrize("tokens", [1, 7, 24, 63, 100, 300])
 def test_output_state_and_every_gradient_equal_the_recurrence(name: str, tokens: int, dtype: str, documents: bool):
     row = Case(name, tokens, dtype, documents).compare("fla", "cuda")
     assert row["agrees"], told(row)

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from trivium.ops.recurrence import import_fla, in_packed_rows, restarts, wants_exact_float32
 
-FEW = 16
-"""Up to so many tokens a call is short: without gradients the recurrent kernel reads them, with gradients in 16 bits
-what fla gives for `log_decay` is put right."""
+RECURRENT = 16  # so many tokens, without gradients, are not worth a chunk: the recurrent kernel reads one after the other
+ANCHORED = 32
+"""Up to so many tokens of 16 bits what fla gives for `log_decay` is put right; the rounding of a longer chunk's other
+sums outweighs the one that is mended."""
 
 ROUNDING = "SOLVE_TRIL_DOT_PRECISION"  # of the triangular solve: a constant of fla's, TF32 on every GPU that has it
 
@@ -43,10 +44,8 @@ def by_fla(
 ) -> tuple[Tensor, Tensor]:
     """Return (o, state); arguments as in the reference, float32 or less."""
     rule = load_rule()
-    # A few tokens are not worth a chunk; the recurrent kernel, which has no gradient, reads them one after the other.
-    few = q.shape[1] <= FEW
-    recurrent = few and not torch.is_grad_enabled()
-    if few and not recurrent and q.dtype != torch.float32:
+    recurrent = q.shape[1] <= RECURRENT and not torch.is_grad_enabled()
+    if q.shape[1] <= ANCHORED and torch.is_grad_enabled() and q.dtype != torch.float32:
         log_decay, state = AnchoredDecay.apply(log_decay.float(), state, documents)
 
     def kernel(tensors: list[Tensor], state: Tensor, bounds: Tensor | None) -> tuple[Tensor, Tensor]:
