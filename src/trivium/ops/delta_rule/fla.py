@@ -9,7 +9,7 @@ from torch import Tensor
 
 from trivium.ops.recurrence import import_fla, in_packed_rows, restarts, wants_exact_float32
 
-RECURRENT = 16  # so many tokens, without gradients, are not worth a chunk: the recurrent kernel reads one after the other
+RECURRENT = 16  # so many tokens, without gradients, are not worth a chunk: the recurrent kernel reads them one by one
 ANCHORED = 32
 """Up to so many tokens of 16 bits what fla gives for `log_decay` is put right; the rounding of a longer chunk's other
 sums outweighs the one that is mended."""
