@@ -164,6 +164,7 @@ def test_missing_data_is_refused(capsys, trained, tmp_path):
         (["eval", "{run}", "--against", "nowhere"], "nowhere"),
         (["eval", "{run}", "--perplexity", "nowhere.txt"], "nowhere.txt"),
         (["eval", "{run}", "--examples", "few"], "trivium: --examples: expected a whole number, got 'few'\n"),
+        (["eval", "{run}", "--lengths", "1", "a"], "trivium: --lengths: expected a whole number, got 'a'\n"),
         (
             ["eval", "{run}", "--split", "tset"],
             "trivium: --split: 'tset' is not allowed; allowed: test, validation, train\n",

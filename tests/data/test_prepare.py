@@ -246,6 +246,13 @@ def test_problems_of_which_a_killed_command_left_a_part_are_no_test_and_are_made
         prepare_problems("gsm8k", sources, tmp_path / "other", without=[folder])
     with pytest.raises(UserError, match=r"made: was not prepared to the end"):
         local_sources(tmp_path)
+    with (tmp_path / "raw" / "train.jsonl").open("a") as file:
+        file.write('{"question": "no answer?"}\n')
+    with pytest.raises(UserError, match="answer is missing"):
+        prepare_problems("gsm8k", sources, folder)
+    with pytest.raises(UserError, match=r"made: was not prepared to the end"):
+        local_sources(folder)
+    (tmp_path / "raw" / "train.jsonl").write_text(json.dumps({"question": "train?", "answer": "#### 1"}) + "\n")
     assert prepare_problems("gsm8k", sources, folder) == whole
     assert "made: was not prepared to the end by an earlier command; all of it is made anew" in caplog.text
     assert {path.name for path in folder.iterdir()} == {"train.jsonl", "test.jsonl", "source.json"}

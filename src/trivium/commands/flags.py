@@ -257,7 +257,7 @@ def _first_words(text: str) -> str:
         return f"{flag}: {given!r} is not allowed; allowed: {allowed.replace(chr(39), '')}"
     if found := re.search(r"Error parsing (--[\w.-]+): .*'(.*)'.* Argument helptext: .*?--[\w.-]+ (\S+)", words):
         flag, given, kind = found.groups()
-        return f"{flag}: expected {_KINDS.get(kind, kind)}, got {given!r}"
+        return f"{flag}: expected {_KINDS.get(kind.strip('[]{}'), kind)}, got {given!r}"
     if found := re.search(r"Missing value for argument '(.*?)'", words):
         return f"{found[1]}: give its value behind it"
     if found := re.search(r"Missing from [^:]*: (\S+) (.*)", words):

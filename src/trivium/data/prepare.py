@@ -240,7 +240,8 @@ def make_folder(folder: Path) -> None:
     if strangers:
         raise UserError(f"{folder}: holds {min(strangers)}, which is of no corpus; give another folder with --out")
     for path in folder.glob(".*.tmp"):
-        path.unlink()
+        if path.name != UNFINISHED:  # stands until all is made anew
+            path.unlink()
 
 
 def _remove_others(folder: Path, entries: dict[str, list[ShardEntry]]) -> None:

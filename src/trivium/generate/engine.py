@@ -74,7 +74,8 @@ class Generator:
         self._told_by = next(
             ((owner, name) for owner in self._modules for name, _ in owner.named_parameters(recurse=False)), None
         )
-        self._place: tuple[torch.device, int] | None = None  # where the model lay at the last call
+        # As it lay at the last call; held, its address is given to no other, and to be met again means to have stayed.
+        self._lay: torch.Tensor | None = None
 
     def __call__(self, prompts: Sequence[Sequence[int]]) -> list[Generation]:
         """Continue each of `prompts`; results in the given order."""
@@ -160,12 +161,13 @@ class Generator:
 
     def _device(self) -> torch.device:
         """Return where the model lies; what was kept of a model that has moved since reads memory that is another's."""
-        parameter = None if self._told_by is None else getattr(*self._told_by)
-        place = (torch.device("cpu"), 0) if parameter is None else (parameter.device, parameter.data_ptr())
-        if place != self._place:
+        if self._told_by is None:
+            return torch.device("cpu")
+        parameter, lay = getattr(*self._told_by), self._lay
+        if lay is None or lay.data_ptr() != parameter.data_ptr() or lay.device != parameter.device:
             self._kept.clear()
-            self._place = place
-        return place[0]
+            self._lay = parameter.detach()
+        return parameter.device
 
     def _answers(self, device: torch.device, room: int, rows: int) -> FixedAnswers:
         """Return what answers prompts that take, with their answers, so much room, `rows` at a time."""

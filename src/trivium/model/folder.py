@@ -290,7 +290,8 @@ def _written_aside(folder: Path) -> Iterator[Path]:
     """
     aside, new, old = _places_aside(folder)
     shutil.rmtree(aside, ignore_errors=True)
-    make_folders(new)
+    make_folders(aside)
+    new.mkdir()
     try:
         yield new
         if folder.exists():
